@@ -8,12 +8,14 @@ import paddle
 
 from plsc.config import Config
 from plsc.config.schema import Component, DataSection
+from plsc.data.datasets.combine import Sliced
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.losses import WeightedSum
+from plsc.models import VisionTransformer, ViTSpec
 from plsc.optim import GradientClip, Optimizer, parameter_groups
 from plsc.registry import (
     BATCH_TRANSFORMS,
@@ -28,7 +30,7 @@ from plsc.registry import (
     Registry,
 )
 from plsc.tensors import assign
-from plsc.weights import adapt, read
+from plsc.weights import Source, adapt, read
 
 log = logging.getLogger("plsc")
 
@@ -52,8 +54,13 @@ def register_all() -> None:
 
 def component(config: Config, registry: Registry, part: Component, **supplied):
     """Build one component; what its constructor refuses is told with the key's place."""
+    entry, arguments = registry.get(part.name), dict(part.arguments)
+    for name, kind in entry.nested().items():
+        arguments[name] = [component(config, kind, inner) for inner in arguments[name]]
+    piece = arguments.pop("slice", None) if registry is DATASETS else None
     try:
-        return registry.get(part.name).build(part.arguments, **supplied)
+        built = entry.build(arguments, **supplied)
+        return built if piece is None else Sliced(built, piece)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
 
@@ -280,9 +287,55 @@ def optimizer(config: Config, network, multi_precision: bool):
     return Optimizer(kernel, network, clipping)
 
 
+@dataclasses.dataclass
+class LoadedModel:
+    """A model rebuilt from nothing but its weights.
+
+    Attributes:
+        network: VisionTransformer in evaluation mode.
+        preprocess: how pictures enter it; None where the file does not say.
+        class_names: None where the file does not say.
+        source: what was read, see plsc.weights.read.
+    """
+
+    network: VisionTransformer
+    preprocess: Preprocess | None
+    class_names: list[str] | None
+    source: Source
+
+
+def model_of(path, *, weights: str = "model", img_size: int | None = None) -> LoadedModel:
+    """The model that a file, checkpoint or run directory holds, ours or foreign, without a configuration.
+
+    Args:
+        weights: model, or ema for the averaged ones.
+        img_size: another resolution in pixels; the position embedding is resized.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not say all that rebuilds its model.
+    """
+    source = read(path, weights)
+    fields = dict(source.spec)
+    trained_at = fields.get("img_size")
+    if img_size is not None:
+        fields["img_size"] = img_size
+    try:
+        spec = ViTSpec(**fields)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{source.path}: does not describe a Vision Transformer: {error}") from error
+    network = VisionTransformer(spec)
+    allowed = ("pos_embed",) if img_size is not None else ()
+    load_pretrained(network, source, strict=True, allowed=allowed)
+    network.eval()
+    preprocess = Preprocess.from_dict(source.preprocess) if source.preprocess else None
+    if preprocess and isinstance(trained_at, int) and img_size is not None:
+        preprocess = preprocess.enlarged(img_size / trained_at)
+    return LoadedModel(network, preprocess, source.class_names, source)
+
+
 def load_pretrained(
     network,
-    path: str,
+    path,
     *,
     reset_head: bool = False,
     strict: bool = False,
@@ -291,15 +344,19 @@ def load_pretrained(
     class_names: list[str] | None = None,
     position: str = "bicubic",
 ):
-    """Load weights from a file into a model, one array at a time; returns the report. See weights.adapt.
+    """Load weights into a model, one array at a time; returns the report. See weights.adapt.
+
+    Args:
+        path: a file's path, or a Source that was read already.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit.
     """
     spec = network.spec
     parameters = dict(network.named_parameters())
+    source = path if isinstance(path, Source) else read(path, weights)
     arrays, report = adapt(
-        read(path, weights),
+        source,
         {name: p.shape for name, p in parameters.items()},
         grid=spec.grid,
         prefix=spec.embedded_prefix,
@@ -312,7 +369,8 @@ def load_pretrained(
     for name in arrays:  # everything is read and looked at before the model changes
         found = arrays[name].shape
         if list(found) != list(parameters[name].shape):
-            raise CheckpointError(f"{path}: {name} becomes {list(found)}, the model has {list(parameters[name].shape)}")
+            wanted = list(parameters[name].shape)
+            raise CheckpointError(f"{source.path}: {name} becomes {list(found)}, the model has {wanted}")
     for name in arrays:
         assign(parameters[name], arrays[name])
     return report

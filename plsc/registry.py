@@ -25,6 +25,16 @@ def nearest(name: str, candidates) -> str | None:
 
 
 @dataclass(frozen=True)
+class ListOf:
+    """Marks a factory's parameter that takes a list of components: Annotated[list, ListOf(TRANSFORMS)].
+
+    In YAML it is a list of the form `- Name: arguments`; the factory receives the built components.
+    """
+
+    registry: "Registry"
+
+
+@dataclass(frozen=True)
 class Entry:
     """One registered factory and what the configuration may say about it.
 
@@ -49,6 +59,11 @@ class Entry:
         """The parameters that YAML may set, in order."""
         return {name: p for name, p in inspect.signature(self.factory).parameters.items() if name not in self.supplied}
 
+    def nested(self) -> dict[str, "Registry"]:
+        """Parameters that take lists of components → the components' registry."""
+        found = {name: list_of(p.annotation) for name, p in self.parameters().items()}
+        return {name: registry for name, registry in found.items() if registry}
+
     @property
     def summary(self) -> str:
         """First line of the factory's docstring."""
@@ -59,6 +74,12 @@ class Entry:
         """Call the factory with checked arguments and those `supplied` it asks for."""
         wanted = {k: v for k, v in supplied.items() if k in self.supplied}
         return self.factory(**arguments, **wanted)
+
+
+def list_of(annotation) -> "Registry | None":
+    """The registry of an annotation marked with ListOf."""
+    marks = (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, ListOf))
+    return next((mark.registry for mark in marks), None)
 
 
 class Registry:

@@ -24,10 +24,9 @@ import paddle
 import pytest
 from safetensors.numpy import save as safetensors_bytes
 
-from plsc import build
+from plsc import build, pickles
 from plsc.errors import CheckpointError
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
-from plsc.weights import pickles
 from tests.helpers import TINY_MODEL
 
 SPEC = {name: value for name, value in TINY_MODEL.items() if name != "name"}

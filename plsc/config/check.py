@@ -25,6 +25,7 @@ from plsc.registry import (
     TRANSFORMS,
     Entry,
     Registry,
+    list_of,
     nearest,
 )
 
@@ -81,6 +82,8 @@ def _data_as_dict(section: DataSection) -> dict:
 
 
 def _plain(value):
+    if isinstance(value, Component):
+        return _plain(value.as_item())
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -172,6 +175,8 @@ class _Checker:
                     values[target] = self.section(annotation, value, here)
                 elif _section_of(annotation) and value is not None:
                     values[target] = self.section(_section_of(annotation), value, here)
+                elif list_of(annotation):
+                    values[target] = self.items(list_of(annotation), value, here)
                 else:
                     values[target] = self.value(value, annotation, here)
             elif key in inert:
@@ -224,6 +229,8 @@ class _Checker:
             self.problem(at, str(error))
             return None
         fields = {k: (_annotation(p), p.default) for k, p in entry.parameters().items()}
+        if registry is DATASETS:
+            fields["slice"] = (str | None, None)  # every data set can be cut; see datasets/combine.py
         arguments = self.fields(
             dict(raw),
             fields,

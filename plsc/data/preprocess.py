@@ -82,6 +82,16 @@ class Preprocess:
             image = step(image, None)
         return image
 
+    def enlarged(self, factor: float) -> "Preprocess":
+        """For pictures `factor` times as large: resize and crop change in proportion."""
+
+        def scaled(value):
+            return tuple(scaled(v) for v in value) if isinstance(value, tuple) else value and round(value * factor)
+
+        return dataclasses.replace(
+            self, resize=scaled(self.resize), crop=scaled(self.crop), keep_above=scaled(self.keep_above)
+        )
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 

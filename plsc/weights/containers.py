@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from plsc import pickles
 from plsc.errors import CheckpointError
-from plsc.weights import pickles
-from plsc.weights.pickles import Storage, StoredTensor, item_bytes
+from plsc.pickles import Storage, StoredTensor, item_bytes
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS_TYPES = {

@@ -1,8 +1,9 @@
 """Data sets. Each is a sequence of Sample and knows its classes; it knows nothing of models."""
 
 from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.datasets.combine import Sliced, Stack
 from plsc.data.datasets.digits import Digits
 from plsc.data.datasets.image_folder import ImageFolder
 from plsc.data.datasets.imagenet import ImageNetDataset
 
-__all__ = ["Dataset", "Digits", "ImageFolder", "ImageNetDataset", "Sample"]
+__all__ = ["Dataset", "Digits", "ImageFolder", "ImageNetDataset", "Sample", "Sliced", "Stack"]

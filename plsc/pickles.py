@@ -1,4 +1,4 @@
-"""Pickled checkpoints, read without running what is in them.
+"""Pickled files (checkpoints, CIFAR), read without running what is in them.
 
 A pickle is a program: it names functions and calls them. The reader here knows a short list of
 names (arrays, tensors, storages, plain containers), answers each with a stand-in of its own, and
@@ -104,6 +104,8 @@ class _Array:
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
+        if isinstance(data, str):  # bytes of a pickle that Python 2 wrote
+            data = data.encode("latin1")
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
             raise CheckpointError("an array that does not consist of plain numbers")
         array = np.frombuffer(data, dtype.numpy())
