@@ -8,10 +8,10 @@ import paddle
 
 from plsc.config import Config
 from plsc.config.schema import Component, DataSection
-from plsc.data.datasets.combine import Sliced
+from plsc.data.datasets.combine import Sliced, shard_sizes
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
-from plsc.data.loader import Loader
+from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.losses import WeightedSum
@@ -150,25 +150,34 @@ def feed(config: Config, mode: str, *, batch_size: int) -> Feed:
     steps = transforms(config, section)
     preprocess = None
     try:
-        host, normalize = split_transforms(steps)
+        host, normalize, drawn = split_transforms(steps)
         if mode == "Eval":
             preprocess = Preprocess.of(steps)
     except ConfigError as error:
         raise config.error((*section.path, "dataset", "transform_ops"), str(error)) from error
     log.info("%s: %s", mode, _described(section, data))
     fetcher = Fetcher(
-        data, host, seed=config.Global.seed, class_num=class_num(config), damaged=section.loader.damaged_images
+        data,
+        host,
+        seed=config.Global.seed,
+        class_num=class_num(config),
+        damaged=section.loader.damaged_images,
+        drawn=drawn,
     )
+    _check_picture(config, mode, fetcher, normalize)
+    workers = section.loader.num_workers
+    if workers == "auto":
+        workers, why = measured_workers(fetcher, batch_size, on_cpu=paddle.get_device() == "cpu")
+        log.info("DataLoader.%s: %d worker processes: %s", mode, workers, why)
     loader = Loader(
         fetcher,
         batch_size=batch_size,
-        num_workers=section.loader.num_workers,
+        num_workers=workers,
         prefetch_batches=section.loader.prefetch_batches,
         on_skip=lambda message: log.warning("skipped: %s", message),
         on_wait=lambda message: log.warning("%s", message),
     )
-    _check_picture(config, mode, fetcher, normalize)
-    return Feed(data, loader, DeviceInput(normalize), batch_size, normalize, preprocess)
+    return Feed(data, loader, DeviceInput(normalize, drawn), batch_size, normalize, preprocess)
 
 
 def _described(section: DataSection, data) -> str:
@@ -178,7 +187,8 @@ def _described(section: DataSection, data) -> str:
     if names is not None:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         classes = f" of {len(names)} classes ({some})"
-    place = next((f" {arguments[key]}" for key in ("root", "cls_label_path", "split") if arguments.get(key)), "")
+    keys = ("root", "cls_label_path", "files", "split")
+    place = next((f" {arguments[key]}" for key in keys if arguments.get(key)), "")
     return f"{len(data):,} samples{classes} from {section.dataset.name}{place}"
 
 
@@ -233,11 +243,29 @@ def local_batch_size(config: Config, world_size: int, global_batch: int | None =
     return local
 
 
-def sampler(config: Config, size: int, batch_size: int, rank: int, world_size: int):
-    """The training order."""
+def sampler(config: Config, data, batch_size: int, rank: int, world_size: int):
+    """The training order over a data set."""
     part = config.DataLoader["Train"].sampler
     part = dataclasses.replace(part, arguments={**part.arguments, "batch_size": batch_size})
-    return component(config, SAMPLERS, part, size=size, seed=config.Global.seed, rank=rank, world=world_size)
+    sizes, lanes = shard_sizes(data), part.arguments["lanes"]
+    if sizes is not None and lanes % world_size:
+        log.warning(
+            "%d processes do not divide the %d lanes of shards: each process reads parts of all; "
+            "-o DataLoader.Train.sampler.lanes=%d, for a new run",
+            world_size,
+            lanes,
+            -(-lanes // world_size) * world_size,
+        )
+    return component(
+        config,
+        SAMPLERS,
+        part,
+        size=len(data),
+        seed=config.Global.seed,
+        rank=rank,
+        world=world_size,
+        shard_sizes=sizes,
+    )
 
 
 def losses(config: Config, mode: str):

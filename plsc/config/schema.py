@@ -124,7 +124,7 @@ class OptimizerOptions(Section):
 
 
 class Loader(Section):
-    num_workers: NonNegative = 0
+    num_workers: NonNegative | Literal["auto"] = "auto"  # processes that prepare pictures; auto measures
     prefetch_batches: Positive = 2  # batches made ahead of the one in use
     damaged_images: Literal["raise", "skip"] = "raise"
 

@@ -1,12 +1,15 @@
 """One draw → one row of a batch's arrays. The same code runs in workers and without them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
 from plsc.data.datasets.base import Dataset, Sample
 from plsc.data.sampler import Draw
+from plsc.data.transforms.fused import fuse
 from plsc.errors import DataError
 
 _DAMAGE = (DataError, OSError, cv2.error)
@@ -21,30 +24,56 @@ class Field:
     dtype: str
 
 
+class Drawn(Protocol):
+    """A device transform whose random draws belong to the sample, and so are made with it."""
+
+    def fields(self, height: int, width: int, channels: int) -> dict[str, tuple[tuple, str]]:
+        """Name → (shape, type) of what a sample's draws consist of."""
+
+    def draw(self, rng, height: int, width: int, channels: int) -> dict[str, np.ndarray]:
+        """The draws of one sample."""
+
+
+class Fetched(NamedTuple):
+    """One sample, ready to be stored."""
+
+    image: np.ndarray
+    sample: Sample
+    draws: dict[str, np.ndarray]
+
+
 class Fetcher:
     """Reads, transforms and stores samples.
 
     Args:
         transforms: callables (image, rng) → image, ending in pixels [H, W, C] uint8 of one size.
+        drawn: device transforms that draw for each sample.
         seed: of the run; with a draw's epoch, index and copy it fixes the augmentation.
         class_num: labels must be below; None leaves them unchecked.
         damaged: raise, or skip: take the next sample instead (in evaluation: count it as not valid).
     """
 
-    def __init__(self, dataset: Dataset, transforms, *, seed: int, class_num: int | None, damaged: str = "raise"):
-        self.dataset, self.transforms, self.seed = dataset, list(transforms), seed
+    def __init__(
+        self,
+        dataset: Dataset,
+        transforms,
+        *,
+        seed: int,
+        class_num: int | None,
+        damaged: str = "raise",
+        drawn: Sequence[Drawn] = (),
+    ):
+        self.dataset, self.transforms, self.drawn, self.seed = dataset, fuse(transforms), list(drawn), seed
         self.class_num, self.damaged = class_num, damaged
         self._fields = None
 
     def fields(self) -> dict[str, Field]:
         """The arrays of a batch, found by fetching a first sample."""
         if self._fields is None:
-            image, _, _ = self._first_readable(Draw(0, 0))
-            self._fields = {
-                "image": Field(image.shape, "uint8"),
-                "index": Field((), "int64"),
-                "valid": Field((), "bool"),
-            }
+            shape = self._first_readable(Draw(0, 0))[0].image.shape
+            self._fields = {"image": Field(shape, "uint8"), "index": Field((), "int64"), "valid": Field((), "bool")}
+            for transform in self.drawn:
+                self._fields.update({name: Field(*of) for name, of in transform.fields(*shape).items()})
             if self.dataset.max_labels == 1:
                 self._fields["label"] = Field((), "int64")
             else:
@@ -60,11 +89,11 @@ class Fetcher:
         """
         skipped, valid = [], draw.valid
         if self.damaged == "skip" and valid:
-            image, sample, skipped = self._first_readable(draw)
+            (image, sample, draws), skipped = self._first_readable(draw)
             # a copy of another sample would count twice in evaluation; training ignores `valid`
             valid = not skipped
         else:
-            image, sample = self._fetch(draw)
+            image, sample, draws = self._fetch(draw)
         expected = arrays["image"].shape[1:]
         if image.shape != expected:
             raise DataError(
@@ -74,22 +103,24 @@ class Fetcher:
         arrays["image"][row] = image
         arrays["index"][row] = draw.index
         arrays["valid"][row] = valid
+        for name, values in draws.items():
+            arrays[name][row] = values
         if "label" in arrays:
             arrays["label"][row] = sample.label
         else:
-            labels = sample.label
+            labels = sample.label if isinstance(sample.label, tuple) else (sample.label,)
             arrays["label_ids"][row] = -1
             arrays["label_ids"][row, : len(labels)] = labels
             arrays["label_weights"][row] = 0.0
-            arrays["label_weights"][row, : len(labels)] = 1.0
+            arrays["label_weights"][row, : len(labels)] = 1.0 if sample.weights is None else sample.weights
         return skipped
 
-    def _first_readable(self, draw: Draw):
-        """The sample of a draw; with damaged: skip, else the next that can be read."""
+    def _first_readable(self, draw: Draw) -> tuple[Fetched, list[str]]:
+        """The sample of a draw; with damaged: skip, else the next that can be read. And what was skipped."""
         skipped = []
         while True:
             try:
-                return (*self._fetch(draw), skipped)
+                return self._fetch(draw), skipped
             except DataError as error:
                 if self.damaged != "skip" or isinstance(error, WrongLabel):
                     raise
@@ -98,7 +129,7 @@ class Fetcher:
                     raise DataError(f"{_MOST_SKIPPED} samples in a row cannot be read; the last: {error}") from error
                 draw = draw._replace(index=(draw.index + 1) % len(self.dataset))
 
-    def _fetch(self, draw: Draw) -> tuple[np.ndarray, Sample]:
+    def _fetch(self, draw: Draw) -> Fetched:
         sample = None
         try:
             sample = self.dataset[draw.index]
@@ -114,14 +145,19 @@ class Fetcher:
                 f"{sample.name}: the transforms leave {type(image).__name__}, not pixels; begin them with DecodeImage"
             )
         self._check_labels(sample)
-        return image, sample
+        draws = {}
+        for transform in self.drawn:
+            draws.update(transform.draw(generator, *image.shape))
+        return Fetched(image, sample, draws)
 
     def _check_labels(self, sample: Sample):
         labels = sample.label if isinstance(sample.label, tuple) else (sample.label,)
-        if self.class_num is not None and max(labels) >= self.class_num:
+        if not labels or self.class_num is None:
+            return
+        wrong = min(labels) if min(labels) < 0 else max(labels)
+        if not 0 <= wrong < self.class_num:
             raise WrongLabel(
-                f"{sample.name}: its label is {max(labels)}, but Model.class_num is {self.class_num}; "
-                "labels count from 0"
+                f"{sample.name}: its label is {wrong}, but Model.class_num is {self.class_num}; labels count from 0"
             )
 
     def generator(self, draw: Draw) -> np.random.Generator:

@@ -31,6 +31,9 @@ from plsc.errors import DataError, PlscError
 _CHUNK = 16
 _REPORT_AFTER_SECONDS = 60.0
 _ALIGN = 64
+_MEASURED_SAMPLES, _MEASURED_SECONDS = 64, 0.5
+_WORTH_A_PROCESS_SECONDS = 0.005
+_MOST_WORKERS = 32
 
 
 class LoaderFault(Exception):
@@ -53,6 +56,29 @@ def _arrays(buffer, fields: dict[str, Field], batch_size: int) -> dict[str, np.n
         arrays[name] = np.frombuffer(buffer, field.dtype, int(np.prod(shape)), offset).reshape(shape)
         offset += -(-_field_bytes(field, batch_size) // _ALIGN) * _ALIGN
     return arrays
+
+
+def measured_workers(fetcher: Fetcher, batch_size: int, *, on_cpu: bool) -> tuple[int, str]:
+    """How many worker processes a loader should have, and why, from the time that some samples take here.
+
+    Args:
+        on_cpu: the model computes on the same cores; a worker more takes from it what it gives.
+    """
+    fields = fetcher.fields()
+    row = _arrays(bytearray(_slot_bytes(fields, 1)), fields, 1)
+    size = len(fetcher.dataset)
+    started, count = time.perf_counter(), 0
+    while count < _MEASURED_SAMPLES and time.perf_counter() - started < _MEASURED_SECONDS:
+        fetcher.store(row, 0, Draw(0, count * 7919 % size))  # spread over the data set
+        count += 1
+    seconds = (time.perf_counter() - started) / count
+    cores = max(1, environment.available_cores() // environment.local_size())
+    speed = f"one core prepares {1.0 / seconds:,.0f} pictures a second"
+    if seconds * batch_size < _WORTH_A_PROCESS_SECONDS:
+        return 0, f"{speed}, a batch of {batch_size} in {1000 * seconds * batch_size:.1f} ms"
+    if on_cpu:
+        return max(1, cores // 4), f"{speed}, and the model computes on the same {cores} cores"
+    return min(_MOST_WORKERS, max(1, cores - 1)), f"{speed}, and the process has {cores} cores"
 
 
 class Loader:

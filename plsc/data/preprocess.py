@@ -6,6 +6,7 @@ remember which crop and which mean a model was trained with.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,22 +101,42 @@ class Preprocess:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def split_transforms(transforms) -> tuple[list, NormalizeImage]:
-    """Host transforms, and the normalisation that the device does.
+class SplitTransforms(NamedTuple):
+    """Transforms by where they run.
 
-    Raises ConfigError where a host transform stands behind a device transform.
+    Attributes:
+        host: pixels → pixels, in the workers. normalize: on the device; None leaves pixels / 255.
+        drawn: what the device does behind it, with draws that come with the samples (random erasing).
     """
-    host, normalize = [], None
+
+    host: list
+    normalize: NormalizeImage | None
+    drawn: list
+
+
+def split_transforms(transforms) -> SplitTransforms:
+    """Where each transform runs.
+
+    Raises ConfigError where one stands on the wrong side of NormalizeImage.
+    """
+    host, normalize, drawn = [], None, []
     for transform in transforms:
+        name = type(transform).__name__
         if not getattr(transform, "on_device", False):
             if normalize is not None:
                 raise ConfigError(
-                    f"transform_ops: {type(transform).__name__} stands behind NormalizeImage; it works on pixels, "
-                    "so put it before"
+                    f"transform_ops: {name} stands behind NormalizeImage; it works on pixels, so put it before"
                 )
             host.append(transform)
         elif isinstance(transform, NormalizeImage):
             if normalize is not None:
                 raise ConfigError("transform_ops: NormalizeImage stands twice")
+            if drawn:
+                raise ConfigError(
+                    f"transform_ops: {type(drawn[0]).__name__} stands before NormalizeImage; it works on what that "
+                    "leaves, so put it behind"
+                )
             normalize = transform
-    return host, normalize
+        elif not isinstance(transform, ToCHWImage):
+            drawn.append(transform)
+    return SplitTransforms(host, normalize, drawn)

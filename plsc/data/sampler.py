@@ -4,6 +4,7 @@ A sampler holds no position. The batches from any point on follow from the numbe
 done, so a resumed run and its workers need nothing else.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,56 @@ class Draw(NamedTuple):
     valid: bool = True
 
 
+class LaneOrder:
+    """Order of one epoch over a data set in shards, computed where it is asked for.
+
+    The shards, in an order drawn for the epoch, make one line, which is cut into `lanes` equal parts.
+    Position p of the order is the next sample of lane p % lanes; within a shard the samples' order is
+    drawn too. So a process that takes every world-th position reads whole lanes, one shard after the
+    other, wherever `world` divides `lanes`; nothing is left out or doubled, however unequal the shards.
+
+    Args:
+        sizes: samples of each shard.
+    """
+
+    def __init__(self, sizes: np.ndarray, *, seed: int, epoch: int, lanes: int):
+        self._seed, self._epoch, self._lanes = seed, epoch, lanes
+        self._size = int(sizes.sum())
+        begins = np.cumsum(sizes) - sizes
+        self._shards = _generator(seed, epoch).permutation(len(sizes))
+        self._begins, self._sizes = begins[self._shards], sizes[self._shards]
+        self._ends = np.cumsum(self._sizes)
+        self._within: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self):
+        return self._size
+
+    def __getitem__(self, p: int) -> int:
+        place, lane = divmod(p, self._lanes)
+        whole, longer = divmod(self._size, self._lanes)
+        at = lane * whole + min(lane, longer) + place  # the first `longer` lanes have one more
+        k = int(np.searchsorted(self._ends, at, side="right"))
+        return int(self._begins[k]) + int(self._order_within(k)[at - int(self._ends[k]) + int(self._sizes[k])])
+
+    def _order_within(self, k: int) -> np.ndarray:
+        if k in self._within:
+            self._within.move_to_end(k)
+        else:
+            size = int(self._sizes[k])
+            dtype = np.uint16 if size <= 1 << 16 else np.int32 if size < 1 << 31 else np.int64
+            order = np.arange(size, dtype=dtype)
+            _generator(self._seed, self._epoch, 1 + int(self._shards[k])).shuffle(order)
+            self._within[k] = order
+            if len(self._within) > 2 * self._lanes:
+                self._within.popitem(last=False)
+        return self._within[k]
+
+
+def _generator(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    """Independent draws for each (seed, epoch, stream)."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
+
+
 class Sampler:
     """Batches of one process among `world`.
 
@@ -30,11 +81,16 @@ class Sampler:
         drop_last: leave out the epoch's last, incomplete batch; else complete it from the head of
             the epoch's order.
         repeats: how often an epoch's order names each sample in a row.
+        shard_sizes: of a data set in shards, whose order then keeps reads together; see LaneOrder.
+        lanes: part of that order's identity.
     """
 
-    def __init__(self, *, size, batch_size, drop_last, shuffle, seed, rank, world, repeats=1):
+    def __init__(
+        self, *, size, batch_size, drop_last, shuffle, seed, rank, world, repeats=1, shard_sizes=None, lanes=64
+    ):
         self.size, self.batch_size, self.drop_last, self.shuffle = size, batch_size, drop_last, shuffle
         self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
+        self.shard_sizes, self.lanes = shard_sizes, lanes
         self.global_batch = batch_size * world
         if drop_last and size < self.global_batch:
             raise ConfigError(
@@ -45,14 +101,20 @@ class Sampler:
         self.steps_per_epoch = whole if drop_last or not rest else whole + 1
         self._order = (None, None)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The samples' indices in the order of an epoch, before repeats."""
+    def order(self, epoch: int):
+        """The samples' indices in the order of an epoch, before repeats: a sequence."""
         if self._order[0] != epoch:
-            indices = np.arange(self.size, dtype=np.int32 if self.size < 2**31 else np.int64)
-            if self.shuffle:
-                np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(indices)
-            self._order = (epoch, indices)
+            self._order = (epoch, self._drawn(epoch))
         return self._order[1]
+
+    def _drawn(self, epoch: int):
+        if not self.shuffle:
+            return range(self.size)
+        if self.shard_sizes is not None:
+            return LaneOrder(self.shard_sizes, seed=self.seed, epoch=epoch, lanes=self.lanes)
+        indices = np.arange(self.size, dtype=np.int32 if self.size < 2**31 else np.int64)
+        _generator(self.seed, epoch).shuffle(indices)
+        return indices
 
     def batch(self, step: int) -> list[Draw]:
         """This process's share of update `step`, counted from 0 over the whole run."""
@@ -80,22 +142,40 @@ def evaluation_batches(size: int, batch_size: int, rank: int, world: int) -> Ite
         yield [Draw(0, p if p < size else size - 1, 0, p < size) for p in positions]
 
 
-_SUPPLIED = ("size", "seed", "rank", "world")
+_SUPPLIED = ("size", "seed", "rank", "world", "shard_sizes")
 
 
-def _positive(batch_size: int | None):
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+def _positive(batch_size: int | None, lanes: int):
+    for name, value in (("batch_size", batch_size), ("lanes", lanes)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
 
 
 @SAMPLERS.register(aliases=["BatchSampler"], supplied=_SUPPLIED)
 def DistributedBatchSampler(
-    batch_size: int | None = None, drop_last: bool = False, shuffle: bool = False, *, size, seed, rank, world
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    shuffle: bool = False,
+    lanes: int = 64,
+    *,
+    size,
+    seed,
+    rank,
+    world,
+    shard_sizes=None,
 ) -> Sampler:
-    """Each sample once an epoch, dealt over the processes. batch_size is one process's."""
-    _positive(batch_size)
+    """Each sample once an epoch, dealt over the processes. batch_size is one process's; lanes are for shards."""
+    _positive(batch_size, lanes)
     return Sampler(
-        size=size, batch_size=batch_size, drop_last=drop_last, shuffle=shuffle, seed=seed, rank=rank, world=world
+        size=size,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank,
+        world=world,
+        shard_sizes=shard_sizes,
+        lanes=lanes,
     )
 
 
@@ -105,17 +185,19 @@ def RepeatedAugSampler(
     drop_last: bool = False,
     shuffle: bool = True,
     num_repeats: int = 3,
+    lanes: int = 64,
     *,
     size,
     seed,
     rank,
     world,
+    shard_sizes=None,
 ) -> Sampler:
     """Repeated augmentation (Hoffer et al., 2020; DeiT): each drawn sample num_repeats times, augmented anew.
 
     An epoch has as many samples as the data set, so it sees a third of it at 3 repeats.
     """
-    _positive(batch_size)
+    _positive(batch_size, lanes)
     if num_repeats < 1:
         raise ConfigError(f"num_repeats is {num_repeats}; it must be at least 1")
     return Sampler(
@@ -127,4 +209,6 @@ def RepeatedAugSampler(
         rank=rank,
         world=world,
         repeats=num_repeats,
+        shard_sizes=shard_sizes,
+        lanes=lanes,
     )

@@ -66,9 +66,13 @@ class Trainer:
             raise ConfigError("DataLoader.Train is missing: there is nothing to train on")
         batch_size = build.local_batch_size(config, world.size, saved.trainer["global_batch"] if saved else None)
         if saved:  # what the run directory's config.yaml then says is what is done
-            config.DataLoader["Train"].sampler.arguments["batch_size"] = None
+            arguments = config.DataLoader["Train"].sampler.arguments
+            arguments["batch_size"] = None
+            if saved.trainer.get("lanes", arguments["lanes"]) != arguments["lanes"]:
+                log.warning("the order of samples continues with the checkpoint's %d lanes", saved.trainer["lanes"])
+                arguments["lanes"] = saved.trainer["lanes"]
         self.train = build.feed(config, "Train", batch_size=batch_size)
-        self.sampler = build.sampler(config, len(self.train.data), batch_size, world.rank, world.size)
+        self.sampler = build.sampler(config, self.train.data, batch_size, world.rank, world.size)
         if self.sampler.global_batch > len(self.train.data):
             log.warning(
                 "the global batch of %d is larger than the %d training samples: each update repeats some",
@@ -361,6 +365,7 @@ class Trainer:
             "global_batch": self.sampler.global_batch,
             "steps_per_epoch": self.steps_per_epoch,
             "seed": self.config.Global.seed,
+            "lanes": self.sampler.lanes,
             "world_size": self.world.size,
             "best": self.best,
             "precision": self.precision.state_dict(),

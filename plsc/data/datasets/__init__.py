@@ -5,5 +5,19 @@ from plsc.data.datasets.combine import Sliced, Stack
 from plsc.data.datasets.digits import Digits
 from plsc.data.datasets.image_folder import ImageFolder
 from plsc.data.datasets.imagenet import ImageNetDataset
+from plsc.data.datasets.parquet import Parquet
+from plsc.data.datasets.tfrecord import TFRecord
+from plsc.data.datasets.webdataset import WebDataset
 
-__all__ = ["Dataset", "Digits", "ImageFolder", "ImageNetDataset", "Sample", "Sliced", "Stack"]
+__all__ = [
+    "Dataset",
+    "Digits",
+    "ImageFolder",
+    "ImageNetDataset",
+    "Parquet",
+    "Sample",
+    "Sliced",
+    "Stack",
+    "TFRecord",
+    "WebDataset",
+]

@@ -12,11 +12,13 @@ class Sample(NamedTuple):
         image: the encoded file's bytes, or pixels [H, W, C] uint8.
         label: a class, or a tuple of classes where the data set has several labels.
         name: what an error message calls the picture: its path, or data set and index.
+        weights: of each label where there are several, for instance its probability; None makes each 1.
     """
 
     image: bytes | np.ndarray
     label: int | tuple[int, ...]
     name: str
+    weights: tuple[float, ...] | None = None
 
 
 class Dataset(Protocol):
@@ -25,6 +27,8 @@ class Dataset(Protocol):
     Attributes:
         class_names: the classes' names in order, or None where the data set does not say.
         max_labels: most labels of one sample; 1 means every label is a plain class.
+
+    Data sets that lie in shards also have `shard_sizes`, the samples of each shard in order.
     """
 
     class_names: list[str] | None

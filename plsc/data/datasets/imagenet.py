@@ -6,18 +6,50 @@ from pathlib import Path
 import numpy as np
 
 from plsc.data.datasets.base import Sample
+from plsc.data.index import cached, stamp
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
 _LINES_CHECKED, _PICTURES_CHECKED = 20_000, 200
+_PIECE = 1 << 26  # bytes of the list that are looked at together
+_NEWLINE, _COMMA = ord("\n"), ord(",")
+
+
+def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
+    """Where the lines of a text begin and how long they are, without blank ones, and the most commas in one.
+
+    Args:
+        text: uint8, possibly mapped from a file; a piece at a time is in memory.
+    """
+    starts, lengths, most_commas, begun = [], [], 0, 0
+    for first in range(0, len(text), _PIECE):
+        piece = np.asarray(text[first : first + _PIECE])
+        ends = np.flatnonzero(piece == _NEWLINE) + first
+        if first + len(piece) == len(text) and text[-1] != _NEWLINE:
+            ends = np.append(ends, len(text))
+        if len(ends) == 0:
+            raise DataError(f"a line is longer than {_PIECE >> 20} MB")
+        begins = np.concatenate([[begun], ends[:-1] + 1])
+        begun = int(ends[-1]) + 1
+        kept = ends - begins > 1
+        starts.append(begins[kept])
+        lengths.append((ends - begins)[kept].astype(np.int32))
+        # the part of a line that lies in the piece before counts apart: too many commas only cost memory
+        commas = np.searchsorted(np.flatnonzero(piece == _COMMA) + first, ends)
+        most_commas = max(most_commas, int(np.diff(commas, prepend=0).max(initial=0)))
+    return {
+        "starts": np.concatenate(starts) if starts else np.zeros(0, np.int64),
+        "lengths": np.concatenate(lengths) if lengths else np.zeros(0, np.int32),
+        "most_commas": np.array([most_commas]),
+    }
 
 
 @DATASETS.register()
 class ImageNetDataset:
     """A list file's pictures: `relative/path label` a line, or `path 3,17,240` with multi_label.
 
-    The file stays on disk, mapped into memory; only the lines' beginnings are kept. Whether the
-    pictures exist is found out when they are read, except for the first.
+    The file stays on disk, mapped into memory, and so does the index of a large one's lines, which is
+    built once a machine (see plsc.data.index). Of the pictures' existence only samples are checked before a run.
     """
 
     def __init__(
@@ -38,44 +70,51 @@ class ImageNetDataset:
         if self.list_path.stat().st_size == 0:
             raise DataError(f"{cls_label_path}: the list file is empty")
         self._text = np.memmap(self.list_path, dtype=np.uint8, mode="r")
-        ends = np.flatnonzero(self._text == ord("\n"))
-        starts = np.concatenate([[0], ends + 1])
-        ends = np.concatenate([ends, [len(self._text)]])
-        kept = ends - starts > 1  # blank lines, and what follows the last line's end
-        self._starts, self._ends, self._numbers = starts[kept], ends[kept], np.flatnonzero(kept) + 1
+        try:
+            lines = self._lines()
+        except DataError as error:
+            raise DataError(f"{cls_label_path}: {error}") from error
+        self._starts, self._lengths = lines["starts"], lines["lengths"]
         if not len(self._starts):
             raise DataError(f"{cls_label_path}: the list file has no lines")
         path, _ = self._parse(0)
         if not path.is_file():
-            raise DataError(f"{path}: named in line {self._numbers[0]} of {cls_label_path}, but there is no such file")
-        self.max_labels = self._most_labels() if multi_label else 1
+            raise DataError(f"{path}: named in line {self._line(0)} of {cls_label_path}, but there is no such file")
+        self.max_labels = int(lines["most_commas"][0]) + 1 if multi_label else 1
+
+    def _lines(self) -> dict[str, np.ndarray]:
+        if len(self._text) < _PIECE:
+            return line_index(self._text)
+        path = self.list_path.resolve()
+        facts = {"format": 1, "stamp": stamp(path)}
+        return cached(f"lines of {path}", facts, lambda: line_index(self._text))
+
+    def _line(self, k: int) -> int:
+        """Number of sample k's line in the file, from 1."""
+        return int(np.count_nonzero(self._text[: self._starts[k]] == _NEWLINE)) + 1
 
     def check(self, class_num: int) -> None:
         """Look at lines spread over the list, their labels and some of their pictures, before a run begins.
 
         Raises DataError naming the line of the first that does not fit.
         """
-        for k, index in enumerate(self._spread(_LINES_CHECKED)):
-            path, labels = self._parse(index)
+        for k, chosen in enumerate(self._spread(_LINES_CHECKED)):
+            path, labels = self._parse(chosen)
             if max(labels) >= class_num:
                 raise DataError(
-                    f"{self.list_path}, line {self._numbers[index]}: its label is {max(labels)}, but Model.class_num "
+                    f"{self.list_path}, line {self._line(chosen)}: its label is {max(labels)}, but Model.class_num "
                     f"is {class_num}; labels count from 0"
                 )
             if k % (_LINES_CHECKED // _PICTURES_CHECKED) == 0 and not path.is_file():
-                raise DataError(f"{path}: no such file (line {self._numbers[index]} of {self.list_path})")
+                raise DataError(f"{path}: no such file (line {self._line(chosen)} of {self.list_path})")
 
     def _spread(self, count: int):
         """At most `count` indices, the first and the last among them."""
         return np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)).tolist()
 
-    def _most_labels(self) -> int:
-        """Commas of the line with most of them, plus one."""
-        commas = np.concatenate([[0], np.cumsum(self._text == ord(","), dtype=np.int32)])
-        return int((commas[self._ends] - commas[self._starts]).max()) + 1
-
-    def _parse(self, index: int):
-        line = bytes(self._text[self._starts[index] : self._ends[index]]).decode("utf-8", "surrogateescape").rstrip()
+    def _parse(self, k: int):
+        start = int(self._starts[k])
+        line = bytes(self._text[start : start + int(self._lengths[k])]).decode("utf-8", "surrogateescape").rstrip()
         path, found, text = line.rpartition(self.delimiter)
         try:
             labels = tuple(dict.fromkeys(int(part) for part in text.split(",")))
@@ -84,13 +123,12 @@ class ImageNetDataset:
         if not found or not labels or (len(labels) > 1 and not self.multi_label):
             form = "path 3,17,240" if self.multi_label else "path label"
             raise DataError(
-                f"{self.list_path}, line {self._numbers[index]}: expected {form.replace(' ', self.delimiter)!r}, "
-                f"got {line!r}"
+                f"{self.list_path}, line {self._line(k)}: expected {form.replace(' ', self.delimiter)!r}, got {line!r}"
             )
         if min(labels) < 0 or (self.class_num is not None and max(labels) >= self.class_num):
             wrong = min(labels) if min(labels) < 0 else max(labels)
             limit = "" if self.class_num is None else f"; class_num is {self.class_num}"
-            raise DataError(f"{self.list_path}, line {self._numbers[index]}: there is no class {wrong}{limit}")
+            raise DataError(f"{self.list_path}, line {self._line(k)}: there is no class {wrong}{limit}")
         return self.image_root / path, labels
 
     def __len__(self):
@@ -102,6 +140,6 @@ class ImageNetDataset:
             image = path.read_bytes()
         except OSError as error:
             raise DataError(
-                f"{path}: {os.strerror(error.errno)} (line {self._numbers[index]} of {self.list_path})"
+                f"{path}: {os.strerror(error.errno)} (line {self._line(index)} of {self.list_path})"
             ) from error
         return Sample(image, labels if self.multi_label else labels[0], str(path))

@@ -112,8 +112,41 @@ class CenterCropImage:
         return image[top : top + self.height, left : left + self.width]
 
 
+class RandomCrop:
+    """A box drawn in the picture, resized to one size: what all random crops have in common.
+
+    A subclass draws the box. Nothing else of the picture is needed, so it may be decoded alone.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        interpolation: Interpolation | Literal["random"] = "bilinear",
+        backend: Backend = "cv2",
+    ):
+        self.height, self.width = as_size(size, f"{type(self).__name__}.size")
+        if interpolation != "random":
+            check_interpolation(interpolation, backend)
+        self.interpolation, self.backend = interpolation, backend
+
+    def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
+        """Draw (top, left, height, width) inside a picture of height x width pixels."""
+        raise NotImplementedError
+
+    def resized(self, crop: np.ndarray, rng) -> np.ndarray:
+        """What lies in the box → [self.height, self.width, C]."""
+        interpolation = self.interpolation
+        if interpolation == "random":
+            interpolation = ("bilinear", "bicubic")[int(rng.integers(2))]
+        return resize(crop, self.height, self.width, interpolation, self.backend)
+
+    def __call__(self, image, rng):
+        top, left, height, width = self.box(*image.shape[:2], rng)
+        return self.resized(image[top : top + height, left : left + width], rng)
+
+
 @TRANSFORMS.register()
-class RandCropImage:
+class RandCropImage(RandomCrop):
     """Random area and aspect ratio, resized to `size`: the inception crop, as PLSC draws it.
 
     The ratio is uniform in `ratio`; the area is uniform in `scale`, lowered to what fits at that
@@ -128,15 +161,12 @@ class RandCropImage:
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
     ):
-        self.height, self.width = as_size(size, "RandCropImage.size")
+        super().__init__(size, interpolation, backend)
         if not 0.0 < scale[0] <= scale[1] or not 0.0 < ratio[0] <= ratio[1]:
             raise ConfigError(f"RandCropImage: scale {scale} and ratio {ratio} are rising pairs above 0")
-        if interpolation != "random":
-            check_interpolation(interpolation, backend)
-        self.scale, self.ratio, self.interpolation, self.backend = scale, ratio, interpolation, backend
+        self.scale, self.ratio = scale, ratio
 
     def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
-        """Draw (top, left, height, width) inside a picture."""
         root = math.sqrt(rng.uniform(*self.ratio))
         fits = min((width / height) / root**2, (height / width) * root**2)
         area = height * width * rng.uniform(min(self.scale[0], fits), min(self.scale[1], fits))
@@ -145,14 +175,6 @@ class RandCropImage:
         top = int(rng.integers(0, height - crop_height + 1))
         left = int(rng.integers(0, width - crop_width + 1))
         return top, left, crop_height, crop_width
-
-    def __call__(self, image, rng):
-        top, left, height, width = self.box(*image.shape[:2], rng)
-        interpolation = self.interpolation
-        if interpolation == "random":
-            interpolation = ("bilinear", "bicubic")[int(rng.integers(2))]
-        crop = image[top : top + height, left : left + width]
-        return resize(crop, self.height, self.width, interpolation, self.backend)
 
 
 @TRANSFORMS.register()

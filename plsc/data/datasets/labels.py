@@ -1,0 +1,73 @@
+"""Labels with probabilities, as COYO-Labeled-300M has them, → what a loss learns from."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from plsc.errors import ConfigError
+
+LabelMode = Literal["class", "multi_hot", "soft"]
+
+
+class Labels(NamedTuple):
+    """Classes of one picture, and their probabilities where the data set has them."""
+
+    ids: tuple[int, ...]
+    probs: tuple[float, ...] | None = None
+
+
+class LabelPolicy:
+    """Which of a picture's labels count, and how much.
+
+    Args:
+        mode: class takes the most probable one (the first where there are no probabilities) as a plain
+            class, multi_hot each with weight 1, soft each with its probability as weight.
+        threshold: labels below this probability are left out.
+        normalize: the weights of a picture are divided by their sum.
+        drop_empty: pictures that no label is left of are left out; else nothing is right for them.
+        most: labels of a picture that are kept at most, the most probable ones.
+    """
+
+    def __init__(
+        self, *, mode: LabelMode, threshold: float | None, normalize: bool, drop_empty: bool, most: int, owner: str
+    ):
+        if threshold is not None and not 0.0 <= threshold <= 1.0:
+            raise ConfigError(f"{owner}.label_prob_threshold is {threshold}; a probability is between 0 and 1")
+        if most < 1:
+            raise ConfigError(f"{owner}.max_labels is {most}; it must be at least 1")
+        if mode == "class" and not drop_empty:
+            raise ConfigError(f"{owner}: label_mode class needs a class for every picture; drop_empty cannot be False")
+        self.mode, self.threshold, self.normalize, self.drop_empty = mode, threshold, normalize, drop_empty
+        self.max_labels = 1 if mode == "class" else most
+
+    @property
+    def identity(self) -> list:
+        """What decides which pictures are part of the data set."""
+        return [self.drop_empty, self.threshold]
+
+    def best(self, labels: Labels) -> float:
+        """The probability of the most probable label: 1 where there are no probabilities, -1 without labels."""
+        if not labels.ids:
+            return -1.0
+        return 1.0 if labels.probs is None else max(labels.probs)
+
+    def keeps(self, best: np.ndarray) -> np.ndarray:
+        """Which pictures are part of the data set, told by the probabilities of their most probable labels."""
+        if not self.drop_empty:
+            return np.ones(len(best), dtype=bool)
+        return best >= max(self.threshold or 0.0, 0.0)
+
+    def __call__(self, labels: Labels) -> tuple[int | tuple[int, ...], tuple[float, ...] | None]:
+        """(label, weights) of a Sample."""
+        ids, probs = labels
+        weights = (1.0,) * len(ids) if probs is None else probs
+        order = sorted(range(len(ids)), key=lambda k: -weights[k])
+        if self.threshold is not None:
+            order = [k for k in order if weights[k] >= self.threshold]
+        if self.mode == "class":
+            return ids[order[0]], None
+        order = order[: self.max_labels]
+        chosen = [weights[k] if self.mode == "soft" else 1.0 for k in order]
+        if self.normalize and sum(chosen) > 0:
+            chosen = [weight / sum(chosen) for weight in chosen]
+        return tuple(ids[k] for k in order), tuple(chosen)

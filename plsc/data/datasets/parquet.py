@@ -1,0 +1,131 @@
+"""Parquet files with an image column, as Hugging Face hosts data sets: {bytes, path} or plain bytes, and a label."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from plsc.data.datasets.labels import LabelMode, Labels
+from plsc.data.datasets.shards import Shards, shard_data
+from plsc.errors import ConfigError, DataError
+from plsc.registry import DATASETS
+
+
+def _pyarrow():
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet: reading needs pyarrow; pip install 'plsc[shards]'") from None
+    return pyarrow
+
+
+class _RowGroups:
+    """An open file whose row groups are read whole, and kept as long as there is room.
+
+    Args:
+        kept: (path, number) → row group, of all files of the data set. most: how many are kept.
+    """
+
+    def __init__(self, path: Path, columns: list[str], kept: OrderedDict, most: int):
+        self._path, self._columns, self._kept, self._most = path, columns, kept, most
+        self._file = _pyarrow().parquet.ParquetFile(path, memory_map=True)
+        metadata = self._file.metadata
+        self._ends = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
+
+    def row(self, k: int) -> dict:
+        group = int(np.searchsorted(self._ends, k, side="right"))
+        key = (self._path, group)
+        if key not in self._kept:
+            self._kept[key] = self._file.read_row_group(group, columns=self._columns, use_threads=False)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        k -= int(self._ends[group - 1]) if group else 0
+        table = self._kept[key]
+        return {name: table.column(name)[k].as_py() for name in table.column_names}
+
+    def close(self):
+        self._file.close()
+
+
+class _Parquet:
+    name = "Parquet"
+
+    def __init__(self, image_key: str, label_key: str, prob_key: str | None, cached_row_groups: int):
+        self.image_key, self.label_key, self.prob_key = image_key, label_key, prob_key
+        self.cached_row_groups, self._kept = cached_row_groups, OrderedDict()
+        self.options = {"image_key": image_key, "label_key": label_key, "prob_key": prob_key}
+
+    def _label_columns(self) -> list[str]:
+        return [self.label_key] + ([self.prob_key] if self.prob_key else [])
+
+    def index(self, path: Path, best) -> dict[str, np.ndarray]:
+        pyarrow = _pyarrow()
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                missing = {self.image_key, *self._label_columns()} - set(file.schema_arrow.names)
+                if missing:
+                    there = ", ".join(file.schema_arrow.names)
+                    raise DataError(f"has no column {', '.join(sorted(missing))}; there are {there}")
+                groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+                probabilities = [
+                    best(self._labels(row))
+                    for batch in file.iter_batches(batch_size=10_000, columns=self._label_columns())
+                    for row in batch.to_pylist()
+                ]
+        except pyarrow.ArrowException as error:
+            raise DataError(f"no whole Parquet file: {error}") from error
+        return {"groups": np.array(groups, dtype=np.int64), "best": np.array(probabilities, dtype=np.float32)}
+
+    def open(self, path: Path) -> _RowGroups:
+        return _RowGroups(path, [self.image_key, *self._label_columns()], self._kept, self.cached_row_groups)
+
+    def sample(self, opened: _RowGroups, entries, k: int) -> tuple[bytes, Labels]:
+        row = opened.row(k)
+        image = row[self.image_key]
+        image = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(image, bytes):
+            raise DataError(f"holds no bytes in column {self.image_key!r}; a path alone is not enough")
+        return image, self._labels(row)
+
+    def _labels(self, row: dict) -> Labels:
+        ids, probs = row[self.label_key], row[self.prob_key] if self.prob_key else None
+        if ids is None:
+            raise DataError(f"a row has no {self.label_key!r}")
+        ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+        if probs is not None and len(probs) != len(ids):
+            raise DataError(f"a row has {len(ids)} labels but {len(probs)} probabilities")
+        return Labels(ids, None if probs is None else tuple(float(p) for p in probs))
+
+
+@DATASETS.register()
+def Parquet(
+    files: str | list[str],
+    image_key: str = "image",
+    label_key: str = "label",
+    prob_key: str | None = None,
+    cached_row_groups: int = 64,
+    label_mode: LabelMode = "class",
+    label_prob_threshold: float | None = None,
+    normalize_labels: bool = False,
+    drop_empty: bool = True,
+    max_labels: int = 50,
+    class_names: str | None = None,
+    cache_dir: str | None = None,
+    cache_gigabytes: float | None = None,
+) -> Shards:
+    """Parquet files with an image column, as Hugging Face's ImageNet; a process keeps cached_row_groups in memory."""
+    if cached_row_groups < 1:
+        raise ConfigError(f"Parquet.cached_row_groups is {cached_row_groups}; it must be at least 1")
+    return shard_data(
+        _Parquet(image_key, label_key, prob_key, cached_row_groups),
+        files,
+        label_mode=label_mode,
+        label_prob_threshold=label_prob_threshold,
+        normalize_labels=normalize_labels,
+        drop_empty=drop_empty,
+        max_labels=max_labels,
+        class_names=class_names,
+        cache_dir=cache_dir,
+        cache_gigabytes=cache_gigabytes,
+    )

@@ -1,0 +1,296 @@
+"""Data sets in shards: files that hold thousands of pictures each, indexed once, read at random within.
+
+What a file format has to say is a Format (webdataset.py, tfrecord.py, parquet.py); finding, copying,
+indexing and counting shards is here, and the same for all of them.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from plsc.data.datasets.base import Sample
+from plsc.data.datasets.labels import LabelPolicy, Labels
+from plsc.data.index import cached, stamp
+from plsc.data.remote import LocalCopies, is_remote, list_remote
+from plsc.errors import ConfigError, DataError
+
+log = logging.getLogger("plsc")
+
+_OPEN_FILES = 256
+_INDEXED_HERE = 8  # so few shards are indexed without processes
+_INDEX_FORMAT = 1
+
+
+class Format(Protocol):
+    """One file format of shards.
+
+    Attributes:
+        name: what messages call it, and part of the index's identity with `options`.
+    """
+
+    name: str
+    options: dict
+
+    def index(self, path: Path, best) -> dict[str, np.ndarray]:
+        """Read a file through: arrays with an entry a sample, which `sample` understands.
+
+        Args:
+            best: Labels → probability of the most probable one; it fills the array `best` [n] float32.
+                An array `groups` [g] may say that samples lie in groups that are cheap to read together.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+
+    def open(self, path: Path):
+        """Something that `sample` reads from; it has a method close."""
+
+    def sample(self, opened, entries: dict[str, np.ndarray], k: int) -> tuple[bytes, Labels]:
+        """Picture and labels of the k-th entry."""
+
+
+class ByteFile:
+    """A file read at any place, by several processes at once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes. Raises DataError where the file ends before."""
+        found = os.pread(self._descriptor, size, offset)
+        if len(found) != size:
+            raise DataError(f"{self.path}: ends at byte {offset + len(found)}; it was longer when it was indexed")
+        return found
+
+    def close(self):
+        os.close(self._descriptor)
+
+
+def find_shards(files: str | list[str], owner: str) -> list[str]:
+    """Paths or addresses of shards, sorted within each pattern: globs, {0000..0127} ranges and folders' content.
+
+    Raises DataError for a pattern that finds nothing.
+    """
+    found = []
+    for pattern in [files] if isinstance(files, str) else files:
+        some = []
+        for text in _ranges(pattern):
+            if is_remote(text):
+                some += list_remote(text)
+            else:
+                text = os.path.expanduser(text)
+                some += sorted(glob.glob(text)) if glob.has_magic(text) else [text] * os.path.isfile(text)
+        if not some:
+            raise DataError(f"{pattern}: no such file (looked in {os.getcwd()}); {owner}.files takes paths and globs")
+        found += some
+    twice = [path for path, count in zip(*np.unique(found, return_counts=True), strict=True) if count > 1]
+    if twice:
+        raise DataError(f"{twice[0]}: is named twice in {owner}.files")
+    return found
+
+
+def _ranges(pattern: str) -> list[str]:
+    """ "a-{000..002}.tar" → a-000.tar, a-001.tar, a-002.tar, as webdataset writes ranges."""
+    before, brace, rest = pattern.partition("{")
+    inner, closed, after = rest.partition("}")
+    first, dots, last = inner.partition("..")
+    if not (brace and closed and dots and first.isdigit() and last.isdigit()):
+        return [pattern]
+    numbers = range(int(first), int(last) + 1)
+    return [text for n in numbers for text in _ranges(f"{before}{n:0{len(first)}d}{after}")]
+
+
+class Shards:
+    """A data set that lies in shards of one format.
+
+    Attributes:
+        shard_sizes: samples of each shard, or group within one, that the label policy keeps.
+    """
+
+    def __init__(
+        self,
+        shard_format: Format,
+        files,
+        *,
+        policy: LabelPolicy,
+        class_names: str | None,
+        cache_dir: str | None,
+        cache_gigabytes: float | None,
+    ):
+        self.format, self.policy = shard_format, policy
+        self.files = find_shards(files, shard_format.name)
+        self.max_labels = policy.max_labels
+        self._copies = LocalCopies(cache_dir, cache_gigabytes) if any(map(is_remote, self.files)) else None
+        self._opened: OrderedDict[int, tuple] = OrderedDict()
+        self.class_names = read_class_names(class_names) if class_names else _manifest_names(self.files[0])
+        self._ends, self.shard_sizes = self._counts()
+        if self._ends[-1] == 0:
+            raise DataError(f"{shard_format.name}: none of the {len(self.files)} shards holds a picture that is kept")
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        name, image, labels = self._read(index)
+        label, weights = self.policy(labels)
+        return Sample(image, label, name, weights)
+
+    def labels(self, index: int) -> Labels:
+        """All labels of a sample, before the policy."""
+        return self._read(index)[2]
+
+    def _read(self, index: int) -> tuple[str, bytes, Labels]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        k = index - (int(self._ends[shard - 1]) if shard else 0)
+        opened, entries, kept = self._open(shard)
+        k = k if kept is None else int(kept[k])
+        name = f"{self.files[shard]}, sample {k}"
+        try:
+            return name, *self.format.sample(opened, entries, k)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name}: {error}") from error
+
+    # -- indices --------------------------------------------------------------------------
+
+    def _local(self, shard: int) -> Path:
+        file = self.files[shard]
+        return self._copies.path_of(file) if is_remote(file) else Path(file)
+
+    def _index(self, shard: int) -> dict[str, np.ndarray]:
+        file = self.files[shard]
+        facts = {"format": _INDEX_FORMAT, "options": self.format.options, **self._facts(shard)}
+        return cached(f"{self.format.name} {_absolute(file)}", facts, lambda: self._build(shard))
+
+    def _facts(self, shard: int) -> dict:
+        """What tells that a file changed; a remote one is taken to stay as it is."""
+        file = self.files[shard]
+        return {} if is_remote(file) else {"stamp": stamp(file)}
+
+    def _build(self, shard: int) -> dict[str, np.ndarray]:
+        path = self._local(shard)
+        try:
+            found = self.format.index(path, self.policy.best)
+        except (DataError, OSError, ValueError) as error:
+            raise DataError(f"{self.files[shard]}: cannot be indexed: {error}") from error
+        return {**found, "bytes": np.array([path.stat().st_size])}
+
+    def _sizes(self, shard: int) -> list[int]:
+        """Samples kept of each group of a file."""
+        entries = self._index(shard)
+        keeps = self.policy.keeps(entries["best"])
+        if "groups" not in entries:
+            return [int(keeps.sum())]
+        return [int(part.sum()) for part in np.split(keeps, np.cumsum(entries["groups"])[:-1])]
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ends of the files, sizes of all groups), counted once a machine."""
+        digest = hashlib.sha256()
+        for shard, file in enumerate(self.files):
+            digest.update(repr((_absolute(file), self._facts(shard))).encode("utf-8", "surrogateescape"))
+        facts = {"format": _INDEX_FORMAT, "options": self.format.options, "keeps": self.policy.identity}
+        counts = cached(f"{self.format.name} counts {digest.hexdigest()}", facts, self._count)
+        return np.array(counts["ends"]), np.array(counts["sizes"])
+
+    def _count(self) -> dict[str, np.ndarray]:
+        """Count every file; those without an index get one, several at a time."""
+        from tqdm import tqdm
+
+        numbers = range(len(self.files))
+        if len(self.files) <= _INDEXED_HERE:
+            sizes = [self._sizes(shard) for shard in numbers]
+        else:
+            processes = min(len(os.sched_getaffinity(0)), 32)
+            show = dict(desc=f"indexing {self.format.name} shards", unit=" shards", delay=2.0, leave=False)
+            # forked, so that nothing is sent but numbers; the work is files and NumPy only
+            with multiprocessing.get_context("fork").Pool(processes) as pool:
+                sizes = list(tqdm(pool.imap(self._sizes, numbers, chunksize=4), total=len(numbers), **show))
+        return {
+            "ends": np.cumsum([sum(groups) for groups in sizes], dtype=np.int64),
+            "sizes": np.array([size for groups in sizes for size in groups], dtype=np.int64),
+        }
+
+    def _open(self, shard: int):
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+        entries, path = self._index(shard), self._local(shard)
+        if path.stat().st_size != entries["bytes"][0]:
+            raise DataError(f"{self.files[shard]}: has changed since it was indexed; start again")
+        keeps = self.policy.keeps(entries["best"])
+        kept = None if keeps.all() else np.flatnonzero(keeps)
+        self._opened[shard] = (self.format.open(path), entries, kept)
+        if len(self._opened) > _OPEN_FILES:
+            _, (oldest, _, _) = self._opened.popitem(last=False)
+            oldest.close()
+        return self._opened[shard]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": OrderedDict()}  # open files stay with their process
+
+
+def _absolute(file: str) -> str:
+    return file if is_remote(file) else os.path.abspath(file)
+
+
+def read_class_names(path: str) -> list[str]:
+    """Class names from a text file, one a line, in the order of the labels."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{path}: no such file; class_names is a text file with one name a line")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _manifest_names(shard: str) -> list[str] | None:
+    """Class names in the manifest.json that `plsc data prepare` leaves beside its shards."""
+    manifest = Path(shard).parent / "manifest.json"
+    if is_remote(shard) or not manifest.is_file():
+        return None
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8")).get("class_names")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{manifest}: damaged: {error}") from error
+
+
+def shard_data(
+    shard_format: Format,
+    files,
+    *,
+    label_mode,
+    label_prob_threshold,
+    normalize_labels,
+    drop_empty,
+    max_labels,
+    class_names,
+    cache_dir,
+    cache_gigabytes,
+) -> Shards:
+    """Shards with the label options that every format has in common."""
+    if cache_gigabytes is not None and cache_gigabytes <= 0:
+        raise ConfigError(f"{shard_format.name}.cache_gigabytes is {cache_gigabytes}; it must be above 0")
+    policy = LabelPolicy(
+        mode=label_mode,
+        threshold=label_prob_threshold,
+        normalize=normalize_labels,
+        drop_empty=drop_empty,
+        most=max_labels,
+        owner=shard_format.name,
+    )
+    return Shards(
+        shard_format,
+        files,
+        policy=policy,
+        class_names=class_names,
+        cache_dir=cache_dir,
+        cache_gigabytes=cache_gigabytes,
+    )

@@ -1,0 +1,133 @@
+"""Tar shards as webdataset and img2dataset write them: KEY.jpg beside KEY.cls or KEY.json."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from plsc.data.datasets.image_folder import EXTENSIONS
+from plsc.data.datasets.labels import LabelMode, Labels
+from plsc.data.datasets.shards import ByteFile, Shards, shard_data
+from plsc.errors import DataError
+from plsc.registry import DATASETS
+
+
+class _Tar:
+    """Members of one key follow each other; the key is the name up to the first dot of its last part."""
+
+    name = "WebDataset"
+
+    def __init__(self, label_key: str, prob_key: str):
+        self.label_key, self.prob_key = label_key, prob_key
+        self.options = {"label_key": label_key, "prob_key": prob_key}
+
+    def index(self, path: Path, best) -> dict[str, np.ndarray]:
+        places, probabilities = [], []
+        file = ByteFile(path)
+        try:
+            for key, members in _samples(path):
+                image = next((members[e] for e in members if f".{e}" in EXTENSIONS), None)
+                if image is None:
+                    continue  # img2dataset also writes what it could not fetch
+                entry = self._label_member(file, members)
+                if entry is None:
+                    raise DataError(f"{key}: has neither {key}.cls nor {self.label_key!r} in {key}.json")
+                kind, member = entry
+                labels = self._labels(kind, file.read(member.offset_data, member.size), key)
+                places.append((image.offset_data, image.size, member.offset_data, member.size, kind == "json"))
+                probabilities.append(best(labels))
+        finally:
+            file.close()
+        return {
+            "places": np.array(places, dtype=np.int64).reshape(-1, 5),
+            "best": np.array(probabilities, dtype=np.float32),
+        }
+
+    def _label_member(self, file: ByteFile, members: dict):
+        if "json" in members:
+            found = _parsed(file.read(members["json"].offset_data, members["json"].size))
+            if self.label_key in found:
+                return "json", members["json"]
+        return ("cls", members["cls"]) if "cls" in members else None
+
+    def open(self, path: Path) -> ByteFile:
+        return ByteFile(path)
+
+    def sample(self, opened: ByteFile, entries, k: int) -> tuple[bytes, Labels]:
+        image_offset, image_size, label_offset, label_size, is_json = (int(n) for n in entries["places"][k])
+        labels = self._labels("json" if is_json else "cls", opened.read(label_offset, label_size), f"sample {k}")
+        return opened.read(image_offset, image_size), labels
+
+    def _labels(self, kind: str, text: bytes, key: str) -> Labels:
+        try:
+            if kind == "cls":
+                return Labels(tuple(int(part) for part in text.decode().split(",")))
+            found = _parsed(text)
+            ids, probs = found[self.label_key], found.get(self.prob_key)
+            ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+            probs = None if probs is None else tuple(float(p) for p in probs)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{key}: its labels cannot be read from its .{kind}: {error}") from error
+        if probs is not None and len(probs) != len(ids):
+            raise DataError(f"{key}: has {len(ids)} labels but {len(probs)} probabilities")
+        return Labels(ids, probs)
+
+
+def _parsed(text: bytes) -> dict:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("its JSON is no object")
+    return found
+
+
+def _samples(path: Path):
+    """(key, {extension: member}) of a tar's samples in order."""
+    key, members = None, {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # tarfile keeps all it has seen
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                this = f"{folder}/{stem}" if folder else stem
+                if this != key and members:
+                    yield key, members
+                    members = {}
+                key = this
+                members[extension.lower()] = member
+    except tarfile.TarError as error:
+        raise DataError(f"no whole tar file: {error}") from error
+    if members:
+        yield key, members
+
+
+@DATASETS.register()
+def WebDataset(
+    files: str | list[str],
+    label_key: str = "labels",
+    prob_key: str = "label_probs",
+    label_mode: LabelMode = "class",
+    label_prob_threshold: float | None = None,
+    normalize_labels: bool = False,
+    drop_empty: bool = True,
+    max_labels: int = 50,
+    class_names: str | None = None,
+    cache_dir: str | None = None,
+    cache_gigabytes: float | None = None,
+) -> Shards:
+    """Tar shards of webdataset, img2dataset or `plsc data prepare`, named by paths, globs, {0000..0127} or addresses."""
+    return shard_data(
+        _Tar(label_key, prob_key),
+        files,
+        label_mode=label_mode,
+        label_prob_threshold=label_prob_threshold,
+        normalize_labels=normalize_labels,
+        drop_empty=drop_empty,
+        max_labels=max_labels,
+        class_names=class_names,
+        cache_dir=cache_dir,
+        cache_gigabytes=cache_gigabytes,
+    )

@@ -1,0 +1,101 @@
+"""Files at addresses (s3://…, gs://…, https://…) → copies on a local disk, through fsspec."""
+
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from plsc.data.index import cache_folder
+from plsc.errors import ConfigError, DataError
+
+
+def is_remote(path: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
+
+
+def _filesystem(address: str):
+    try:
+        import fsspec
+    except ImportError:
+        raise ConfigError(f"{address}: addresses need fsspec; pip install 'plsc[shards]'") from None
+    try:
+        return fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{address}: {error}") from error
+
+
+def list_remote(pattern: str) -> list[str]:
+    """Addresses that a pattern stands for; one without wildcards is taken as it is."""
+    if not any(sign in pattern for sign in "*?["):
+        return [pattern]
+    filesystem, path = _filesystem(pattern)
+    try:
+        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+    except OSError as error:
+        raise DataError(f"{pattern}: {error}") from error
+
+
+class LocalCopies:
+    """Copies of remote files in one folder, made on first use by one process while the others wait.
+
+    Args:
+        folder: where copies lie; None for remote/ in plsc's cache folder.
+        gigabytes: above this total the copies that were used longest ago are removed; None keeps all.
+    """
+
+    def __init__(self, folder: str | None, gigabytes: float | None):
+        self.folder = Path(folder).expanduser() if folder else cache_folder() / "remote"
+        self.limit = None if gigabytes is None else int(gigabytes * 1e9)
+
+    def path_of(self, address: str) -> Path:
+        """The copy of a file. Raises DataError where it cannot be fetched."""
+        name = hashlib.sha256(address.encode()).hexdigest()[:24] + "-" + address.rsplit("/", 1)[-1][-80:]
+        copy = self.folder / name
+        if not _touched(copy):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / f".{name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _touched(copy):
+                    self._fetch(address, copy)
+                    self._make_room(copy)
+        return copy
+
+    def _fetch(self, address: str, copy: Path):
+        filesystem, path = _filesystem(address)
+        descriptor, part = tempfile.mkstemp(dir=self.folder, prefix=".part-")
+        os.close(descriptor)
+        try:
+            filesystem.get_file(path, part)
+            os.rename(part, copy)
+        except OSError as error:
+            raise DataError(f"{address}: cannot be fetched: {error}") from error
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    def _make_room(self, newest: Path):
+        if self.limit is None:
+            return
+        copies = []
+        for path in self.folder.iterdir():
+            if not path.name.startswith("."):
+                found = path.stat()
+                copies.append((found.st_mtime_ns, found.st_size, path))
+        total = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if total <= self.limit:
+                return
+            if path != newest:
+                # who has it open keeps reading it
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _touched(copy: Path) -> bool:
+    """Whether the copy is there; its time of use becomes now."""
+    try:
+        os.utime(copy)
+        return True
+    except FileNotFoundError:
+        return False
