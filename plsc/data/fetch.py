@@ -66,6 +66,8 @@ class Fetcher:
         self.dataset, self.transforms, self.drawn, self.seed = dataset, fuse(transforms), list(drawn), seed
         self.class_num, self.damaged = class_num, damaged
         self._fields = None
+        self._bits = np.random.Philox(key=0)
+        self._begin, self._generator = self._bits.state, np.random.Generator(self._bits)
 
     def fields(self) -> dict[str, Field]:
         """The arrays of a batch, found by fetching a first sample."""
@@ -161,9 +163,11 @@ class Fetcher:
             )
 
     def generator(self, draw: Draw) -> np.random.Generator:
-        """The random generator of one draw: a function of (seed, epoch, index, copy)."""
+        """The random generator of one draw: a function of (seed, epoch, index, copy). The next call ends it."""
         key = [(self.seed << 32 | draw.epoch) & (2**64 - 1), (draw.index << 16 | draw.copy) & (2**64 - 1)]
-        return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+        # one generator set anew costs a fraction of making one, which asks the system for entropy
+        self._bits.state = {**self._begin, "state": {"counter": self._begin["state"]["counter"], "key": key}}
+        return self._generator
 
 
 class WrongLabel(DataError):

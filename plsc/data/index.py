@@ -68,7 +68,7 @@ def _mapped(folder: Path, facts: dict):
             return None
         # an empty array cannot be mapped
         return {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r" if filled else None)
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r" if filled else None))
             for name, filled in kept["arrays"].items()
         }
     except (OSError, ValueError, KeyError):

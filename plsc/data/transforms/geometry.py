@@ -177,15 +177,21 @@ class RandCropImage(RandomCrop):
         return top, left, crop_height, crop_width
 
 
+def flip(image: np.ndarray, code: int) -> np.ndarray:
+    """Flipped left-right (1), upside-down (0) or both (-1); a reversed view would be slow to copy later."""
+    out = cv2.flip(image, code)
+    return out if out.ndim == 3 else out[..., np.newaxis]
+
+
 @TRANSFORMS.register()
 class RandFlipImage:
     """Flip every second picture: flip_code 1 left-right, 0 upside-down, -1 both, as in OpenCV."""
 
     def __init__(self, flip_code: Literal[1, 0, -1] = 1):
-        self.axes = {1: (1,), 0: (0,), -1: (0, 1)}[flip_code]
+        self.flip_code = flip_code
 
     def __call__(self, image, rng):
-        return np.flip(image, self.axes) if rng.random() < 0.5 else image
+        return flip(image, self.flip_code) if rng.random() < 0.5 else image
 
 
 @TRANSFORMS.register()
@@ -198,7 +204,7 @@ class RandomHorizontalFlip:
         self.p = p
 
     def __call__(self, image, rng):
-        return image[:, ::-1] if rng.random() < self.p else image
+        return flip(image, 1) if rng.random() < self.p else image
 
 
 @TRANSFORMS.register()
