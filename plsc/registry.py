@@ -188,18 +188,5 @@ for _name in ("FaceIdentificationDataset", "FaceVerificationDataset", "FaceRando
 _SELF_SUPERVISED = "it serves self-supervised training, which is not offered"
 for _name in ("TwoViewsTransform", "RandomResizedCropWithTwoImages", "SimCLRGaussianBlur", "BYOLSolarize"):
     TRANSFORMS.refuse(_name, _SELF_SUPERVISED)
-for _name in (
-    "Compose",
-    "ToTensor",
-    "RandomApply",
-    "RandomResizedCrop",
-    "RandomResizedCropAndInterpolation",
-    "MAERandCropImage",
-    "ColorJitter",
-    "RandomErasing",
-    "RandomGrayscale",
-    "TimmAutoAugment",
-):
-    TRANSFORMS.refuse(_name, "this PLSC transform is not offered yet")
 LOSSES.refuse("MarginLoss", "face recognition is not offered")
 METRICS.refuse("LFWAcc", "face recognition is not offered")

@@ -121,7 +121,7 @@ from plsc.cli import main
 from plsc.config import load
 from plsc.data.fetch import Fetcher
 from plsc.data.sampler import DistributedBatchSampler
-from plsc.data.transforms import RandCropImage
+from plsc.data.transforms import RandCropImage, RandomHorizontalFlip
 from plsc.engine import checkpoint, profiling
 from plsc.engine.checkpoint import Checkpoints
 from plsc.engine.distributed import World
@@ -586,6 +586,9 @@ def transforms_with_every_option():
     build.register_all()
     required = {"ResizeImage": [{"size": 12}, {"resize_short": 12}], "CenterCropImage": [{"size": 12}]}
     required |= {"RandCropImage": [{"size": 12}, {"size": (12, 10)}]}
+    required |= {name: [{"size": 12}] for name in ("RandomResizedCrop", "MAERandCropImage", "InceptionCrop")}
+    required |= {name: [{"size": 12}, {"size": (10, 12)}] for name in ("Resize", "CenterCrop")}
+    required |= {name: [{"transforms": [RandomHorizontalFlip()]}] for name in ("Compose", "RandomApply")}
     for name in registry.TRANSFORMS:
         options = {k: choices(p.annotation) for k, p in registry.TRANSFORMS.get(name).parameters().items()}
         options = {key: values for key, values in options.items() if values}

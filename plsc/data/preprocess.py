@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plsc.data.transforms import CenterCropImage, DecodeImage, NormalizeImage, ResizeImage, ToCHWImage
+from plsc.data.transforms import (
+    CenterCropImage,
+    DecodeImage,
+    Normalize,
+    NormalizeImage,
+    ResizeImage,
+    ToCHWImage,
+    ToTensor,
+)
 from plsc.errors import ConfigError
 
 
@@ -44,9 +52,11 @@ class Preprocess:
     @classmethod
     def of(cls, transforms) -> "Preprocess":
         """From evaluation transforms. Raises ConfigError for any that are not of the standard chain."""
+        chain = [DecodeImage, ResizeImage, CenterCropImage, NormalizeImage]
+        host, normalize, drawn = split_transforms(transforms)
         found, order = {}, []
-        for transform in transforms:
-            order.append(type(transform))
+        for transform in [*host, *([normalize] if normalize else []), *drawn]:
+            order.append(next((kind for kind in chain if isinstance(transform, kind)), type(transform)))
             if isinstance(transform, DecodeImage):
                 found["rgb"] = transform.to_rgb
             elif isinstance(transform, ResizeImage):
@@ -57,12 +67,11 @@ class Preprocess:
                 found["crop"] = (transform.height, transform.width)
             elif isinstance(transform, NormalizeImage):
                 found.update(scale=transform.scale, mean=transform.mean, std=transform.std)
-        chain = [DecodeImage, ResizeImage, CenterCropImage, NormalizeImage, ToCHWImage]
         if [kind for kind in chain if kind in order] != order:
             given = ", ".join(kind.__name__ for kind in order)
             raise ConfigError(
-                "DataLoader.Eval.dataset.transform_ops: evaluation takes DecodeImage, ResizeImage, CenterCropImage, "
-                f"NormalizeImage and ToCHWImage, each at most once and in this order, not {given}"
+                "DataLoader.Eval.dataset.transform_ops: evaluation takes DecodeImage, ResizeImage, CenterCropImage and "
+                f"NormalizeImage, each at most once and in this order, beside ToCHWImage or ToTensor; not {given}"
             )
         return cls(**found)
 
@@ -119,24 +128,29 @@ def split_transforms(transforms) -> SplitTransforms:
 
     Raises ConfigError where one stands on the wrong side of NormalizeImage.
     """
-    host, normalize, drawn = [], None, []
+    host, normalize, drawn, as_tensor = [], None, [], False
     for transform in transforms:
         name = type(transform).__name__
         if not getattr(transform, "on_device", False):
-            if normalize is not None:
-                raise ConfigError(
-                    f"transform_ops: {name} stands behind NormalizeImage; it works on pixels, so put it before"
-                )
+            before = "ToTensor" if as_tensor else type(normalize).__name__
+            if as_tensor or normalize is not None:
+                raise ConfigError(f"transform_ops: {name} stands behind {before}; it works on pixels, so put it before")
             host.append(transform)
         elif isinstance(transform, NormalizeImage):
             if normalize is not None:
-                raise ConfigError("transform_ops: NormalizeImage stands twice")
+                raise ConfigError(f"transform_ops: {name} is the second normalisation; keep one")
             if drawn:
                 raise ConfigError(
-                    f"transform_ops: {type(drawn[0]).__name__} stands before NormalizeImage; it works on what that "
-                    "leaves, so put it behind"
+                    f"transform_ops: {type(drawn[0]).__name__} stands before {name}; it works on what that leaves, so "
+                    "put it behind"
                 )
-            normalize = transform
+            if as_tensor and not isinstance(transform, Normalize):
+                raise ConfigError("transform_ops: ToTensor scales already; Normalize goes with it, not NormalizeImage")
+            normalize = NormalizeImage(1.0 / 255.0, transform.mean, transform.std) if as_tensor else transform
+        elif isinstance(transform, ToTensor):
+            as_tensor = True
         elif not isinstance(transform, ToCHWImage):
+            if any(type(other) is type(transform) for other in drawn):
+                raise ConfigError(f"transform_ops: {name} stands twice; keep one")
             drawn.append(transform)
     return SplitTransforms(host, normalize, drawn)

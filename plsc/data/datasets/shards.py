@@ -211,10 +211,11 @@ class Shards:
             sizes = [self._sizes(shard) for shard in numbers]
         else:
             processes = min(len(os.sched_getaffinity(0)), 32)
-            show = dict(desc=f"indexing {self.format.name} shards", unit=" shards", delay=2.0, leave=False)
+            title = f"indexing {self.format.name} shards"
             # forked, so that nothing is sent but numbers; the work is files and NumPy only
             with multiprocessing.get_context("fork").Pool(processes) as pool:
-                sizes = list(tqdm(pool.imap(self._sizes, numbers, chunksize=4), total=len(numbers), **show))
+                done = pool.imap(self._sizes, numbers, chunksize=4)
+                sizes = list(tqdm(done, title, len(numbers), unit=" shards", delay=2.0, leave=False, disable=None))
         return {
             "ends": np.cumsum([sum(groups) for groups in sizes], dtype=np.int64),
             "sizes": np.array([size for groups in sizes for size in groups], dtype=np.int64),

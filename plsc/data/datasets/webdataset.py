@@ -118,7 +118,7 @@ def WebDataset(
     cache_dir: str | None = None,
     cache_gigabytes: float | None = None,
 ) -> Shards:
-    """Tar shards of webdataset, img2dataset or `plsc data prepare`, named by paths, globs, {0000..0127} or addresses."""
+    """Tar shards of webdataset, img2dataset or `plsc data prepare`: paths, globs, ranges {0000..0127}, addresses."""
     return shard_data(
         _Tar(label_key, prob_key),
         files,

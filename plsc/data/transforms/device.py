@@ -7,7 +7,6 @@ from plsc.registry import TRANSFORMS
 
 
 @TRANSFORMS.register(
-    aliases=["Normalize"],
     inert={
         "output_fp16": "normalisation is float32; FP16 decides the model's precision",
         "channel_num": "the number of channels is Model.in_chans",
@@ -32,6 +31,21 @@ class NormalizeImage:
         if min(std) <= 0:
             raise ConfigError(f"NormalizeImage.std is {std}; each value must be above 0")
         self.scale, self.mean, self.std = scale, tuple(mean), tuple(std)
+
+
+@TRANSFORMS.register(inert={"inplace": "it always works on a new tensor"})
+class Normalize(NormalizeImage):
+    """NormalizeImage in torchvision's words: (image - mean) / std of 0 … 1 behind ToTensor, else of 0 … 255."""
+
+    def __init__(self, mean: list[float] = (0.0, 0.0, 0.0), std: list[float] = (1.0, 1.0, 1.0)):
+        super().__init__(scale=1.0, mean=mean, std=std)
+
+
+@TRANSFORMS.register(inert={"data_format": "the model's input is [C, H, W]"})
+class ToTensor:
+    """[H, W, C] 0 … 255 → [C, H, W] 0 … 1, in float32 on the device; Normalize may stand behind it."""
+
+    on_device = True
 
 
 @TRANSFORMS.register()

@@ -34,5 +34,3 @@ def fuse(transforms: list) -> list:
     if len(transforms) > 1 and isinstance(transforms[0], DecodeImage) and isinstance(transforms[1], RandomCrop):
         return [DecodeAndCrop(*transforms[:2]), *transforms[2:]]
     return list(transforms)
-
-

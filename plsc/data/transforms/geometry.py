@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from plsc.data.transforms.checks import check_probability, check_rising
 from plsc.errors import ConfigError, DataError
 from plsc.registry import TRANSFORMS
 
@@ -61,7 +62,7 @@ def as_size(value: int | tuple[int, int], what: str) -> tuple[int, int]:
     return height, width
 
 
-@TRANSFORMS.register(aliases=["Resize"])
+@TRANSFORMS.register()
 class ResizeImage:
     """Resize to `size` (one number or width, height), or the short side to `resize_short`.
 
@@ -97,7 +98,20 @@ class ResizeImage:
         return resize(image, height, width, self.interpolation, self.backend)
 
 
-@TRANSFORMS.register(aliases=["CenterCrop"])
+@TRANSFORMS.register()
+class Resize(ResizeImage):
+    """ResizeImage in torchvision's words: one number is the short side, a pair (height, width)."""
+
+    def __init__(
+        self, size: int | tuple[int, int], interpolation: Interpolation = "bilinear", backend: Backend = "pil"
+    ):
+        if isinstance(size, int):
+            super().__init__(resize_short=size, interpolation=interpolation, backend=backend)
+        else:
+            super().__init__(size=size[::-1], interpolation=interpolation, backend=backend)
+
+
+@TRANSFORMS.register()
 class CenterCropImage:
     """Cut the middle: size is one number or (width, height)."""
 
@@ -112,22 +126,34 @@ class CenterCropImage:
         return image[top : top + self.height, left : left + self.width]
 
 
+@TRANSFORMS.register()
+class CenterCrop(CenterCropImage):
+    """CenterCropImage in torchvision's words: a pair is (height, width)."""
+
+    def __init__(self, size: int | tuple[int, int]):
+        super().__init__(size if isinstance(size, int) else size[::-1])
+
+
 class RandomCrop:
     """A box drawn in the picture, resized to one size: what all random crops have in common.
 
     A subclass draws the box. Nothing else of the picture is needed, so it may be decoded alone.
+
+    Args:
+        size: one number or (width, height).
+        scale: limits of the crop's part of the picture's area, at most `highest`.
+        ratio: limits of the crop's width / height.
+        interpolation: random draws bilinear or bicubic.
     """
 
-    def __init__(
-        self,
-        size: int | tuple[int, int],
-        interpolation: Interpolation | Literal["random"] = "bilinear",
-        backend: Backend = "cv2",
-    ):
-        self.height, self.width = as_size(size, f"{type(self).__name__}.size")
+    def __init__(self, size, scale, ratio, interpolation: str, backend: str, *, highest: float = 1.0):
+        name = type(self).__name__
+        self.height, self.width = as_size(size, f"{name}.size")
+        check_rising(f"{name}.scale", scale, highest=highest)
+        check_rising(f"{name}.ratio", ratio)
         if interpolation != "random":
             check_interpolation(interpolation, backend)
-        self.interpolation, self.backend = interpolation, backend
+        self.scale, self.ratio, self.interpolation, self.backend = scale, ratio, interpolation, backend
 
     def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
         """Draw (top, left, height, width) inside a picture of height x width pixels."""
@@ -161,10 +187,8 @@ class RandCropImage(RandomCrop):
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
     ):
-        super().__init__(size, interpolation, backend)
-        if not 0.0 < scale[0] <= scale[1] or not 0.0 < ratio[0] <= ratio[1]:
-            raise ConfigError(f"RandCropImage: scale {scale} and ratio {ratio} are rising pairs above 0")
-        self.scale, self.ratio = scale, ratio
+        # areas that do not fit are lowered, so any are allowed
+        super().__init__(size, scale, ratio, interpolation, backend, highest=math.inf)
 
     def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
         root = math.sqrt(rng.uniform(*self.ratio))
@@ -199,8 +223,7 @@ class RandomHorizontalFlip:
     """Flip left-right with probability p."""
 
     def __init__(self, p: float = 0.5):
-        if not 0.0 <= p <= 1.0:
-            raise ConfigError(f"RandomHorizontalFlip.p is {p}; a probability is between 0 and 1")
+        check_probability("RandomHorizontalFlip.p", p)
         self.p = p
 
     def __call__(self, image, rng):

@@ -1,0 +1,143 @@
+"""Where each transform runs, PLSC's torchvision names, and what the device does with samples' own draws."""
+
+import numpy as np
+import pytest
+
+from plsc.data.device import DeviceInput
+from plsc.data.fetch import Fetcher
+from plsc.data.loader import Loader
+from plsc.data.preprocess import Preprocess, split_transforms
+from plsc.data.sampler import Draw
+from plsc.data.transforms import (
+    CenterCrop,
+    CenterCropImage,
+    DecodeImage,
+    Normalize,
+    NormalizeImage,
+    RandFlipImage,
+    RandomErasing,
+    Resize,
+    ResizeImage,
+    ToCHWImage,
+    ToTensor,
+)
+from plsc.errors import ConfigError
+from tests.helpers import plsc, tiny_digits, write_config
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+def on_device(transforms, images):
+    split = split_transforms(transforms)
+    return DeviceInput(split.normalize, split.drawn)({"image": images})["image"].numpy()
+
+
+@pytest.mark.parametrize(
+    "transforms, expected",
+    [
+        ([], lambda x: x / 255),
+        ([ToTensor()], lambda x: x / 255),
+        ([NormalizeImage(mean=[0.5] * 3, std=[0.25] * 3)], lambda x: (x / 255 - 0.5) / 0.25),
+        ([ToTensor(), Normalize(mean=[0.5] * 3, std=[0.25] * 3)], lambda x: (x / 255 - 0.5) / 0.25),
+        ([Normalize(mean=[100.0] * 3, std=[50.0] * 3), ToCHWImage()], lambda x: (x - 100.0) / 50.0),
+        ([NormalizeImage(scale=1.0, mean=[1.0], std=[2.0]), ToCHWImage()], lambda x: (x - 1.0) / 2.0),
+    ],
+)
+def test_normalisation_by_each_of_its_names(transforms, expected):
+    got = on_device(transforms, PICTURE[None])
+    np.testing.assert_allclose(got[0], expected(PICTURE.astype("float64")).transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "transforms, told",
+    [
+        ([NormalizeImage(), RandFlipImage()], "RandFlipImage stands behind NormalizeImage"),
+        ([ToTensor(), RandFlipImage(), Normalize()], "RandFlipImage stands behind ToTensor"),
+        ([ToTensor(), NormalizeImage()], "ToTensor scales already"),
+        ([NormalizeImage(), Normalize()], "Normalize is the second"),
+        ([RandomErasing(), NormalizeImage()], "RandomErasing stands before NormalizeImage"),
+        ([NormalizeImage(), RandomErasing(), RandomErasing()], "RandomErasing stands twice"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_refused(transforms, told):
+    with pytest.raises(ConfigError, match=told):
+        split_transforms(transforms)
+
+
+def test_torchvision_names_take_the_short_side_and_height_before_width():
+    assert Resize(15, backend="cv2")(PICTURE, None).shape == (15, 20, 3)
+    assert Resize((15, 50), backend="cv2")(PICTURE, None).shape == (15, 50, 3)
+    assert ResizeImage(size=(15, 50))(PICTURE, None).shape == (50, 15, 3)
+    np.testing.assert_array_equal(CenterCrop((10, 20))(PICTURE, None), PICTURE[10:20, 10:30])
+    np.testing.assert_array_equal(CenterCropImage((10, 20))(PICTURE, None), PICTURE[5:25, 15:25])
+
+
+def test_the_saved_preprocessing_says_what_torchvision_names_mean():
+    by_plsc = [
+        DecodeImage(),
+        ResizeImage(resize_short=20, interpolation="bicubic", backend="pil"),
+        CenterCropImage(16),
+        NormalizeImage(mean=[0.5] * 3, std=[0.25] * 3),
+        ToCHWImage(),
+    ]
+    by_torchvision = [
+        DecodeImage(),
+        Resize(20, "bicubic"),
+        CenterCrop(16),
+        ToTensor(),
+        Normalize(mean=[0.5] * 3, std=[0.25] * 3),
+    ]
+    assert Preprocess.of(by_plsc) == Preprocess.of(by_torchvision)
+
+
+def test_evaluation_refuses_random_erasing():
+    with pytest.raises(ConfigError, match="RandomErasing"):
+        Preprocess.of([DecodeImage(), NormalizeImage(), RandomErasing()])
+
+
+class Pictures:
+    max_labels, class_names = 1, None
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        from plsc.data.datasets import Sample
+
+        return Sample(np.full((8, 8, 3), 10 * index, np.uint8), index, f"picture {index}")
+
+
+def erased_batch(draws, workers: int):
+    """Which pixels of each sample are erased."""
+    split = split_transforms([NormalizeImage(mean=[0.0] * 3, std=[1.0] * 3), RandomErasing(EPSILON=0.7, mean=[9.0])])
+    fetcher = Fetcher(Pictures(), split.host, seed=3, class_num=None, drawn=split.drawn)
+    loader = Loader(fetcher, batch_size=len(draws), num_workers=workers)
+    (arrays,) = list(loader.run([draws]))
+    image = DeviceInput(split.normalize, split.drawn)(arrays)["image"].numpy()
+    loader.close()
+    return image == 9.0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_erasing_belongs_to_the_sample_and_not_to_its_place_in_a_batch(workers):
+    draws = [Draw(epoch, index) for epoch in (0, 1) for index in range(12)]
+    erased = erased_batch(draws, workers)
+    backwards = erased_batch(draws[::-1], 0)[::-1]
+    np.testing.assert_array_equal(erased, backwards)
+    some = erased.any(axis=(1, 2, 3))
+    assert 8 < some.sum() < 24
+    assert not np.array_equal(erased[:12], erased[12:])  # another epoch, other boxes
+    for rectangle in erased[some][:, 0]:
+        rows, columns = np.flatnonzero(rectangle.any(1)), np.flatnonzero(rectangle.any(0))
+        assert rectangle[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+def test_a_run_with_erasing_and_a_policy_learns(tmp_path):
+    tree = tiny_digits()
+    tree["Global"]["output_dir"] = str(tmp_path / "run")
+    ops = tree["DataLoader"]["Train"]["dataset"]["transform_ops"]
+    ops.insert(1, {"RandomApply": {"p": 0.5, "transforms": [{"ColorJitter": {"brightness": 0.3}}]}})
+    ops.append({"RandomErasing": {"EPSILON": 0.25, "mode": "pixel"}})
+    plsc("train", "-c", write_config(tmp_path / "c.yaml", tree))
+    # what was resolved is itself a recipe
+    plsc("config", "-c", tmp_path / "run" / "config.yaml")
