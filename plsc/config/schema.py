@@ -25,7 +25,7 @@ class Component:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    path: tuple = ()
+    path: tuple = field(default=(), compare=False)
 
     def as_section(self) -> dict:
         """The form `name: X` beside its arguments (Model, Optimizer, dataset, …)."""
@@ -143,7 +143,7 @@ class DataSection:
 
 class Export(Section):
     export_type: Literal["paddle", "onnx"] = "paddle"
-    input_shape: list[int | None] = Field(default_factory=lambda: [None, 3, 224, 224])
+    input_shape: list[int | None] | None = None  # batch, channels, height, width, None free; default: the model's
 
 
 INERT = {

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from plsc.errors import DataError
+
 log = logging.getLogger("plsc")
 
 
@@ -45,18 +47,29 @@ def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) 
         place: what the index is of; there is one index a place.
         facts: plain values that tell whether it still holds: format, options, stamps of files.
         build: makes the arrays.
+
+    Raises:
+        DataError: the cache folder cannot be written.
     """
     folder = cache_folder() / "index" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     facts = {"place": place, **facts}
     found = _mapped(folder, facts)
     if found is not None:
         return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(f"{folder}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot be written: {error}; PLSC_CACHE names another folder") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = _mapped(folder, facts)
         if found is None:
-            _write(folder, facts, build())
+            arrays = build()
+            try:
+                _write(folder, facts, arrays)
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be written: {error}; PLSC_CACHE names another folder") from error
             found = _mapped(folder, facts)
     return found
 
@@ -71,16 +84,23 @@ def _mapped(folder: Path, facts: dict):
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r" if filled else None))
             for name, filled in kept["arrays"].items()
         }
-    except (OSError, ValueError, KeyError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):
+        return None  # absent or damaged; that too many files are open is no reason to build it anew
 
 
 def _write(folder: Path, facts: dict, arrays: dict[str, np.ndarray]):
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-    for name, array in arrays.items():
-        np.save(fresh / f"{name}.npy", array)
-    said = {"facts": facts, "arrays": {name: bool(array.size) for name, array in arrays.items()}}
-    (fresh / "facts.json").write_text(json.dumps(said), encoding="utf-8")
-    # a process that has mapped the old files keeps them until it ends
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(fresh, folder)
+    try:
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", array)
+        said = {"facts": facts, "arrays": {name: bool(array.size) for name, array in arrays.items()}}
+        (fresh / "facts.json").write_text(json.dumps(said), encoding="utf-8")
+        old = fresh.with_name(f"{fresh.name}-old")
+        # moved, not removed: on NFS a folder whose files are mapped somewhere cannot be removed
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise

@@ -1,14 +1,18 @@
 """Files at addresses (s3://…, gs://…, https://…) → copies on a local disk, through fsspec."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from plsc.data.index import cache_folder
 from plsc.errors import ConfigError, DataError
+
+_ATTEMPTS = 20
 
 
 def is_remote(path: str) -> bool:
@@ -24,6 +28,8 @@ def _filesystem(address: str):
         return fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{address}: {error}") from error
+    except Exception as error:  # stores' libraries have exceptions of their own, and some connect here
+        raise DataError(f"{address}: cannot be reached: {error}") from error
 
 
 def list_remote(pattern: str) -> list[str]:
@@ -33,8 +39,8 @@ def list_remote(pattern: str) -> list[str]:
     filesystem, path = _filesystem(pattern)
     try:
         return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
-    except OSError as error:
-        raise DataError(f"{pattern}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{pattern}: cannot be listed: {error}") from error
 
 
 class LocalCopies:
@@ -62,6 +68,15 @@ class LocalCopies:
                     self._make_room(copy)
         return copy
 
+    def with_copy(self, address: str, use: Callable):
+        """use(path of the copy); once more where another process has removed it in between."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return use(self.path_of(address))
+            except FileNotFoundError:
+                continue
+        return use(self.path_of(address))
+
     def _fetch(self, address: str, copy: Path):
         filesystem, path = _filesystem(address)
         descriptor, part = tempfile.mkstemp(dir=self.folder, prefix=".part-")
@@ -69,7 +84,7 @@ class LocalCopies:
         try:
             filesystem.get_file(path, part)
             os.rename(part, copy)
-        except OSError as error:
+        except Exception as error:
             raise DataError(f"{address}: cannot be fetched: {error}") from error
         finally:
             Path(part).unlink(missing_ok=True)
@@ -80,8 +95,9 @@ class LocalCopies:
         copies = []
         for path in self.folder.iterdir():
             if not path.name.startswith("."):
-                found = path.stat()
-                copies.append((found.st_mtime_ns, found.st_size, path))
+                with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                    found = path.stat()
+                    copies.append((found.st_mtime_ns, found.st_size, path))
         total = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
             if total <= self.limit:

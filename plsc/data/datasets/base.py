@@ -21,6 +21,11 @@ class Sample(NamedTuple):
     weights: tuple[float, ...] | None = None
 
 
+def name_of(data: "Dataset", index: int) -> str:
+    """A sample's name, without reading the picture where the data set knows it."""
+    return data.name(index) if hasattr(data, "name") else data[index].name
+
+
 class Dataset(Protocol):
     """A sequence of samples.
 
@@ -28,7 +33,8 @@ class Dataset(Protocol):
         class_names: the classes' names in order, or None where the data set does not say.
         max_labels: most labels of one sample; 1 means every label is a plain class.
 
-    Data sets that lie in shards also have `shard_sizes`, the samples of each shard in order.
+    Data sets that lie in shards also have `shard_sizes`, the samples of each shard in order. Those that know
+    a sample's name without reading it have `name(index)`.
     """
 
     class_names: list[str] | None

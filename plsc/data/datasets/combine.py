@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from plsc.data.datasets.base import Sample
+from plsc.data.datasets.base import Sample, name_of
 from plsc.errors import ConfigError, DataError
 from plsc.registry import DATASETS, ListOf
 
@@ -46,6 +46,9 @@ class Sliced:
     def __len__(self):
         return self._stop - self._start
 
+    def name(self, index: int) -> str:
+        return name_of(self.data, self._start + index)
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -81,8 +84,16 @@ class Stack:
     def __len__(self):
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Sample:
+    def _find(self, index: int):
+        """(data set, index in it) of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.datasets[part][index - (int(self._ends[part - 1]) if part else 0)]
+        return self.datasets[part], index - (int(self._ends[part - 1]) if part else 0)
+
+    def name(self, index: int) -> str:
+        return name_of(*self._find(index))
+
+    def __getitem__(self, index: int) -> Sample:
+        data, index = self._find(index)
+        return data[index]

@@ -42,6 +42,9 @@ class ImageFolder:
     def __len__(self):
         return len(self._labels)
 
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._paths[index]))
+
     def __getitem__(self, index: int) -> Sample:
-        path = os.fsdecode(bytes(self._paths[index]))
+        path = self.name(index)
         return Sample(Path(path).read_bytes(), int(self._labels[index]), path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.base import Sample
 from plsc.data.index import cached, stamp
 from plsc.errors import DataError
@@ -13,6 +14,7 @@ from plsc.registry import DATASETS
 _LINES_CHECKED, _PICTURES_CHECKED = 20_000, 200
 _PIECE = 1 << 26  # bytes of the list that are looked at together
 _NEWLINE, _COMMA = ord("\n"), ord(",")
+_SHORTEST = 4  # bytes of a line that are not looked at one by one
 
 
 def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
@@ -21,7 +23,7 @@ def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
     Args:
         text: uint8, possibly mapped from a file; a piece at a time is in memory.
     """
-    starts, lengths, most_commas, begun = [], [], 0, 0
+    starts, lengths, most_commas, begun, begun_commas = [], [], 0, 0, 0
     for first in range(0, len(text), _PIECE):
         piece = np.asarray(text[first : first + _PIECE])
         ends = np.flatnonzero(piece == _NEWLINE) + first
@@ -31,12 +33,17 @@ def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
             raise DataError(f"a line is longer than {_PIECE >> 20} MB")
         begins = np.concatenate([[begun], ends[:-1] + 1])
         begun = int(ends[-1]) + 1
-        kept = ends - begins > 1
+        kept = ends - begins >= _SHORTEST
+        for k in np.flatnonzero(~kept):  # blank, or too short to be right, which its reader tells
+            kept[k] = bool(bytes(text[begins[k] : ends[k]]).strip())
         starts.append(begins[kept])
         lengths.append((ends - begins)[kept].astype(np.int32))
-        # the part of a line that lies in the piece before counts apart: too many commas only cost memory
-        commas = np.searchsorted(np.flatnonzero(piece == _COMMA) + first, ends)
-        most_commas = max(most_commas, int(np.diff(commas, prepend=0).max(initial=0)))
+        places = np.flatnonzero(piece == _COMMA) + first
+        commas = np.searchsorted(places, ends)
+        in_lines = np.diff(commas, prepend=0)
+        in_lines[0] += begun_commas
+        begun_commas = len(places) - int(commas[-1])
+        most_commas = max(most_commas, int(in_lines.max()))
     return {
         "starts": np.concatenate(starts) if starts else np.zeros(0, np.int64),
         "lengths": np.concatenate(lengths) if lengths else np.zeros(0, np.int32),
@@ -69,7 +76,8 @@ class ImageNetDataset:
             raise DataError(f"{cls_label_path}: no such list file (ImageNetDataset.cls_label_path)")
         if self.list_path.stat().st_size == 0:
             raise DataError(f"{cls_label_path}: the list file is empty")
-        self._text = np.memmap(self.list_path, dtype=np.uint8, mode="r")
+        self._file = ByteFile(self.list_path)  # read, not mapped: a list that is written anew would be SIGBUS
+        self._size = self.list_path.stat().st_size
         try:
             lines = self._lines()
         except DataError as error:
@@ -80,18 +88,22 @@ class ImageNetDataset:
         path, _ = self._parse(0)
         if not path.is_file():
             raise DataError(f"{path}: named in line {self._line(0)} of {cls_label_path}, but there is no such file")
-        self.max_labels = int(lines["most_commas"][0]) + 1 if multi_label else 1
+        # 1 would mean plain classes
+        self.max_labels = max(2, int(lines["most_commas"][0]) + 1) if multi_label else 1
 
     def _lines(self) -> dict[str, np.ndarray]:
-        if len(self._text) < _PIECE:
-            return line_index(self._text)
+        def index():
+            return line_index(np.memmap(self.list_path, dtype=np.uint8, mode="r"))
+
         path = self.list_path.resolve()
-        facts = {"format": 1, "stamp": stamp(path)}
-        return cached(f"lines of {path}", facts, lambda: line_index(self._text))
+        if self._size < _PIECE:
+            return index()
+        return cached(f"lines of {path}", {"format": 2, "stamp": stamp(path)}, index)
 
     def _line(self, k: int) -> int:
         """Number of sample k's line in the file, from 1."""
-        return int(np.count_nonzero(self._text[: self._starts[k]] == _NEWLINE)) + 1
+        before = np.memmap(self.list_path, dtype=np.uint8, mode="r")[: self._starts[k]]
+        return int(np.count_nonzero(before == _NEWLINE)) + 1
 
     def check(self, class_num: int) -> None:
         """Look at lines spread over the list, their labels and some of their pictures, before a run begins.
@@ -114,7 +126,7 @@ class ImageNetDataset:
 
     def _parse(self, k: int):
         start = int(self._starts[k])
-        line = bytes(self._text[start : start + int(self._lengths[k])]).decode("utf-8", "surrogateescape").rstrip()
+        line = self._file.read(start, int(self._lengths[k])).decode("utf-8", "surrogateescape").rstrip()
         path, found, text = line.rpartition(self.delimiter)
         try:
             labels = tuple(dict.fromkeys(int(part) for part in text.split(",")))
@@ -133,6 +145,9 @@ class ImageNetDataset:
 
     def __len__(self):
         return len(self._starts)
+
+    def name(self, index: int) -> str:
+        return str(self._parse(index)[0])
 
     def __getitem__(self, index: int) -> Sample:
         path, labels = self._parse(index)

@@ -37,8 +37,11 @@ class LabelPolicy:
             raise ConfigError(f"{owner}.max_labels is {most}; it must be at least 1")
         if mode == "class" and not drop_empty:
             raise ConfigError(f"{owner}: label_mode class needs a class for every picture; drop_empty cannot be False")
-        self.mode, self.threshold, self.normalize, self.drop_empty = mode, threshold, normalize, drop_empty
-        self.max_labels = 1 if mode == "class" else most
+        # float32 as in the files and the index: 0.7 is at a threshold of 0.7, in whatever precision
+        self.threshold = None if threshold is None else float(np.float32(threshold))
+        self.mode, self.normalize, self.drop_empty, self._most = mode, normalize, drop_empty, most
+        # one label would mean a plain class, which has no weight and cannot be missing
+        self.max_labels = 1 if mode == "class" else max(2, most)
 
     @property
     def identity(self) -> list:
@@ -63,11 +66,16 @@ class LabelPolicy:
         weights = (1.0,) * len(ids) if probs is None else probs
         order = sorted(range(len(ids)), key=lambda k: -weights[k])
         if self.threshold is not None:
-            order = [k for k in order if weights[k] >= self.threshold]
+            order = [k for k in order if np.float32(weights[k]) >= self.threshold]
         if self.mode == "class":
             return ids[order[0]], None
-        order = order[: self.max_labels]
-        chosen = [weights[k] if self.mode == "soft" else 1.0 for k in order]
-        if self.normalize and sum(chosen) > 0:
-            chosen = [weight / sum(chosen) for weight in chosen]
-        return tuple(ids[k] for k in order), tuple(chosen)
+        best = {}
+        for k in order:
+            best.setdefault(ids[k], weights[k])  # of a label named twice the more probable
+        chosen = dict(list(best.items())[: self._most])
+        if self.mode == "multi_hot":
+            chosen = dict.fromkeys(chosen, 1.0)
+        total = sum(chosen.values())
+        if self.normalize and total > 0:
+            chosen = {label: weight / total for label, weight in chosen.items()}
+        return tuple(chosen), tuple(chosen.values())

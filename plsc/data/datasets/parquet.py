@@ -28,7 +28,7 @@ class _RowGroups:
 
     def __init__(self, path: Path, columns: list[str], kept: OrderedDict, most: int):
         self._path, self._columns, self._kept, self._most = path, columns, kept, most
-        self._file = _pyarrow().parquet.ParquetFile(path, memory_map=True)
+        self._file = _pyarrow().parquet.ParquetFile(path)  # not mapped: a file that shrinks would be SIGBUS
         metadata = self._file.metadata
         self._ends = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
 
@@ -92,10 +92,14 @@ class _Parquet:
         ids, probs = row[self.label_key], row[self.prob_key] if self.prob_key else None
         if ids is None:
             raise DataError(f"a row has no {self.label_key!r}")
-        ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+        try:
+            ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+            probs = None if probs is None else tuple(float(p) for p in probs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"a row's labels cannot be read: {error}") from error
         if probs is not None and len(probs) != len(ids):
             raise DataError(f"a row has {len(ids)} labels but {len(probs)} probabilities")
-        return Labels(ids, None if probs is None else tuple(float(p) for p in probs))
+        return Labels(ids, probs)
 
 
 @DATASETS.register()

@@ -8,9 +8,9 @@ import glob
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 from plsc.data.datasets.base import Sample
 from plsc.data.datasets.labels import LabelPolicy, Labels
 from plsc.data.index import cached, stamp
+from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
 from plsc.errors import ConfigError, DataError
 
@@ -57,29 +58,13 @@ class Format(Protocol):
         """Picture and labels of the k-th entry."""
 
 
-class ByteFile:
-    """A file read at any place, by several processes at once."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes. Raises DataError where the file ends before."""
-        found = os.pread(self._descriptor, size, offset)
-        if len(found) != size:
-            raise DataError(f"{self.path}: ends at byte {offset + len(found)}; it was longer when it was indexed")
-        return found
-
-    def close(self):
-        os.close(self._descriptor)
-
-
 def find_shards(files: str | list[str], owner: str) -> list[str]:
-    """Paths or addresses of shards, sorted within each pattern: globs, {0000..0127} ranges and folders' content.
+    """Paths or addresses of shards, sorted within each pattern: globs and {0000..0127} ranges.
 
     Raises DataError for a pattern that finds nothing.
     """
+    if not files:
+        raise ConfigError(f"{owner}.files is empty; it takes paths, globs and addresses")
     found = []
     for pattern in [files] if isinstance(files, str) else files:
         some = []
@@ -88,7 +73,7 @@ def find_shards(files: str | list[str], owner: str) -> list[str]:
                 some += list_remote(text)
             else:
                 text = os.path.expanduser(text)
-                some += sorted(glob.glob(text)) if glob.has_magic(text) else [text] * os.path.isfile(text)
+                some += [text] if os.path.isfile(text) else sorted(glob.glob(text))
         if not some:
             raise DataError(f"{pattern}: no such file (looked in {os.getcwd()}); {owner}.files takes paths and globs")
         found += some
@@ -153,19 +138,21 @@ class Shards:
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         k = index - (int(self._ends[shard - 1]) if shard else 0)
-        opened, entries, kept = self._open(shard)
-        k = k if kept is None else int(kept[k])
-        name = f"{self.files[shard]}, sample {k}"
+        name = self.files[shard]
         try:
+            opened, entries, kept = self._open(shard)
+            k = k if kept is None else int(kept[k])
+            name = f"{name}, sample {k}"
             return name, *self.format.sample(opened, entries, k)
-        except (OSError, ValueError) as error:
+        except (DataError, OSError, ValueError) as error:
             raise DataError(f"{name}: {error}") from error
 
     # -- indices --------------------------------------------------------------------------
 
-    def _local(self, shard: int) -> Path:
+    def _with_local(self, shard: int, use: Callable):
+        """use(path of the file, or of its copy)"""
         file = self.files[shard]
-        return self._copies.path_of(file) if is_remote(file) else Path(file)
+        return self._copies.with_copy(file, use) if is_remote(file) else use(Path(file))
 
     def _index(self, shard: int) -> dict[str, np.ndarray]:
         file = self.files[shard]
@@ -178,12 +165,14 @@ class Shards:
         return {} if is_remote(file) else {"stamp": stamp(file)}
 
     def _build(self, shard: int) -> dict[str, np.ndarray]:
-        path = self._local(shard)
-        try:
+        def index(path: Path):
             found = self.format.index(path, self.policy.best)
+            return {**found, "bytes": np.array([path.stat().st_size])}
+
+        try:
+            return self._with_local(shard, index)
         except (DataError, OSError, ValueError) as error:
             raise DataError(f"{self.files[shard]}: cannot be indexed: {error}") from error
-        return {**found, "bytes": np.array([path.stat().st_size])}
 
     def _sizes(self, shard: int) -> list[int]:
         """Samples kept of each group of a file."""
@@ -196,8 +185,9 @@ class Shards:
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
         """(ends of the files, sizes of all groups), counted once a machine."""
         digest = hashlib.sha256()
-        for shard, file in enumerate(self.files):
-            digest.update(repr((_absolute(file), self._facts(shard))).encode("utf-8", "surrogateescape"))
+        self._first_facts = [self._facts(shard) for shard in range(len(self.files))]
+        for file, facts in zip(self.files, self._first_facts, strict=True):
+            digest.update(repr((_absolute(file), facts)).encode("utf-8", "surrogateescape"))
         facts = {"format": _INDEX_FORMAT, "options": self.format.options, "keeps": self.policy.identity}
         counts = cached(f"{self.format.name} counts {digest.hexdigest()}", facts, self._count)
         return np.array(counts["ends"]), np.array(counts["sizes"])
@@ -211,11 +201,15 @@ class Shards:
             sizes = [self._sizes(shard) for shard in numbers]
         else:
             processes = min(len(os.sched_getaffinity(0)), 32)
+
+            def sized(shard: int, tick):
+                tick()
+                return shard, self._sizes(shard)
+
             title = f"indexing {self.format.name} shards"
-            # forked, so that nothing is sent but numbers; the work is files and NumPy only
-            with multiprocessing.get_context("fork").Pool(processes) as pool:
-                done = pool.imap(self._sizes, numbers, chunksize=4)
-                sizes = list(tqdm(done, title, len(numbers), unit=" shards", delay=2.0, leave=False, disable=None))
+            with tqdm(desc=title, total=len(numbers), unit=" shards", delay=2.0, leave=False, disable=None) as bar:
+                found = dict(each(sized, numbers, workers=processes, progress=bar.update))
+            sizes = [found[shard] for shard in numbers]
         return {
             "ends": np.cumsum([sum(groups) for groups in sizes], dtype=np.int64),
             "sizes": np.array([size for groups in sizes for size in groups], dtype=np.int64),
@@ -225,12 +219,20 @@ class Shards:
         if shard in self._opened:
             self._opened.move_to_end(shard)
             return self._opened[shard]
-        entries, path = self._index(shard), self._local(shard)
-        if path.stat().st_size != entries["bytes"][0]:
-            raise DataError(f"{self.files[shard]}: has changed since it was indexed; start again")
-        keeps = self.policy.keeps(entries["best"])
+        changed = DataError("has changed since it was indexed; start again")
+        if self._facts(shard) != self._first_facts[shard]:
+            raise changed
+        entries = self._index(shard)
+        # not kept mapped: each mapping costs an open file
+        keeps, size = self.policy.keeps(entries.pop("best")), int(entries.pop("bytes")[0])
         kept = None if keeps.all() else np.flatnonzero(keeps)
-        self._opened[shard] = (self.format.open(path), entries, kept)
+
+        def opened(path: Path):
+            if path.stat().st_size != size:
+                raise changed
+            return self.format.open(path)
+
+        self._opened[shard] = (self._with_local(shard, opened), entries, kept)
         if len(self._opened) > _OPEN_FILES:
             _, (oldest, _, _) = self._opened.popitem(last=False)
             oldest.close()
@@ -249,7 +251,10 @@ def read_class_names(path: str) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"{path}: no such file; class_names is a text file with one name a line")
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text: {error}") from error
 
 
 def _manifest_names(shard: str) -> list[str] | None:

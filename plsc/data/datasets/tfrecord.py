@@ -5,12 +5,14 @@ protocol buffer: Example{1: Features{1: map<name, Feature>}}, Feature{1: bytes, 
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.labels import LabelMode, Labels
-from plsc.data.datasets.shards import ByteFile, Shards, shard_data
+from plsc.data.datasets.shards import Shards, shard_data
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -62,7 +64,7 @@ class _Records:
     def _features(self, data: bytes) -> dict:
         try:
             return parse_example(data)
-        except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
+        except (IndexError, struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
             raise DataError(f"a record is no tf.train.Example: {error}") from error
 
     def _labels(self, features: dict) -> Labels:
@@ -85,7 +87,7 @@ def _varint(data, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value & (1 << 64) - 1, at
         shift += 7
         if shift > 63:
             raise ValueError("a number of more than 64 bits")
@@ -112,28 +114,38 @@ def _fields(data):
         yield number, wire, value
 
 
+def _messages(data) -> Iterator[tuple[int, memoryview]]:
+    """(field number, message) of a message's fields that are messages or bytes."""
+    return ((number, value) for number, wire, value in _fields(data) if wire == _LENGTH_DELIMITED)
+
+
 def parse_example(data: bytes) -> dict:
-    """A serialised tf.train.Example → name → list of bytes, float32 array or int64 array."""
+    """A serialised tf.train.Example → name → list of bytes, float32 array or int64 array.
+
+    Raises ValueError, IndexError or KeyError where it is none.
+    """
     features = {}
-    for number, _, message in _fields(memoryview(data)):
+    for number, message in _messages(memoryview(data)):
         if number != 1:
             continue
-        for kind, _, entry in _fields(message):
+        for kind, entry in _messages(message):
             if kind == 1:
-                parts = {n: value for n, _, value in _fields(entry)}
+                parts = dict(_messages(entry))
                 features[bytes(parts[1]).decode()] = _feature(parts.get(2, memoryview(b"")))
     return features
 
 
 def _feature(message):
-    for number, _, values in _fields(message):
+    for number, values in _messages(message):
         if number == 1:
-            return [bytes(value) for _, _, value in _fields(values)]
+            return [bytes(value) for _, value in _messages(values)]
         if number == 2:
             # packed into one field, or a field each
-            return np.concatenate([np.frombuffer(v, "<f4") for _, _, v in _fields(values)] or [np.zeros(0, "<f4")])
+            parts = [np.frombuffer(v, "<f4") for _, wire, v in _fields(values) if wire in (_LENGTH_DELIMITED, _FIXED32)]
+            return np.concatenate(parts or [np.zeros(0, "<f4")])
         if number == 3:
-            return np.array([n for _, wire, v in _fields(values) for n in _integers(wire, v)], dtype=np.int64)
+            packed = (_integers(wire, v) for _, wire, v in _fields(values) if wire in (_LENGTH_DELIMITED, _VARINT))
+            return np.array([n for numbers in packed for n in numbers], dtype=np.int64)
     return []
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.image_folder import EXTENSIONS
 from plsc.data.datasets.labels import LabelMode, Labels
-from plsc.data.datasets.shards import ByteFile, Shards, shard_data
+from plsc.data.datasets.shards import Shards, shard_data
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -67,7 +68,7 @@ class _Tar:
             ids, probs = found[self.label_key], found.get(self.prob_key)
             ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
             probs = None if probs is None else tuple(float(p) for p in probs)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(f"{key}: its labels cannot be read from its .{kind}: {error}") from error
         if probs is not None and len(probs) != len(ids):
             raise DataError(f"{key}: has {len(ids)} labels but {len(probs)} probabilities")
@@ -98,6 +99,10 @@ def _samples(path: Path):
                     members = {}
                 key = this
                 members[extension.lower()] = member
+            # tarfile takes a damaged header for the end
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(f"is damaged or cut short at byte {tar.offset}")
     except tarfile.TarError as error:
         raise DataError(f"no whole tar file: {error}") from error
     if members:

@@ -4,7 +4,6 @@ import io
 import struct
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
@@ -14,9 +13,9 @@ from plsc.registry import TRANSFORMS
 
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit; a small file can claim any size
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BASELINE, _SOS, _APP1 = {0xC0, 0xC1}, 0xDA, 0xE1
+_LONG = 4  # EXIF's type; the standard says short, not all writers do
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _CONTEXT_ROWS = 16  # below a region: smooth chroma upsampling looks at them
 
@@ -25,7 +24,7 @@ class JpegHeader(NamedTuple):
     """What a JPEG says before its pixels.
 
     Attributes:
-        height, width: pixels as stored. height_at: where in the file the height stands.
+        height, width: pixels as stored. height_at, scan_at: where in the file the height and the pixels stand.
         upright: its EXIF orientation leaves it as it is.
         in_rows: all colours of one row follow each other from top to bottom (baseline, one scan), so that
             the upper part can be decoded alone.
@@ -34,6 +33,7 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     height_at: int
+    scan_at: int
     upright: bool
     in_rows: bool
 
@@ -61,6 +61,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             elif marker == _SOS:
                 break
             at += 2 + length
+        in_scan = data[at + 4]
     except (IndexError, struct.error):
         return None
     if frame is None:
@@ -68,7 +69,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     kind, height_at, height, width, components = frame
     if not height or not width:
         return None
-    return JpegHeader(height, width, height_at, upright, kind in _BASELINE and data[at + 4] == components)
+    return JpegHeader(height, width, height_at, at, upright, kind in _BASELINE and in_scan == components)
 
 
 def _orientation(tiff: bytes) -> int:
@@ -80,8 +81,10 @@ def _orientation(tiff: bytes) -> int:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, directory)
         for k in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * k)
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * k)
             if tag == 0x0112:
+                if kind == _LONG:
+                    (value,) = struct.unpack_from(order + "I", tiff, directory + 2 + 12 * k + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
         pass
@@ -93,17 +96,17 @@ def _refuse_too_large(height: int, width: int):
         raise DataError(f"has {width}x{height} pixels; more than {MOST_PIXELS:,} are refused")
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_whole(data: bytes, header: JpegHeader) -> bool:
     """Whether a JPEG has its end marker; decoders fill what is missing with grey and tell nobody."""
-    return _JPEG_END in data[-4096:]
+    return _JPEG_END in data[max(header.scan_at, len(data) - 4096) :]
 
 
 def decode(data: bytes) -> np.ndarray:
     """An encoded picture as RGB [H, W, 3] uint8, turned as its EXIF orientation says.
 
-    libjpeg-turbo decodes JPEG, OpenCV PNG, Pillow the rest and all that is unusual: CMYK, turned or
-    damaged JPEGs, of which it refuses truncated ones. 16 bits become the upper 8, transparency is
-    dropped, of an animation the first picture is taken.
+    libjpeg-turbo decodes JPEG, Pillow the rest and all that is unusual: turned or damaged JPEGs, of
+    which it refuses truncated ones. (OpenCV decodes PNG hardly faster, but prints libpng's warnings.)
+    16 bits become the upper 8, transparency is dropped, of an animation the first picture is taken.
 
     Raises:
         DataError: the bytes are no picture, only part of one, or have more than MOST_PIXELS pixels.
@@ -113,18 +116,11 @@ def decode(data: bytes) -> np.ndarray:
     header = jpeg_header(data)
     if header is not None:
         _refuse_too_large(header.height, header.width)
-        if header.upright and _is_whole(data):
+        if header.upright and _is_whole(data, header):
             try:
                 return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
             except ValueError:
                 pass  # CMYK, or damage that Pillow judges
-    elif data.startswith(_PNG_START) and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        _refuse_too_large(height, width)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        # OpenCV leaves black what is missing of a truncated file
-        if pixels is not None and b"IEND" in data[-64:]:
-            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return _by_pillow(data)
 
 
@@ -137,7 +133,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
                 upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(upper[..., np.newaxis], 3, axis=2)
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         said = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
         raise DataError(f"not a readable picture: {said}") from error
 
@@ -157,7 +153,7 @@ def decode_region(data: bytes, header: JpegHeader, box: tuple[int, int, int, int
     top, left, height, width = box
     _refuse_too_large(header.height, header.width)
     pixels = None
-    if _is_whole(data):
+    if _is_whole(data, header):
         rows = header.height
         if header.in_rows and top + height + _CONTEXT_ROWS < rows:
             # a file that claims fewer rows is decoded that far; a baseline JPEG has them in order

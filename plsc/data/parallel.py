@@ -1,0 +1,81 @@
+"""Work on a whole data set in processes, with a count of what is done and an orderly end."""
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import cv2
+
+from plsc import environment
+from plsc.errors import DataError
+
+_REPORT_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """Raised in a task whose results nobody waits for any more; it cleans up and passes it on."""
+
+
+def each(function: Callable, tasks: Iterable, *, workers: int, progress=lambda count: None) -> Iterator:
+    """Results of `function(task, tick)` for each task, in the order they are finished.
+
+    Args:
+        function: handed to forked processes as it is, so it may hold the data set. It calls `tick()` for
+            each picture it is done with, which raises Stopped when the whole is broken off.
+        tasks: small values; only as many as the processes need are taken at a time.
+        workers: processes; 0 works in this one.
+        progress: called with the number of pictures done since it was last called.
+
+    Raises:
+        DataError: a process was killed. What `function` raises comes through.
+    """
+    if workers == 0:
+        for task in tasks:
+            yield function(task, lambda: progress(1))
+        return
+    context = multiprocessing.get_context("fork")
+    done, stop = context.Value("q", 0), context.Event()
+    executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function, done, stop))
+    tasks, told = iter(tasks), 0
+    try:
+        pending = {executor.submit(_run, task) for task in itertools.islice(tasks, 2 * workers)}
+        while pending:
+            finished, pending = wait(pending, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
+            pending |= {executor.submit(_run, task) for task in itertools.islice(tasks, len(finished))}
+            told, before = done.get_obj().value, told  # not behind the lock, which a killed process may hold
+            progress(told - before)
+            for future in finished:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process was killed, as the system does when memory runs out; fewer workers need less"
+        ) from error
+    finally:
+        stop.set()
+        executor.shutdown(cancel_futures=True)
+
+
+_function = _done = _stop = None  # of a worker's process
+
+
+def _begin(function, done, stop):
+    global _function, _done, _stop
+    _function, _done, _stop = function, done, stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells when to stop
+    environment.die_with_parent()
+    cv2.setNumThreads(0)
+
+
+def _run(task):
+    return _function(task, _tick)
+
+
+def _tick():
+    if _stop.is_set():
+        raise Stopped
+    with _done.get_lock():
+        _done.value += 1
