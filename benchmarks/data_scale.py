@@ -77,7 +77,9 @@ def look(name: str, opened, read) -> None:
         if step % max(1, sampler.steps_per_epoch // LOOKS) == 0:
             memory.append(f"{own_memory():.0f}")
     seconds = time.perf_counter() - started
-    print(f"{name}: an epoch of {sampler.steps_per_epoch} batches in {seconds:.0f} s; own memory, MB: {' '.join(memory)}")
+    print(
+        f"{name}: an epoch of {sampler.steps_per_epoch} batches in {seconds:.0f} s; own memory, MB: {' '.join(memory)}"
+    )
 
 
 def main() -> None:

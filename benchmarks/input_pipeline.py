@@ -9,7 +9,7 @@ FOLDER holds original JPEGs, in sub-folders or not. One core prepares each pictu
     plsc               DecodeImage, RandCropImage (bicubic, cv2), RandFlipImage into a batch of uint8
     torchvision's way  Pillow: decode, random crop, bicubic, flip, float32 [C, H, W], normalised
     PLSC's way         OpenCV decodes, Pillow crops and resizes, float32 [C, H, W], normalised
-    plsc, shards       as plsc, from tar shards of `plsc data prepare` (short side 256, quality 90)
+    plsc, shards       as plsc, from tar shards of `plsc data prepare` (short side 256, quality 85)
 
 Then the loader with a worker a core, beside one core alone. Medians and ratios are printed; single
 figures of a shared machine mean little. It takes about a minute.
@@ -120,7 +120,7 @@ def prepared_shards(data, folder: Path):
     from plsc.data.prepare import Settings, prepare
 
     os.environ["PLSC_CACHE"] = str(folder / "cache")
-    prepare(data, folder / "shards", Settings(short_side=256, quality=90), source={"benchmark": str(folder)})
+    prepare(data, folder / "shards", Settings(), source={"benchmark": str(folder)})
     return WebDataset(files=str(folder / "shards" / "*.tar"))
 
 
@@ -154,7 +154,7 @@ def end_to_end(data, rounds: int, workers: int) -> tuple[float, float]:
     for _ in range(4):
         next(batches)
     alone, together = [], []
-    for n in range(rounds):
+    for _ in range(rounds):
         # drain what was made ahead while the other side was measured
         for _ in range(4):
             next(batches)

@@ -332,17 +332,33 @@ class LoadedModel:
     source: Source
 
 
-def model_of(path, *, weights: str = "model", img_size: int | None = None) -> LoadedModel:
-    """The model that a file, checkpoint or run directory holds, ours or foreign, without a configuration.
+def model_of(path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None) -> LoadedModel:
+    """The model that a file, checkpoint or run directory holds, ours or foreign.
 
     Args:
         weights: model, or ema for the averaged ones.
-        img_size: another resolution in pixels; the position embedding is resized.
+        img_size: another resolution in pixels; position embedding and preprocessing follow.
+        config: a recipe that says the model and, by DataLoader.Eval, how pictures enter it; without it the
+            path itself says both.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not say all that rebuilds its model.
+        CheckpointError: the file cannot be read, does not fit, or does not say all that rebuilds its model.
     """
     source = read(path, weights)
+    network, preprocess = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
+    load_pretrained(
+        network,
+        source,
+        strict=True,
+        allowed=("pos_embed",) if img_size is not None else (),
+        position=config.Global.position_embedding if config else "bicubic",
+    )
+    network.eval()
+    return LoadedModel(network, preprocess, source.class_names, source)
+
+
+def _as_written(source: Source, img_size: int | None):
+    """The model and preprocessing that weights themselves say."""
     fields = dict(source.spec)
     trained_at = fields.get("img_size")
     if img_size is not None:
@@ -351,14 +367,38 @@ def model_of(path, *, weights: str = "model", img_size: int | None = None) -> Lo
         spec = ViTSpec(**fields)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{source.path}: does not describe a Vision Transformer: {error}") from error
-    network = VisionTransformer(spec)
-    allowed = ("pos_embed",) if img_size is not None else ()
-    load_pretrained(network, source, strict=True, allowed=allowed)
-    network.eval()
     preprocess = Preprocess.from_dict(source.preprocess) if source.preprocess else None
     if preprocess and isinstance(trained_at, int) and img_size is not None:
         preprocess = preprocess.enlarged(img_size / trained_at)
-    return LoadedModel(network, preprocess, source.class_names, source)
+    return VisionTransformer(spec), preprocess
+
+
+def _as_in_recipe(config: Config, img_size: int | None):
+    return component(config, MODELS, model_part(config, img_size)), recipe_preprocess(config, img_size)
+
+
+def model_part(config: Config, img_size: int | None = None) -> Component:
+    """The recipe's Model section, at another resolution where one is asked for."""
+    if img_size is None:
+        return config.Model
+    return dataclasses.replace(config.Model, arguments={**config.Model.arguments, "img_size": img_size})
+
+
+def recipe_preprocess(config: Config, img_size: int | None = None) -> Preprocess | None:
+    """How a recipe's evaluation prepares pictures, at another resolution in proportion; None where it has none."""
+    if "Eval" not in config.DataLoader:
+        return None
+    section = config.DataLoader["Eval"]
+    try:
+        preprocess = Preprocess.of(transforms(config, section))
+    except ConfigError as error:
+        raise config.error((*section.path, "dataset", "transform_ops"), str(error)) from error
+    planned = config.Model.arguments["img_size"]
+    if img_size is None or img_size == planned:
+        return preprocess
+    if not isinstance(planned, int):
+        raise config.error(("Model", "img_size"), f"is {list(planned)}; another resolution needs a square one")
+    return preprocess.enlarged(img_size / planned)
 
 
 def load_pretrained(

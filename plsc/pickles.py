@@ -137,6 +137,7 @@ _ADMITTED = {
     ("builtins", "set"): lambda items=(): set(items),
     ("builtins", "list"): lambda items=(): list(items),
     ("builtins", "dict"): lambda *_: {},
+    ("builtins", "bytes"): lambda: b"",  # how Python 3 writes empty bytes where Python 2 shall read them
     ("argparse", "Namespace"): _Namespace,
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): _Array,
@@ -154,7 +155,7 @@ for _name in _STORAGES:
 for _name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"):
     _ADMITTED[("torch", _name)] = f"torch.{_name}"
 # what Python 2 wrote
-for _name in ("tuple", "set", "list", "dict"):
+for _name in ("tuple", "set", "list", "dict", "bytes"):
     _ADMITTED[("__builtin__", _name)] = _ADMITTED[("builtins", _name)]
 
 

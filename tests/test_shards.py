@@ -830,7 +830,7 @@ def test_class_names_beside_the_shards(tmp_path, kind):
     (tmp_path / "names.txt").write_bytes("Bär\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"names\.txt"):
         open_data(kind, path, class_names=str(tmp_path / "names.txt"))
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="cannot be read"):
         open_data(kind, path, class_names=str(tmp_path / "absent.txt"))
 
 

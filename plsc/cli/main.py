@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "train or fine-tune a model from one YAML file",
     "eval": "measure a checkpoint on DataLoader.Eval",
     "convert": "rewrite weights in another format",
+    "data": "prepare, check or show a data set",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }

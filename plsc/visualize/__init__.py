@@ -1,1 +1,1 @@
-"""Pictures of runs and models."""
+"""Pictures of runs and models. The mathematics is NumPy, apart from the drawing."""

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Sample
 from plsc.data.datasets.labels import LabelPolicy, Labels
 from plsc.data.index import cached, stamp
@@ -244,17 +245,6 @@ class Shards:
 
 def _absolute(file: str) -> str:
     return file if is_remote(file) else os.path.abspath(file)
-
-
-def read_class_names(path: str) -> list[str]:
-    """Class names from a text file, one a line, in the order of the labels."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"{path}: no such file; class_names is a text file with one name a line")
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text: {error}") from error
 
 
 def _manifest_names(shard: str) -> list[str] | None:

@@ -1,0 +1,31 @@
+"""Names of classes in a text file."""
+
+import re
+from pathlib import Path
+
+from plsc.errors import DataError
+
+# ImageNet's synset_words.txt begins each line so
+_SYNSET = re.compile(r"n\d{8}\s+")
+
+
+def read_class_names(path, count: int | None = None) -> list[str]:
+    """A name a line, in the order of the labels; ImageNet's synset numbers before them are left out.
+
+    Args:
+        count: how many there must be; None for any number.
+
+    Raises:
+        DataError: the file cannot be read, is no text in UTF-8, or has another number of names.
+    """
+    file = Path(path).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text in UTF-8: {error}; class names are one a line") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; class names are one a line") from error
+    names = [_SYNSET.sub("", line.strip()) for line in lines if line.strip()]
+    if count is not None and len(names) != count:
+        raise DataError(f"{path}: has {len(names)} class names, the model {count} classes")
+    return names

@@ -1,0 +1,267 @@
+"""A data set read through: what is damaged, double or odd in it, and how its classes are filled."""
+
+import hashlib
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from plsc.data.datasets.base import Dataset, Sample, name_of
+from plsc.data.parallel import each
+from plsc.data.transforms.decode import decode
+from plsc.errors import DataError
+
+THRESHOLDS = (0.05, 0.10, 0.20, 0.25)  # COYO-Labeled-300M's own table has these
+DAMAGE = (DataError, OSError, cv2.error)
+_CHUNK = 256
+_EXAMPLES = 10  # names kept for each oddity
+_ENDINGS = {
+    "JPEG": {".jpg", ".jpeg"},
+    "MPO": {".jpg", ".jpeg"},  # a JPEG with further pictures behind it, as some cameras write
+    "PNG": {".png"},
+    "GIF": {".gif"},
+    "WEBP": {".webp"},
+    "BMP": {".bmp"},
+    "TIFF": {".tif", ".tiff"},
+}
+
+
+def picture(data: Dataset, index: int) -> tuple[Sample, np.ndarray]:
+    """A sample with its pixels [H, W, C] uint8. Raises DataError that names the picture."""
+    sample = None
+    try:
+        sample = data[index]
+        return sample, sample.image if isinstance(sample.image, np.ndarray) else decode(sample.image)
+    except DAMAGE as error:
+        raise DataError(f"{sample.name}: {error}" if sample else str(error)) from error
+
+
+def inspect(data: Dataset, *, class_num: int | None = None, workers: int = 0, progress=lambda count: None) -> dict:
+    """Read and decode every sample.
+
+    Args:
+        class_num: labels must be below; None takes the number of the data set's class names, if it has any.
+        workers, progress: see plsc.data.parallel.
+
+    Returns:
+        A report of plain values: samples, readable, damaged, labels_out_of_range, duplicates, classes, sizes,
+        kinds, oddities, and thresholds where labels have weights.
+    """
+    names = data.class_names
+    limit = class_num if class_num is not None else len(names) if names is not None else None
+    chunk = max(_CHUNK, len(data) // 10_000)
+    tasks = (range(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk))
+    parts = each(lambda indices, tick: _look(data, indices, limit, tick), tasks, workers=workers, progress=progress)
+    parts = sorted(parts, key=lambda part: part.start)
+    sizes = np.concatenate([part.sizes for part in parts])
+    readable = sizes[:, 0] > 0
+    kinds = sum((part.kinds for part in parts), Counter())
+    return {
+        "samples": len(data),
+        "readable": int(readable.sum()),
+        "damaged": [found for part in parts for found in part.damaged],
+        "labels_out_of_range": [found for part in parts for found in part.beyond],
+        "duplicates": _duplicates(data, parts, readable),
+        "classes": class_summary(sum((part.classes for part in parts), Counter()), names, limit),
+        "sizes": _size_summary(sizes[readable]),
+        "kinds": dict(kinds.most_common()),
+        "oddities": _oddities(parts),
+        "thresholds": threshold_table(sum(part.above for part in parts), sum(part.weighted for part in parts)),
+    }
+
+
+@dataclass
+class _Part:
+    """What was found in a range of samples.
+
+    Attributes:
+        digests: [n, 2] uint64, of the stored content. labels: [n] int64, equal for equal labels.
+        sizes: [n, 2] height and width, 0 where the picture cannot be read.
+        above: [T, 2], see count_above. weighted: pictures whose labels have weights.
+    """
+
+    start: int
+    digests: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    damaged: list = field(default_factory=list)
+    beyond: list = field(default_factory=list)
+    classes: Counter = field(default_factory=Counter)
+    kinds: Counter = field(default_factory=Counter)
+    odd: dict = field(default_factory=dict)  # what → [count, names]
+    above: np.ndarray | int = 0
+    weighted: int = 0
+
+
+def _look(data, indices: range, limit: int | None, tick) -> _Part:
+    n = len(indices)
+    part = _Part(
+        start=indices.start,
+        digests=np.zeros([n, 2], "uint64"),
+        labels=np.zeros(n, "int64"),
+        sizes=np.zeros([n, 2], "int32"),
+    )
+    weights = []
+    for row, index in enumerate(indices):
+        try:
+            sample, pixels = picture(data, index)
+        except DataError as error:
+            part.damaged.append({"index": index, "reason": str(error)})
+        else:
+            part.digests[row], part.labels[row] = _digest(sample.image), hash(sample.label)
+            part.sizes[row] = pixels.shape[:2]
+            _count_labels(part, index, sample, limit)
+            _count_kind(part, sample)
+            if sample.weights is not None:
+                weights.append(sample.weights)
+        tick()
+    part.above, part.weighted = count_above(weights, THRESHOLDS), len(weights)
+    return part
+
+
+def _digest(image: bytes | np.ndarray) -> np.ndarray:
+    """[2] uint64 of the stored content, to find equal ones by."""
+    content = repr(image.shape).encode() + image.tobytes() if isinstance(image, np.ndarray) else image
+    return np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), "uint64")
+
+
+# -- labels -----------------------------------------------------------------------------------
+
+
+def _count_labels(part: _Part, index: int, sample: Sample, limit: int | None):
+    labels = sample.label if isinstance(sample.label, tuple) else (sample.label,)
+    for label in labels:
+        if label < 0 or (limit is not None and label >= limit):
+            part.beyond.append({"index": index, "name": sample.name, "label": int(label)})
+        else:
+            part.classes[label] += 1
+
+
+def class_summary(counts: dict[int, int], names: list[str] | None, class_num: int | None) -> dict:
+    """How the classes are filled.
+
+    Returns:
+        counts of each class, names, the smallest and largest class that is not empty with their ratio
+        (None where all are empty), and the empty ones.
+    """
+    number = max([class_num or 0, len(names or ()), *(label + 1 for label in counts)])
+    filled = [int(counts.get(label, 0)) for label in range(number)]
+    present = [label for label in range(number) if filled[label]]
+    smallest = min(present, key=lambda label: filled[label], default=None)
+    largest = max(present, key=lambda label: filled[label], default=None)
+    return {
+        "counts": filled,
+        "names": names,
+        "smallest": smallest,
+        "largest": largest,
+        "ratio": filled[largest] / filled[smallest] if present else None,
+        "empty": [label for label in range(number) if not filled[label]],
+    }
+
+
+def count_above(weights: list[tuple[float, ...]], thresholds) -> np.ndarray:
+    """[T, 2] int64: pictures with a label of at least each threshold, and such labels. Sums over parts add up.
+
+    Args:
+        weights: probabilities of each picture's labels, as many as it has.
+    """
+    counts = np.zeros([len(thresholds), 2], "int64")
+    for row, threshold in enumerate(thresholds):
+        kept = [sum(weight >= threshold for weight in picture) for picture in weights]
+        counts[row] = sum(n > 0 for n in kept), sum(kept)
+    return counts
+
+
+def threshold_table(above: np.ndarray, pictures: int) -> list[dict] | None:
+    """What a least label probability would leave, as in COYO-Labeled-300M's description.
+
+    Args:
+        above: of count_above with THRESHOLDS. pictures: whose labels have weights; 0 gives None.
+    """
+    if not pictures:
+        return None
+    return [
+        {"threshold": threshold, "labels_per_kept": labels / kept if kept else 0.0, "kept": kept / pictures}
+        for threshold, (kept, labels) in zip(THRESHOLDS, above.tolist(), strict=True)
+    ]
+
+
+# -- pictures ---------------------------------------------------------------------------------
+
+
+def _count_kind(part: _Part, sample: Sample):
+    """Note format and mode, and what decoding changes."""
+    if isinstance(sample.image, np.ndarray):
+        part.kinds[f"pixels of {sample.image.shape[2]} channels"] += 1
+        return
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:
+            part.kinds[f"{image.format} {image.mode}"] += 1
+            remarks = _remarks(image, sample.name)
+    except (OSError, ValueError, SyntaxError):  # OpenCV read it; Pillow knows no such format
+        part.kinds["unknown to Pillow"] += 1
+        return
+    for remark in remarks:
+        found = part.odd.setdefault(remark, [0, []])
+        found[0] += 1
+        if len(found[1]) < _EXAMPLES:
+            found[1].append(sample.name)
+
+
+def _remarks(image: Image.Image, name: str) -> list[str]:
+    said = []
+    if image.mode == "CMYK":
+        said.append("CMYK, converted to RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        said.append("transparent, the alpha channel is dropped")
+    if image.mode.startswith(("I", "F")):
+        said.append("more than 8 bits a channel, scaled to 8")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        said.append("animated, the first frame is taken")
+    if image.getexif().get(0x0112, 1) != 1:
+        said.append("turned as its EXIF orientation says")
+    ending = "." + name.rpartition(".")[2].lower()
+    if ending in set.union(*_ENDINGS.values()) and ending not in _ENDINGS.get(image.format, {ending}):
+        said.append(f"{image.format} by content, {ending} by name")
+    return said
+
+
+def _oddities(parts: list[_Part]) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for part in parts:
+        for remark, (count, names) in part.odd.items():
+            entry = found.setdefault(remark, {"count": 0, "examples": []})
+            entry["count"] += count
+            entry["examples"] = (entry["examples"] + names)[:_EXAMPLES]
+    return found
+
+
+def _duplicates(data, parts: list[_Part], readable: np.ndarray) -> list[dict]:
+    """Groups of samples with equal content: their names, and whether their labels differ."""
+    digests, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("digests", "labels"))
+    chosen = np.flatnonzero(readable)
+    order = chosen[np.lexsort((chosen, digests[chosen, 1], digests[chosen, 0]))]
+    same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+    groups = [group for group in np.split(order, np.flatnonzero(~same) + 1) if len(group) > 1]
+    groups.sort(key=lambda group: group[0])
+    return [
+        {
+            "pictures": [name_of(data, int(index)) for index in group],
+            "across_classes": len(set(labels[group].tolist())) > 1,
+        }
+        for group in groups
+    ]
+
+
+def _size_summary(sizes: np.ndarray) -> dict | None:
+    """Smallest, median and largest width, height and short side in pixels."""
+    if not len(sizes):
+        return None
+    sides = {"width": sizes[:, 1], "height": sizes[:, 0], "short_side": sizes.min(axis=1)}
+    return {
+        name: {"min": int(side.min()), "median": float(np.median(side)), "max": int(side.max())}
+        for name, side in sides.items()
+    }

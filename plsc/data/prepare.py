@@ -1,0 +1,346 @@
+"""A data set → webdataset shards: pictures resized once, tar files of samples in a mixed order.
+
+A shard NAME-000000.tar holds KEY.jpg with KEY.cls (the class), or with KEY.json (labels, label_probs) where
+pictures have several labels; KEY is the picture's number in the data set. Equal input and settings give equal
+bytes: tar headers carry no time and no owner.
+
+Each shard is written beside its place and renamed, then noted in shards.jsonl, so that whatever ends the
+work, all but the shards in the making stay. manifest.json comes last: where it is, the shards are complete.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.inspect import picture
+from plsc.data.parallel import each
+from plsc.data.transforms.geometry import ResizeImage
+from plsc.errors import ConfigError, DataError
+
+JOURNAL, MANIFEST = "shards.jsonl", "manifest.json"
+_MOST_DAMAGED = 100  # in a row: then it is the storage, not the pictures
+_MEASURED = 64  # pictures that the size of a shard in bytes is estimated from
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the shards' content; a restart with other settings is refused.
+
+    Attributes:
+        short_side: pixels; larger pictures are resized to it, bicubic and antialiased.
+        quality: of the JPEGs written, 1 to 100.
+        shard_size: samples of a shard.
+        shuffle: write samples in an order drawn from `seed`, else in the data set's. Reading takes a shard's
+            samples together, so each should hold all classes.
+        name: how the shards' names begin.
+    """
+
+    short_side: int = 256
+    quality: int = 85
+    shard_size: int = 1000
+    shuffle: bool = True
+    seed: int = 0
+    name: str = "shard"
+
+    def __post_init__(self):
+        if self.short_side < 1:
+            raise ConfigError(f"--short-side is {self.short_side}; it must be at least 1 pixel")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality is {self.quality}; JPEG's quality is between 1 and 100")
+        if self.shard_size < 1:
+            raise ConfigError(f"--shard-size is {self.shard_size}; it must be at least 1 sample")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; it cannot be negative")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ConfigError(f"--name is {self.name!r}; it is made of letters, digits, - and _")
+
+
+def prepare(
+    data: Dataset, output, settings: Settings, *, source: dict, workers: int = 0, progress=lambda count: None
+) -> dict:
+    """Write the shards that are not there yet, then the manifest.
+
+    Args:
+        output: the folder; it holds nothing but this data set's shards.
+        source: plain values that say what `data` is; a restart from another one is refused.
+        workers, progress: see plsc.data.parallel. Finished shards of an earlier start count as progress.
+
+    Returns:
+        The manifest: settings, source, count, bytes, class_names, class_counts (a list), shards with file,
+        count, bytes and sha256, and skipped: index and reason of each damaged picture.
+
+    Raises:
+        DataError: other settings than an earlier start's, no readable picture, no room on the disk.
+    """
+    output = Path(output).expanduser()
+    begun = {"settings": dataclasses.asdict(settings), "source": {**source, "samples": len(data)}}
+    begun = json.loads(json.dumps(begun))  # as the journal will say it
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_Journal(output, begun)) as journal:
+            _write_missing(data, output, settings, journal, workers, progress)
+            manifest = _manifest(begun, [journal.records[n] for n in sorted(journal.records)], data.class_names)
+            _write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"{error.filename or output}: {error.strerror or error}; the shards done are kept") from error
+    return manifest
+
+
+def _write_missing(data, output: Path, settings: Settings, journal: "_Journal", workers: int, progress):
+    """Write the shards that the journal does not know."""
+    order = _order(len(data), settings)
+    shards = range(-(-len(data) // settings.shard_size))
+    pieces = [order[n * settings.shard_size :][: settings.shard_size] for n in shards]
+    missing = [n for n in shards if n not in journal.records]
+    if missing:
+        (output / MANIFEST).unlink(missing_ok=True)  # where it is, nothing is missing
+    for left in output.glob(f"{settings.name}-*.tar.writing"):  # of a start that was killed
+        left.unlink()
+    progress(sum(len(pieces[n]) for n in journal.records))
+
+    def write(number: int, tick) -> dict:
+        path = output / f"{settings.name}-{number:06d}.tar"
+        return {"shard": number, **_write_shard(path, data, pieces[number], settings, tick)}
+
+    with contextlib.closing(each(write, missing, workers=workers, progress=progress)) as written:
+        for record in written:
+            journal.add(record)
+
+
+def samples_of(data: Dataset, megabytes: float, settings: Settings) -> int:
+    """Samples of a shard of about so many megabytes (10^6 bytes), by pictures from all over the data set."""
+    sizes = []
+    for index in np.unique(np.linspace(0, len(data) - 1, _MEASURED).astype(np.int64)).tolist():
+        with contextlib.suppress(DataError):
+            members = _members(index, *picture(data, index), settings)
+            sizes.append(sum(512 + -(-len(content) // 512) * 512 for _, content in members))
+    if not sizes:
+        raise DataError(f"none of {_MEASURED} pictures from all over the data set can be read")
+    return max(1, int(megabytes * 1e6 / np.mean(sizes)))
+
+
+def encode(image: bytes | np.ndarray, pixels: np.ndarray, short_side: int, quality: int) -> bytes:
+    """A stored picture as JPEG whose short side is at most `short_side`.
+
+    A picture that is small enough and an RGB JPEG already stays as it is, byte for byte.
+
+    Args:
+        image: as stored, see Sample. pixels: decoded, [H, W, C] uint8.
+
+    Raises:
+        DataError: more channels, or a longer side, than a JPEG can have.
+    """
+    small = min(pixels.shape[:2]) <= short_side
+    if small and isinstance(image, bytes) and _is_rgb_jpeg(image):
+        return image
+    if pixels.shape[2] not in (1, 3):
+        raise DataError(f"{pixels.shape[2]} channels; a JPEG has 1 or 3")
+    if not small:
+        pixels = ResizeImage(resize_short=short_side, interpolation="bicubic", backend="pil")(pixels, None)
+    packed = io.BytesIO()
+    grey = pixels.shape[2] == 1
+    try:
+        Image.fromarray(pixels[..., 0] if grey else pixels).save(packed, "JPEG", quality=quality)
+    except OSError as error:
+        raise DataError(f"{pixels.shape[1]}x{pixels.shape[0]} pixels cannot be written as JPEG: {error}") from error
+    return packed.getvalue()
+
+
+def _is_rgb_jpeg(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.format == "JPEG" and image.mode == "RGB"
+    except (OSError, ValueError, SyntaxError):
+        return False  # only OpenCV knows it
+
+
+def _members(index: int, sample: Sample, pixels: np.ndarray, settings: Settings) -> list[tuple[str, bytes]]:
+    """(name, content) of a sample's members."""
+    key = f"{index:09d}"
+    try:
+        jpeg = encode(sample.image, pixels, settings.short_side, settings.quality)
+    except DataError as error:
+        raise DataError(f"{sample.name}: {error}") from error
+    if isinstance(sample.label, tuple):
+        labels = {"labels": list(sample.label)}
+        if sample.weights is not None:
+            labels["label_probs"] = list(sample.weights)
+        return [(f"{key}.jpg", jpeg), (f"{key}.json", json.dumps(labels).encode())]
+    return [(f"{key}.jpg", jpeg), (f"{key}.cls", str(sample.label).encode())]
+
+
+# -- shards -----------------------------------------------------------------------------------
+
+
+class _Counted:
+    """A file that is written through, with length and SHA-256 of what went by."""
+
+    def __init__(self, file):
+        self._file, self.bytes, self._hash = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _write_shard(path: Path, data: Dataset, indices, settings: Settings, tick) -> dict:
+    """Write one shard; its record: file, bytes, sha256, count, class_counts, skipped. Of no sample there is no file."""
+    beside = path.with_suffix(".tar.writing")
+    try:
+        with open(beside, "wb") as file:
+            counted = _Counted(file)
+            record = _fill(counted, data, indices, settings, tick)
+            file.flush()
+            os.fsync(file.fileno())
+        if record["count"]:
+            beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return {"file": path.name, "bytes": counted.bytes, "sha256": counted.sha256, **record}
+
+
+def _fill(file, data: Dataset, indices, settings: Settings, tick) -> dict:
+    """Write samples into a tar file: their count and class_counts, and the damaged ones as skipped."""
+    classes, skipped, in_a_row = Counter(), [], 0
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+        for index in map(int, indices):
+            try:
+                sample, pixels = picture(data, index)
+                members = _members(index, sample, pixels, settings)
+            except DataError as error:
+                skipped.append({"index": index, "reason": str(error)})
+                in_a_row += 1
+                if in_a_row == _MOST_DAMAGED:
+                    raise DataError(f"{_MOST_DAMAGED} pictures in a row cannot be read; the last: {error}") from error
+            else:
+                in_a_row = 0
+                classes.update(sample.label if isinstance(sample.label, tuple) else [sample.label])
+                for name, content in members:
+                    member = tarfile.TarInfo(name)  # time 0, owner 0, mode 644
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+            tick()
+    class_counts = {str(label): count for label, count in sorted(classes.items())}
+    return {"count": len(indices) - len(skipped), "class_counts": class_counts, "skipped": skipped}
+
+
+def _order(samples: int, settings: Settings) -> np.ndarray:
+    indices = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
+    if settings.shuffle:
+        np.random.Generator(np.random.Philox(key=settings.seed)).shuffle(indices)
+    return indices
+
+
+def _manifest(begun: dict, records: list[dict], class_names: list[str] | None) -> dict:
+    classes = sum((Counter({int(k): n for k, n in r["class_counts"].items()}) for r in records), Counter())
+    count = sum(r["count"] for r in records)
+    if not count:
+        raise DataError("none of the pictures can be read; shards.jsonl says why")
+    number = max([len(class_names or ()), *(label + 1 for label in classes)])
+    shards = [{key: r[key] for key in ("file", "count", "bytes", "sha256")} for r in records if r["count"]]
+    return {
+        "format": "webdataset",
+        **begun,
+        "count": count,
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "class_names": class_names,
+        "class_counts": [classes[label] for label in range(number)],
+        "shards": shards,
+        "skipped": sorted((found for r in records for found in r["skipped"]), key=lambda found: found["index"]),
+    }
+
+
+# -- what a restart finds ---------------------------------------------------------------------
+
+
+class _Journal:
+    """shards.jsonl: a first line that says what was begun, then one for each finished shard.
+
+    Attributes:
+        records: number of each shard that is there, as it was written → its record.
+
+    Raises:
+        DataError: something else was begun in the folder, or is being done.
+    """
+
+    def __init__(self, folder: Path, begun: dict):
+        self._file = open(folder / JOURNAL, "a+b")  # noqa: SIM115 - see close
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another `plsc data prepare` is at work there") from None
+        before, *records = self._lines() or [None]
+        if before is None:
+            found = next(folder.glob("*.tar"), None)
+            if found:
+                raise DataError(f"{found}: is not of this data set; choose an empty folder as --output")
+            self._append(begun)
+        else:
+            _refuse_change(folder, before, begun)
+        self.records = {record["shard"]: record for record in records if _is_there(folder, record)}
+
+    def _lines(self) -> list[dict]:
+        """What the lines say; one cut short by a kill is cut off."""
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            self._file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise DataError(f"{self._file.name}: damaged: {error}; choose another --output") from error
+
+    def _append(self, line: dict):
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def add(self, record: dict):
+        """Note a finished shard."""
+        self._append(record)
+        self.records[record["shard"]] = record
+
+    def close(self):
+        self._file.close()
+
+
+def _is_there(folder: Path, record: dict) -> bool:
+    path = folder / record["file"]
+    return record["count"] == 0 or (path.is_file() and path.stat().st_size == record["bytes"])
+
+
+def _refuse_change(folder: Path, before: dict, now: dict):
+    changed = [
+        f"{key} {before[part].get(key)}, now {now[part].get(key)}"
+        for part in ("settings", "source")
+        for key in {**before[part], **now[part]}
+        if before[part].get(key) != now[part].get(key)
+    ]
+    if changed:
+        raise DataError(
+            f"{folder}: was begun with {'; '.join(changed)}. Go on with the settings of the first start, or choose "
+            "another --output"
+        )
+
+
+def _write_whole(path: Path, text: str):
+    beside = path.with_suffix(".writing")
+    beside.write_text(text, encoding="utf-8")
+    beside.rename(path)
