@@ -1,130 +1,259 @@
-"""Measure a checkpoint on the data of DataLoader.Eval, every sample exactly once.
+"""Measure checkpoints and exports on the data of DataLoader.Eval, every sample exactly once.
 
-Prints a table and writes the same as JSON. Without -c the configuration is the one that the
+Several --weights, --data and --resolution are measured in every combination, a row each. Prints a
+table and writes it as JSON, CSV or Markdown. Without -c the configuration is the one that the
 checkpoint was trained with. Weights must fit the model as they are.
 """
 
-import json
+import argparse
 from pathlib import Path
+
+from plsc import environment
+from plsc.cli import results
+from plsc.cli.common import add_config_arguments, in_world
+from plsc.cli.eval_plan import plan
+from plsc.errors import CheckpointError, ConfigError, PlscError
 
 EXAMPLES = """\
   plsc eval --weights output/digits                      the best checkpoint of a run
   plsc eval --weights output/digits/checkpoints/latest --ema
-  plsc eval -c DeiT_tiny_patch16_224_eval --weights deit.npz --resolution 288      another image size
+  plsc eval -c DeiT_tiny_patch16_224_eval --weights deit.npz --resolution 224,288      two image sizes
+  plsc eval -c my_run.yaml --weights output/a --weights output/b --output table.md
+  plsc eval -c my_run.yaml --weights output/a --data v1=lists/val.txt --data v2=pictures/v2
+  plsc eval -c DeiT_tiny_patch16_224_eval --weights deit.onnx --real real.json --metrics ECE
+  plsc eval --weights output/digits --per-class classes.csv --confusion confusion.png
   plsc eval -c my_run.yaml -o Global.pretrained_model=output/mine/checkpoints/best
   python -m paddle.distributed.launch --nproc_per_node 2 tools/eval.py --weights output/digits
 """
 
 
 def add_arguments(parser):
-    from plsc.cli.common import add_config_arguments
-
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--weights",
+        action="append",
         metavar="PATH",
-        help="a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md); default: "
-        "Global.pretrained_model",
+        help="a run directory, a checkpoint folder, anybody's weights (docs/checkpoints.md) or an export; may be given "
+        "several times; default: Global.pretrained_model",
     )
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument(
         "--resolution",
-        type=int,
+        type=_resolutions,
         metavar="PIXELS",
-        help="evaluate at this image size: the resize and crop of DataLoader.Eval change in proportion, and the "
-        "position embedding is resized",
+        help="evaluate at this image size, or several such as 224,384: the resize and crop of DataLoader.Eval change "
+        "in proportion, and the position embedding is resized",
     )
-    parser.add_argument("--output", metavar="FILE", help="where the JSON goes; default: evaluation.json in output_dir")
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="PATH",
+        help="another data set for DataLoader.Eval: a folder of class folders, a list file (its paths count from its "
+        "folder), or a recipe's .yaml, of which the whole DataLoader.Eval is taken; NAME=PATH names it in the table; "
+        "may be given several times",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=_names,
+        default=[],
+        metavar="NAMES",
+        help="further metrics (`plsc list metrics`), for instance ECE or mAP,AUC,F1,PrecisionAt1; ConfusionMatrix is "
+        "printed, up to 50 classes",
+    )
+    parser.add_argument(
+        "--real", metavar="FILE", help="ImageNet-ReaL's real.json: accuracy on the reassessed labels (RealAcc)"
+    )
+    parser.add_argument(
+        "--per-class", metavar="FILE", help="write samples and accuracy of each class (PerClassAccuracy) as .csv"
+    )
+    parser.add_argument(
+        "--confusion",
+        metavar="FILE",
+        help="write which class is taken for which (ConfusionMatrix) as .csv, .png or .svg",
+    )
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="names for --per-class and --confusion, one a line; default: those of the data set or the checkpoint",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where the table goes, as .json, .csv or .md; default: evaluation.json in output_dir",
+    )
+
+
+def _resolutions(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: give image sizes in pixels, for instance 224,384")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def run(arguments) -> int:
-    from plsc import environment
-    from plsc.cli.common import in_world, load_config
-    from plsc.errors import CheckpointError, ConfigError
-
-    recipe = arguments.config or _recipe_of(arguments.weights)
-    config = load_config(recipe, arguments.override)
-    if arguments.resolution:
-        _set_resolution(config, arguments.resolution)
-    weights = arguments.weights or config.Global.pretrained_model or config.Global.checkpoint
-    if not weights:
-        raise CheckpointError(
-            "nothing says which weights to evaluate: give --weights PATH or -o Global.pretrained_model=PATH"
-        )
-    if "Eval" not in config.DataLoader:
-        raise ConfigError(f"{recipe}: DataLoader.Eval is missing: there is nothing to evaluate on")
+    for option, path, endings in (
+        ("--output", arguments.output, results.TABLE_ENDINGS),
+        ("--per-class", arguments.per_class, results.CLASSES_ENDINGS),
+        ("--confusion", arguments.confusion, results.CONFUSION_ENDINGS),
+    ):
+        if path:
+            results.check_path(option, path, endings)
+    planned = plan(arguments)
+    config = next((config for _, config in planned if config is not None), None)
+    if config is None:
+        raise ConfigError("\n".join(dict.fromkeys(row.error for row, _ in planned)))
     from plsc.engine import tracking
 
-    first = environment.rank() == 0
-    tracking.start_logging(None, verbose=first)
+    tracking.start_logging(None, verbose=environment.rank() == 0)
+    output = Path(arguments.output or Path(config.Global.output_dir) / "evaluation.json")
+    return in_world(config, lambda world: _measure_all(planned, output, world, arguments))
 
-    def work(world):
-        from plsc import build
-        from plsc.engine.evaluator import Evaluator
-        from plsc.engine.precision import Precision
 
-        for note in config.notes:
-            tracking.log.info("%s", note)
-        batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
-        feed = build.feed(config, "Eval", batch_size=batch_size)
-        model = build.model(config)
-        part = "ema" if arguments.ema else "model"
-        report = build.load_pretrained(
-            model,
-            weights,
-            strict=True,
-            allowed=("pos_embed",) if arguments.resolution else (),
-            weights=part,
-            class_names=feed.data.class_names,
-            position=config.Global.position_embedding,
+def _measure_all(planned, output: Path, world, arguments) -> int:
+    """Measure row after row, print and write; returns the exit code: 1 where some row failed."""
+    from plsc.engine import tracking
+
+    rows, count = [], len(planned)
+    for number, (row, config) in enumerate(planned, start=1):
+        if count > 1:
+            tracking.log.info("row %d of %d: %s", number, count, row.title)
+        measured = _measure(row, config, world, arguments, alone=count == 1)
+        rows.append(row)
+        if row.error is not None:
+            tracking.log.error("%s", row.error)
+        elif world.is_first:
+            _hint_at_averaged(row.about["weights"], arguments.ema)
+            _write_details(*measured, arguments, number=number, count=count)
+        if world.is_first:  # after each row, so that an interruption loses none that was measured
+            results.write(rows, output, alone=count == 1)
+    if world.is_first:
+        print(results.list_of_figures(rows[0]) if count == 1 else results.table(rows))
+        print(f"written to {output}")
+    return 1 if any(row.error for row in rows) else 0
+
+
+def _measure(row, config, world, arguments, *, alone: bool):
+    """Fill in one row's figures, or what it failed of; returns (metrics, class names), None where it failed.
+
+    Errors are raised where there is no other row, and where another process may be waiting in the midst of this one.
+    """
+    if row.error is None:
+        try:
+            evaluator, network, class_names = _prepare(row, config, world, arguments)
+        except PlscError as error:
+            if alone:
+                raise
+            row.error = str(error)
+    row.error = _common_failure(world, row.error)
+    if row.error is not None:
+        return None
+    try:
+        row.figures = evaluator.run(network)
+    except PlscError as error:
+        if alone or world.size > 1:
+            raise
+        row.error = str(error)
+        return None
+    finally:
+        evaluator.loader.close()
+    row.percent = {name for metric in evaluator.metrics for name in metric.names}
+    return evaluator.metrics, class_names
+
+
+def _common_failure(world, error: str | None) -> str | None:
+    """What kept any process from preparing a row, on all of them alike; None where nothing did."""
+    import paddle
+
+    if world.size == 1:
+        return error
+    if world.on_cpu:
+        world.meet()
+    failed = world.max(paddle.to_tensor([int(error is not None)])).item()
+    if failed and error is None:
+        return "another process could not prepare it; the reason is in that process's output"
+    return error
+
+
+def _prepare(row, config, world, arguments):
+    """Everything up to the first batch: (evaluator, network, class names)."""
+    import paddle
+
+    from plsc import build
+    from plsc.engine import tracking
+    from plsc.engine.evaluator import Evaluator
+    from plsc.engine.precision import Precision
+
+    for note in config.notes:
+        tracking.log.info("%s", note)
+    feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
+    network, class_names = _network(row, config, feed, arguments, on_cpu=world.on_cpu)
+    precision = Precision(config.FP16, world.on_cpu)
+    if isinstance(network, paddle.nn.Layer):
+        network, _ = precision.decorate(network)
+    if arguments.class_names:
+        from plsc.data.class_names import read_class_names
+
+        class_names = read_class_names(arguments.class_names)
+    else:
+        class_names = feed.data.class_names or class_names
+    return Evaluator.of(config, feed, world, precision), network, class_names
+
+
+def _network(row, config, feed, arguments, *, on_cpu: bool):
+    """(what maps pictures to logits, its classes' names or None)."""
+    from plsc import build, predictor
+    from plsc.engine import tracking
+    from plsc.weights import read
+
+    path, part = row.about["weights"], "ema" if arguments.ema else "model"
+    resized = row.about["resolution"] if arguments.resolution else None
+    if predictor.is_export(path):
+        device = "cpu" if on_cpu else "auto"
+        exported = predictor.load(path, weights=part, img_size=resized, device=device)
+        return _exported_network(exported, config, feed), exported.class_names
+    source = read(path, part)
+    model = build.model(config)
+    report = build.load_pretrained(
+        model,
+        source,
+        strict=True,
+        allowed=("pos_embed",) if resized else (),
+        class_names=feed.data.class_names,
+        position=config.Global.position_embedding,
+    )
+    for name, how in report.adapted.items():
+        tracking.log.info("%s: %s", name, how)
+    return model, source.class_names
+
+
+def _exported_network(exported, config, feed):
+    """A predictor as a network. Raises CheckpointError where it does not fit the data or the configuration."""
+    import paddle
+
+    from plsc import build
+    from plsc.engine import tracking
+    from plsc.engine.evaluator import ExportedNetwork
+
+    theirs, ours = exported.class_names, feed.data.class_names
+    if theirs and ours and theirs != ours:
+        raise CheckpointError(f"{exported.path}: its classes are not those of the data set, or are in another order")
+    if exported.preprocess and exported.preprocess != feed.preprocess:
+        tracking.log.warning(
+            "%s was exported for pictures prepared otherwise than DataLoader.Eval does:\n  export  %s\n  recipe  %s",
+            exported.path,
+            exported.preprocess,
+            feed.preprocess,
         )
-        for name, how in report.adapted.items():
-            tracking.log.info("%s: %s", name, how)
-        precision = Precision(config.FP16, world.on_cpu)
-        model, _ = precision.decorate(model)
-        result = Evaluator.of(config, feed, world, precision).run(model)
-        feed.loader.close()
-        if world.is_first:
-            _hint_at_averaged(weights, arguments.ema)
-            output = Path(arguments.output or Path(config.Global.output_dir) / "evaluation.json")
-            _report(result, output, {"weights": str(weights), "ema": arguments.ema, "config": recipe})
-
-    return in_world(config, work)
-
-
-def _set_resolution(config, pixels: int) -> None:
-    """Change the model's image size, and the evaluation's resize and crop in proportion."""
-    from plsc.errors import ConfigError
-
-    old = config.Model.arguments["img_size"]
-    if not isinstance(old, int):
-        raise ConfigError(f"--resolution needs a square Model.img_size, not {list(old)}; use -o overrides")
-    config.Model.arguments["img_size"] = pixels
-    for part in config.DataLoader["Eval"].transforms:
-        for name in ("size", "resize_short", "keep_above"):
-            value = part.arguments.get(name)
-            if isinstance(value, int):
-                part.arguments[name] = round(value * pixels / old)
-            elif isinstance(value, tuple):
-                part.arguments[name] = tuple(round(v * pixels / old) for v in value)
-
-
-def _recipe_of(weights: str | None) -> str:
-    """The config.yaml beside a checkpoint."""
-    from plsc.engine.checkpoint import pointed
-    from plsc.errors import ConfigError
-
-    if not weights:
-        raise ConfigError("give -c RECIPE, or --weights of a checkpoint that plsc wrote")
-    path = Path(weights).expanduser()
-    if path.is_file() and path.name in ("latest", "best"):
-        path = pointed(path)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise ConfigError(f"{weights}: no such file or folder (looked in {Path.cwd()})")
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{weights}: there is no config.yaml beside it; give -c RECIPE")
-    return str(folder / "config.yaml")
+    network = ExportedNetwork(exported.run)
+    height, width, channels = feed.loader.fetcher.fields()["image"].shape
+    classes = network(paddle.zeros([1, channels, height, width])).shape[1]
+    if classes != build.class_num(config):
+        raise CheckpointError(f"{exported.path}: has {classes} classes, Model.class_num is {build.class_num(config)}")
+    return network
 
 
 def _hint_at_averaged(weights, ema: bool):
@@ -138,11 +267,18 @@ def _hint_at_averaged(weights, ema: bool):
             return
 
 
-def _report(result: dict, output: Path, about: dict):
-    width = max(len(name) for name in result)
-    for name, value in result.items():
-        shown = f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.6g}"
-        print(f"{name:<{width}}  {shown}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({**about, **result}, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {output}")
+def _write_details(metrics, class_names, arguments, *, number: int, count: int):
+    """What does not fit into a table: accuracy class by class, and the confusion matrix."""
+    from plsc.metrics import ConfusionMatrix, PerClassAccuracy
+
+    for metric in metrics:
+        if isinstance(metric, PerClassAccuracy) and arguments.per_class:
+            path = results.numbered(Path(arguments.per_class), number, count)
+            results.write_classes(path, metric.samples, metric.right, class_names)
+            print(f"written to {path}")
+        if isinstance(metric, ConfusionMatrix) and arguments.confusion:
+            path = results.numbered(Path(arguments.confusion), number, count)
+            results.write_confusion(path, metric.matrix, class_names)
+            print(f"written to {path}")
+        elif isinstance(metric, ConfusionMatrix):
+            print(results.confusion_text(metric.matrix, class_names))

@@ -10,8 +10,12 @@ from plsc.errors import PlscError
 _COMMANDS = {
     "train": "train or fine-tune a model from one YAML file",
     "eval": "measure a checkpoint on DataLoader.Eval",
+    "predict": "name the classes of pictures",
+    "export": "write a model for Paddle Inference or onnxruntime",
+    "benchmark": "time checkpoints and exports",
     "convert": "rewrite weights in another format",
     "data": "prepare, check or show a data set",
+    "visualize": "draw attention, embeddings, filters, patches and curves",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }

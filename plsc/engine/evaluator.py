@@ -10,13 +10,32 @@ from plsc.losses import Targets
 from plsc.metrics import Mean
 
 
+class ExportedNetwork:
+    """An exported model in the place of a network, for the Evaluator.
+
+    Args:
+        run: images [B, C, H, W] float32 → logits [B, classes] float32, both NumPy arrays.
+    """
+
+    training = False
+
+    def __init__(self, run):
+        self._run = run
+
+    def eval(self):
+        """Nothing to do: an export is always in evaluation mode."""
+
+    def __call__(self, images):
+        return paddle.to_tensor(self._run(images.numpy()))
+
+
 class Evaluator:
     """Runs a model over a data set.
 
     Args:
         loader: a Loader over the evaluation data; every process has one.
         size: samples of the data set. batch_size: of one process.
-        input: DeviceInput. loss: logits, Targets → [B]. metrics: streaming metrics.
+        input: DeviceInput. loss: logits, Targets → [B]. metrics: streaming metrics, see plsc.metrics.
     """
 
     def __init__(self, *, loader, size: int, batch_size: int, input, loss, metrics, precision, world):
@@ -26,14 +45,29 @@ class Evaluator:
 
     @classmethod
     def of(cls, config: Config, feed: build.Feed, world, precision) -> "Evaluator":
-        """Over a feed, with the losses and metrics of the configuration's Eval lists."""
+        """Over a feed, with the losses and metrics of the configuration's Eval lists.
+
+        Raises:
+            ConfigError: no figure of the first metric can pick the best checkpoint.
+        """
+        metrics = build.metrics(config, "Eval")
+        if not metrics[0].names:
+            first = config.Metric["Eval"][0]
+            raise config.error(
+                first.path,
+                f"{first.name} cannot be the first metric, which picks the best checkpoint by its highest value; put "
+                "another one before it, for instance TopkAcc",
+            )
+        for metric in metrics:
+            if hasattr(metric, "attach"):
+                metric.attach(feed.data)
         return cls(
             loader=feed.loader,
             size=len(feed.data),
             batch_size=feed.batch_size,
             input=feed.input,
             loss=build.losses(config, "Eval"),
-            metrics=build.metrics(config, "Eval"),
+            metrics=metrics,
             precision=precision,
             world=world,
         )
@@ -74,9 +108,12 @@ class Evaluator:
             return None
         if self.world.on_cpu:
             self.world.meet()
-        result = {}
-        for metric in (mean, *self.metrics):
+        metrics = (mean, *self.metrics)
+        for metric in metrics:
             metric.reduce(self.world.sum)
-            result.update(metric.compute())
-        result["samples"] = int(self.world.sum(seen.reshape([1])).item())
-        return result
+        samples = int(self.world.sum(seen.reshape([1])).item())
+        # apart from the sums: a figure that takes long must not keep others waiting in a collective
+        result = {name: value for metric in metrics for name, value in metric.compute().items()}
+        if self.world.on_cpu:
+            self.world.meet()
+        return {**result, "samples": samples}

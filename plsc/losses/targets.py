@@ -14,17 +14,20 @@ class Targets:
         label: [B] int64, one class a sample; beside `dense`, what it was before mixing.
         label_ids, label_weights: [B, K] int32 padded with -1 and [B, K] float32, several classes a sample.
         dense: [B, C] float32, as mixing leaves them.
+        index: [B] int64, the samples' places in the data set.
     """
 
     label: paddle.Tensor | None = None
     label_ids: paddle.Tensor | None = None
     label_weights: paddle.Tensor | None = None
     dense: paddle.Tensor | None = None
+    index: paddle.Tensor | None = None
 
     @classmethod
     def of(cls, batch: dict) -> "Targets":
         """The targets among a batch's device tensors."""
-        return cls(batch.get("label"), batch.get("label_ids"), batch.get("label_weights"), batch.get("target"))
+        names = ("label", "label_ids", "label_weights", "target", "index")
+        return cls(*(batch.get(name) for name in names))
 
     def to_dense(self, class_num: int):
         """[B, C] float32: one-hot, multi-hot or the soft targets."""

@@ -40,6 +40,11 @@ class TopkAcc:
         """Sum over processes; `all_reduce` maps a tensor to its sum."""
         self._counts = all_reduce(self._counts)
 
+    @property
+    def samples(self) -> int:
+        """How many counted."""
+        return int(self._counts[-1])
+
     def compute(self) -> dict[str, float]:
         *hits, count = self._counts.tolist()
         return {name: (hit / count if count else float("nan")) for name, hit in zip(self.names, hits, strict=True)}

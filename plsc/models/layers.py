@@ -198,13 +198,21 @@ class AttentionPool(nn.Layer):
         self.norm = nn.LayerNorm(width, epsilon=epsilon)
         self.mlp = Mlp(width, mlp_hidden, 0.0, approximate_gelu)
 
-    def forward(self, x):
+    def _weights(self, x):
+        """The attention weights [B, H, 1, N], float32, and the values [B, N, H, D] that they mix."""
         q = self.q(self.latent.expand([x.shape[0], -1, -1])).reshape([0, -1, self.num_heads, self.head_dim])
         k, v = self.kv(x).reshape([0, -1, 2, self.num_heads, self.head_dim]).unbind(axis=2)
         scores = paddle.matmul(
             (q * self.head_dim**-0.5).transpose([0, 2, 1, 3]), k.transpose([0, 2, 1, 3]), transpose_y=True
         )
-        weights = F.softmax(scores.astype("float32"), axis=-1).astype(v.dtype)
-        mixed = paddle.matmul(weights, v.transpose([0, 2, 1, 3])).transpose([0, 2, 1, 3])
+        return F.softmax(scores.astype("float32"), axis=-1), v
+
+    def attention_map(self, x):
+        """Tokens [B, N, C] → how the query weighs them [B, H, N], float32, rows summing to one."""
+        return self._weights(x)[0][:, :, 0]
+
+    def forward(self, x):
+        weights, v = self._weights(x)
+        mixed = paddle.matmul(weights.astype(v.dtype), v.transpose([0, 2, 1, 3])).transpose([0, 2, 1, 3])
         x = self.proj(mixed.flatten(2))
         return (x + self.mlp(self.norm(x)))[:, 0]

@@ -2,13 +2,35 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.lines import Line2D
+
+from plsc.errors import DataError
+from plsc.visualize import sheet
+
+
+class _Panel(NamedTuple):
+    name: str
+    title: str
+    label: str
+    scale: str
+
 
 _PANELS = (
-    ("loss", "Loss", "loss", "log"),
-    ("top1", "Accuracy", "top-1 (%)", "linear"),
-    ("lr", "Learning rate", "learning rate", "linear"),
-    ("images_per_second", "Throughput, without evaluation and saving", "images / s", "from zero"),
+    _Panel("loss", "Loss", "loss", "log"),
+    _Panel("top1", "Accuracy", "top-1 (%)", "linear"),
+    _Panel("lr", "Learning rate", "learning rate", "linear"),
+    _Panel("images_per_second", "Throughput, without evaluation and saving", "images / s", "from zero"),
 )
+# kind of record, whose weights, style, what
+_LINES = (
+    ("train", "raw", "-", "training"),
+    ("eval", "raw", "o-", "evaluation"),
+    ("eval", "ema", "s--", "evaluation, averaged weights"),
+)
+_FEW_POINTS = 20  # each gets a mark
 
 
 def read_metrics(folder) -> list[dict]:
@@ -17,55 +39,112 @@ def read_metrics(folder) -> list[dict]:
     path = Path(folder) / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+            records.append(record)
     return records
 
 
-def _series(records, kind: str, name: str, weights: str = "raw"):
+def check_runs(folders) -> None:
+    """Raise DataError naming the first folder that is no run directory, or has nothing in it to draw."""
+    for folder in map(Path, folders):
+        if not folder.exists():
+            raise DataError(f"{folder}: no such run directory (looked in {Path.cwd()})")
+        if not (folder / "metrics.jsonl").is_file():
+            raise DataError(
+                f"{folder}: there is no metrics.jsonl in it; name a run's output_dir, as `plsc train` wrote it"
+            )
+        if not read_metrics(folder):
+            raise DataError(f"{folder}: its metrics.jsonl holds no records; the run has logged nothing yet")
+
+
+def run_names(folders) -> dict[str, Path]:
+    """Name → folder: the folders' last parts, as many as tell them apart. A folder given twice counts once."""
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    for parts in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        named = {"/".join(path.parts[-parts:]): path for path in paths}
+        if len(named) == len(paths):
+            break
+    return named if paths else {}
+
+
+def draw_curves(folders, output) -> Path | None:
+    """Draw runs into one picture (PNG or SVG by its ending); returns its path, None where there is nothing to draw."""
+    runs = {name: read_metrics(folder) for name, folder in run_names(folders).items()}
+    if not any(runs.values()):
+        return None
+    colours = _colours(len(runs))
+    figure = sheet.new(11, 7 if len(runs) == 1 else 7.5, next(iter(runs)) if len(runs) == 1 else None)
+    for axis, panel in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        found = set()
+        for records, colour in zip(runs.values(), colours, strict=True):
+            found |= _draw_run(axis, records, panel.name, colour)
+        _finish(axis, panel)
+        _explain_lines(axis, found, one_run=len(runs) == 1)
+    if len(runs) > 1:
+        lines = [Line2D([], [], color=colour, linewidth=2) for colour in colours]
+        legend = figure.legend(lines, map(sheet.plain, runs), loc="outside upper center", ncols=4, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return sheet.save(figure, Path(output))
+
+
+def _colours(runs: int) -> list:
+    """A colour a run; None for one alone, whose lines then differ in colour by kind."""
+    if runs == 1:
+        return [None]
+    if runs <= 10:
+        return [f"C{k}" for k in range(runs)]
+    return [matplotlib.colormaps["turbo"](k / (runs - 1)) for k in range(runs)]
+
+
+def _series(records, kind: str, name: str, weights: str):
+    """(updates, values) of one line; accuracies in percent."""
     chosen = [r for r in records if r["kind"] == kind and name in r and r.get("weights", "raw") == weights]
     factor = 100.0 if name.startswith("top") else 1.0
     return [r["step"] for r in chosen], [factor * r[name] for r in chosen]
 
 
-def draw_curves(folders, output) -> Path | None:
-    """Draw runs into one picture (PNG or SVG by its ending); returns its path, None where there is nothing to draw."""
-    import matplotlib
+def _draw_run(axis, records, name: str, colour) -> set[int]:
+    """Draw the lines that a run has of one quantity; returns which of _LINES."""
+    found = set()
+    for j, (kind, weights, style, _) in enumerate(_LINES):
+        steps, values = _series(records, kind, name, weights)
+        if not steps:
+            continue
+        if len(steps) <= _FEW_POINTS and style == "-":
+            style = "o-"
+        axis.plot(steps, values, style, markersize=3, linewidth=1.2, color=f"C{j}" if colour is None else colour)
+        found.add(j)
+    return found
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    runs = {Path(folder).name or str(folder): read_metrics(folder) for folder in folders}
-    if not any(runs.values()):
-        return None
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
-    lines = (("train", "raw", "-", "training"), ("eval", "raw", "o-", "evaluation"), ("eval", "ema", "s--", "averaged"))
-    for axis, (name, title, label, scale) in zip(axes.flat, _PANELS, strict=True):
-        for k, (run, records) in enumerate(runs.items()):
-            for j, (kind, weights, style, what) in enumerate(lines):
-                steps, values = _series(records, kind, name, weights)
-                if steps:
-                    legend = what if len(runs) == 1 else f"{run}, {what}"
-                    color = f"C{j}" if len(runs) == 1 else f"C{k}"
-                    style = style if len(steps) > 20 or "o" in style or "s" in style else f"o{style}"
-                    axis.plot(steps, values, style, markersize=3, linewidth=1.2, color=color, label=legend)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("update")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel(label)
-        if scale == "log" and axis.lines and min(min(line.get_ydata()) for line in axis.lines) > 0:
-            axis.set_yscale("log")
-            for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                formatter(lambda value, _: f"{value:g}")
-            axis.tick_params(axis="y", which="both", labelsize=8)
-        if scale == "from zero":
-            axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
-    figure.suptitle(" · ".join(runs))
-    output = Path(output)
-    figure.savefig(output, dpi=110)
-    plt.close(figure)
-    return output
+def _explain_lines(axis, found: set[int], *, one_run: bool) -> None:
+    """A legend of the kinds of lines in a panel."""
+    shown = [(f"C{j}" if one_run else "0.3", *_LINES[j][2:]) for j in sorted(found)]
+    lines = [
+        Line2D(
+            [], [], color=colour, marker=style[0] if style != "-" else "", linestyle=style.lstrip("os"), markersize=3
+        )
+        for colour, style, _ in shown
+    ]
+    if shown:
+        axis.legend(lines, [what for *_, what in shown], fontsize=8)
+
+
+def _finish(axis, panel: _Panel) -> None:
+    """Title, units, scale and grid of a panel."""
+    axis.set_title(panel.title, fontsize=10)
+    axis.set_xlabel("update")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylabel(panel.label)
+    if panel.scale == "log" and axis.lines and min(min(line.get_ydata()) for line in axis.lines) > 0:
+        axis.set_yscale("log")
+        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatter(lambda value, _: f"{value:g}")
+        axis.tick_params(axis="y", which="both", labelsize=8)
+    if panel.scale == "from zero":
+        axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)

@@ -1,0 +1,169 @@
+"""Write a model for Paddle Inference or onnxruntime, and check it there against the model itself.
+
+The folder that is written holds the graph, how pictures enter it (preprocess.json), the class names and
+export.json. It stays away where the runtime's logits are not the model's.
+"""
+
+import argparse
+from pathlib import Path
+
+DYNAMIC = "dynamic"
+
+EXAMPLES = """\
+  plsc export --weights output/digits --output digits_paddle
+  plsc export --weights output/mine --ema --format onnx --precision fp16 --output mine_onnx
+  plsc export --weights output/mine --format onnx --resolution dynamic --output mine_onnx     any picture size
+  plsc export --weights deit.npz -c DeiT_tiny_patch16_224_eval --resolution 288 --output deit_288
+  python tools/export.py -c my_run.yaml -o Global.pretrained_model=output/mine -o Export.export_type=onnx
+"""
+
+
+def add_arguments(parser):
+    from plsc.cli.common import add_config_arguments
+
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md), which need -c to say "
+        "how pictures enter; default: Global.pretrained_model",
+    )
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+    parser.add_argument("--format", choices=("paddle", "onnx"), help="default: Export.export_type, else paddle")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default with -c: the folder export in Global.output_dir; else required"
+    )
+    parser.add_argument(
+        "--resolution",
+        type=_resolution,
+        metavar="PIXELS",
+        help="another image size than the model's, the position embedding being resized; or dynamic, for any size. "
+        "Default: Export.input_shape, else the model's",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="how weights are stored; fp16 halves the files, and the graph computes in float32 all the same "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=_positive,
+        default=1e-4,
+        metavar="X",
+        help="largest difference of a logit in the check (default: %(default)s)",
+    )
+
+
+def _resolution(text: str) -> int | str:
+    if text == DYNAMIC:
+        return text
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor {DYNAMIC}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def run(arguments) -> int:
+    from plsc import environment
+    from plsc.cli.common import load_config
+    from plsc.errors import CheckpointError, ConfigError
+
+    if arguments.config:
+        config = load_config(arguments.config, arguments.override)
+    elif arguments.override:
+        raise ConfigError("-o changes a recipe; give one with -c RECIPE")
+    else:
+        config = None
+        environment.prepare()
+        environment.import_paddle()
+    weights = arguments.weights or (config and (config.Global.pretrained_model or config.Global.checkpoint))
+    if not weights:
+        raise CheckpointError(
+            "nothing says which weights to export: give --weights PATH or -o Global.pretrained_model=PATH"
+        )
+    if not (arguments.output or config):
+        raise ConfigError("give --output FOLDER, where the export goes")
+    output = Path(arguments.output or Path(config.Global.output_dir) / "export")
+    format = arguments.format or (config.Export.export_type if config else "paddle")
+    batch, size = (None, None) if config is None else _shape_of(config)
+    size = arguments.resolution or size
+    import paddle
+
+    from plsc.export import export
+    from plsc.predictor import is_export, load_model
+
+    if is_export(weights):
+        raise CheckpointError(f"{weights}: is an export already; export the checkpoint that it was made of")
+    if size == DYNAMIC and config is not None and config.Global.position_embedding != "bicubic":
+        raise config.error(
+            ("Global", "position_embedding"),
+            f"is {config.Global.position_embedding}; a dynamic export resizes it bicubic; give --resolution PIXELS",
+        )
+    paddle.set_device("cpu")  # where the check runs, whatever the recipe trains on
+    part = "ema" if arguments.ema else "model"
+    loaded = load_model(weights, weights=part, img_size=None if size == DYNAMIC else size, config=config)
+    source = loaded.source.path
+    found = export(
+        loaded,
+        output,
+        format=format,
+        precision=arguments.precision,
+        dynamic=size == DYNAMIC,
+        batch=batch,
+        tolerance=arguments.tolerance,
+    )
+    _report(source, output, format, arguments.precision, found)
+    return 0
+
+
+def _shape_of(config):
+    """Export.input_shape → (rows or None for any, image size: None for the model's own, pixels, or dynamic)."""
+    shape, path = config.Export.input_shape, ("Export", "input_shape")
+    if shape is None:
+        return None, None
+    if len(shape) != 4 or any(side == 0 for side in shape):
+        raise config.error(path, f"is {shape}; it is [batch, channels, height, width], None being free")
+    batch, channels, height, width = (None if side is None or side < 0 else side for side in shape)
+    model = config.Model.arguments
+    if channels not in (None, model["in_chans"]):
+        raise config.error(path, f"has {channels} channels, but Model.in_chans is {model['in_chans']}")
+    own = model["img_size"]
+    own = (own, own) if isinstance(own, int) else tuple(own)
+    if (height, width) == own:
+        return batch, None
+    if height is None and width is None:
+        return batch, DYNAMIC
+    if height != width:
+        raise config.error(
+            path, f"is {shape}; height and width are the model's {list(own)}, another square, or both None"
+        )
+    return batch, height
+
+
+def _report(source, output: Path, format: str, precision: str, found):
+    runtime = {"paddle": "Paddle Inference", "onnx": "onnxruntime"}[format]
+    print(f"{source}, checked in {runtime} on two photos and the same moved sideways:")
+    for comparison in found:
+        print(f"  {comparison}")
+    if precision == "fp16":
+        print(
+            "  weights are float16, for which CPU runtimes have no kernels: the graph casts, the check ran in float32"
+        )
+    files = sorted(output.iterdir(), key=lambda file: -file.stat().st_size)
+    print(f"written {output}: {', '.join(f'{file.name} ({_size(file)})' for file in files)}")
+
+
+def _size(file: Path) -> str:
+    size = file.stat().st_size
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

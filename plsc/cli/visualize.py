@@ -1,0 +1,299 @@
+"""Draw attention, position embeddings, filters, training curves and patches, as PNG or SVG.
+
+What to look for in each picture stands in docs/visualization.md.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from plsc import environment
+from plsc.cli.common import add_config_arguments, load_config
+from plsc.errors import ConfigError
+
+EXAMPLES = """\
+  plsc visualize attention --weights output/flowers rose.jpg tulip.jpg --output sheet.png
+  plsc visualize position --weights deit_tiny.npz --resolution 384 --output position.svg
+  plsc visualize filters --weights deit_tiny.npz --output filters.png
+  plsc visualize curves output/first output/second --output curves.png
+  plsc visualize patches -c DeiT_tiny_patch16_224_eval rose.jpg --output patches.png
+
+`plsc visualize attention --help`, and so on, tells what each can do.
+"""
+
+
+def add_arguments(parser):
+    pictures = parser.add_subparsers(dest="picture", metavar="picture", required=True)
+    for name, kind in _PICTURES.items():
+        command = pictures.add_parser(
+            name,
+            help=kind.summary,
+            description=kind.description,
+            epilog="examples:\n" + kind.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        kind.add_arguments(command)
+        command.add_argument(
+            "--output", default=f"{name}.png", metavar="FILE", help=f"a .png or .svg file; default: {name}.png"
+        )
+        command.set_defaults(draw=kind.draw)
+
+
+def run(arguments) -> int:
+    from plsc.visualize.sheet import output_path
+
+    path = arguments.draw(arguments, output_path(arguments.output))
+    print(f"written to {path}")
+    return 0
+
+
+# -- attention ----------------------------------------------------------------------------
+
+
+def _attention_arguments(parser):
+    _add_weights(parser)
+    _add_resolution(parser, "another image size; the position embedding is resized, resize and crop follow")
+    _add_pictures(parser, count="+", what="picture files")
+    parser.add_argument(
+        "--by",
+        choices=("rollout", "layer", "head"),
+        default="rollout",
+        help="one map through all layers, one up to each layer, or one for each head of a layer; default: rollout",
+    )
+    parser.add_argument(
+        "--layer", type=_positive, metavar="N", help="the layer of --by head, 1 is the first; default: the last"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="with --by layer or head: their own attention weights, without what the layers before have mixed",
+    )
+    parser.add_argument(
+        "--class-names", metavar="FILE", help="a name a line, for the titles; default: those that the weights say"
+    )
+
+
+def _attention(arguments, output):
+    if arguments.raw and arguments.by == "rollout":
+        raise ConfigError("--raw goes with --by layer or --by head: a rollout is made of all layers")
+    if arguments.layer is not None and arguments.by != "head":
+        raise ConfigError("--layer goes with --by head")
+    config = _prepared(arguments.config, arguments.override)
+    from plsc.visualize import attention, loading
+
+    subject = loading.open_weights(
+        arguments.weights,
+        ema=arguments.ema,
+        resolution=arguments.resolution,
+        config=config,
+        class_names=arguments.class_names,
+    )
+    view = attention.View(subject.spec, by=arguments.by, layer=arguments.layer, raw=arguments.raw)
+    view.check(pictures=len(arguments.images))
+    return attention.draw_attention(subject, view, loading.read_pictures(subject, arguments.images), output)
+
+
+# -- position and filters -----------------------------------------------------------------
+
+
+def _position_arguments(parser):
+    _add_weights(parser)
+    _add_resolution(parser, "the image size that the position embedding is resized to; default: 1.5 times its own")
+    _add_pictures(parser, count="*", what="picture files to measure the attention distance on; the more, the smoother")
+
+
+def _position(arguments, output):
+    config = _prepared(arguments.config, arguments.override)
+    from plsc.visualize import distance, loading, position
+
+    subject = loading.open_weights(arguments.weights, ema=arguments.ema, config=config)
+    resized = position.resized_spec(subject.spec, arguments.resolution)
+    distances = None
+    if arguments.images:
+        pictures = loading.read_pictures(subject, arguments.images)
+        distances = distance.measure(subject.network, subject.preprocess, pictures)
+    else:
+        print("name picture files, too, to see how far across them each head looks")
+    return position.draw_position(subject, resized, output, distances=distances, pictures=len(arguments.images))
+
+
+def _filters_arguments(parser):
+    _add_weights(parser)
+    parser.add_argument(
+        "--components", type=_positive, default=28, metavar="N", help="how many principal components; default: 28"
+    )
+
+
+def _filters(arguments, output):
+    _prepared()
+    from plsc.visualize import filters, loading
+
+    subject = loading.open_weights(arguments.weights, ema=arguments.ema)
+    return filters.draw_filters(subject, output, count=arguments.components)
+
+
+# -- patches ------------------------------------------------------------------------------
+
+
+def _patches_arguments(parser):
+    _add_weights(parser, required=False)
+    _add_resolution(parser, "another image size; resize and crop follow")
+    _add_pictures(parser, count="+", what="picture files")
+
+
+def _patches(arguments, output):
+    if not (arguments.weights or arguments.config):
+        raise ConfigError("give --weights PATH or -c RECIPE: they say how the model cuts pictures")
+    if arguments.ema and not arguments.weights:
+        raise ConfigError("--ema goes with --weights")
+    config = _prepared(arguments.config, arguments.override)
+    from plsc.visualize import loading, patches
+
+    if arguments.weights:
+        subject = loading.open_weights(
+            arguments.weights, ema=arguments.ema, resolution=arguments.resolution, config=config
+        )
+    else:
+        subject = loading.open_recipe(arguments.config, config, resolution=arguments.resolution)
+    return patches.draw_patches(subject, loading.read_pictures(subject, arguments.images), output)
+
+
+# -- curves -------------------------------------------------------------------------------
+
+
+def _curves_arguments(parser):
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, as `plsc train` writes them")
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--steps",
+        type=_positive,
+        metavar="N",
+        help="with -c: updates of the whole run; default: counted from the training data, which must then be there",
+    )
+    parser.add_argument(
+        "--processes", type=_positive, metavar="N", help="with -c: processes that the run is to have; default: 1"
+    )
+
+
+def _curves(arguments, output):
+    if bool(arguments.runs) == bool(arguments.config):
+        raise ConfigError("give either run directories, whose curves are drawn, or -c RECIPE, whose schedule is drawn")
+    if arguments.runs:
+        for name in ("override", "steps", "processes"):
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name} goes with -c RECIPE; the curves of runs are drawn as they were logged")
+        from plsc.visualize.curves import check_runs, draw_curves
+
+        check_runs(arguments.runs)
+        return draw_curves(arguments.runs, output)
+    if arguments.steps and arguments.processes:
+        raise ConfigError("--processes helps to count the updates, which --steps says already; keep one")
+    config = _prepared(arguments.config, arguments.override)
+    from plsc.visualize.schedule import draw_schedule, length_of
+
+    length = length_of(config, steps=arguments.steps, processes=arguments.processes or 1)
+    return draw_schedule(config, length, output, source=arguments.config)
+
+
+# -- what they share ----------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _add_weights(parser, *, required: bool = True):
+    parser.add_argument(
+        "--weights",
+        required=required,
+        metavar="PATH",
+        help="a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md)",
+    )
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
+
+
+def _add_resolution(parser, what: str):
+    parser.add_argument("--resolution", type=_positive, metavar="PIXELS", help=what)
+
+
+def _add_pictures(parser, *, count: str, what: str):
+    """Picture files, and the recipe that says how they enter a model whose weights do not."""
+    parser.add_argument("images", nargs=count, metavar="IMAGE", help=what)
+    add_config_arguments(parser, required=False)
+
+
+def _prepared(recipe: str | None = None, overrides=()):
+    """Import Paddle; returns the recipe's configuration, None without one."""
+    if recipe:
+        return load_config(recipe, overrides)
+    if overrides:
+        raise ConfigError("-o changes a key of a recipe; give -c RECIPE with it")
+    environment.prepare()
+    environment.import_paddle()
+    return None
+
+
+class _Picture(NamedTuple):
+    summary: str
+    description: str
+    examples: str
+    add_arguments: Callable
+    draw: Callable
+
+
+_PICTURES = {
+    "attention": _Picture(
+        "which parts of pictures the model attends to",
+        "Attention rollout (Abnar and Zuidema, 2020) over pictures, as in the ViT paper: through all layers, up to\n"
+        "each layer, or up to each head of a layer. Several pictures make one sheet.\n\n"
+        "Model and preprocessing are what the weights say, or, where they do not say it all, what -c RECIPE says by\n"
+        "Model and DataLoader.Eval.",
+        "  plsc visualize attention --weights output/flowers rose.jpg tulip.jpg --output sheet.png\n"
+        "  plsc visualize attention --weights output/flowers --by layer rose.jpg\n"
+        "  plsc visualize attention --weights output/flowers --by head --layer 6 --raw rose.jpg --output heads.svg\n"
+        "  plsc visualize attention --weights deit_tiny.npz -c DeiT_tiny_patch16_224_eval --resolution 448 rose.jpg\n",
+        _attention_arguments,
+        _attention,
+    ),
+    "position": _Picture(
+        "position embedding, before and after resizing; attention distance",
+        "How each patch's row of the position embedding resembles the others, before and after resizing and beside\n"
+        "sine and cosine; the patch embedding's filters; and, over the pictures given, how far each head looks.",
+        "  plsc visualize position --weights output/flowers\n"
+        "  plsc visualize position --weights output/flowers --resolution 384 rose.jpg tulip.jpg --output position.svg\n"
+        "  plsc visualize position --weights deit_tiny.npz -c DeiT_tiny_patch16_224_eval rose.jpg\n",
+        _position_arguments,
+        _position,
+    ),
+    "filters": _Picture(
+        "principal components of the patch embedding's filters",
+        "The first principal components of the patch embedding's filters, and how much of them they explain. In\n"
+        "hybrids these are the filters of the ResNet's first convolution.",
+        "  plsc visualize filters --weights output/flowers\n"
+        "  plsc visualize filters --weights deit_tiny.npz --components 56 --output filters.svg\n",
+        _filters_arguments,
+        _filters,
+    ),
+    "curves": _Picture(
+        "loss, accuracy, lr and throughput of runs; or a recipe's lr schedule",
+        "Loss, accuracy, learning rate and throughput of one or many runs; or, with -c, the learning rate of a recipe\n"
+        "before it is run.",
+        "  plsc visualize curves output/digits\n"
+        "  plsc visualize curves output/first output/second --output compared.svg\n"
+        "  plsc visualize curves -c digits -o LRScheduler.warmup_epochs=10 --output schedule.png\n"
+        "  plsc visualize curves -c ViT_base_patch16_224_in1k_1n8c_dp_fp16o2 --steps 93900\n",
+        _curves_arguments,
+        _curves,
+    ),
+    "patches": _Picture(
+        "pictures as the model cuts them",
+        "The part of each picture that the model sees, the grid of patches on it, and the patches one by one.",
+        "  plsc visualize patches --weights output/flowers rose.jpg\n"
+        "  plsc visualize patches -c DeiT_tiny_patch16_224_eval -o Model.patch_size=32 rose.jpg --output patches.svg\n",
+        _patches_arguments,
+        _patches,
+    ),
+}

@@ -1,0 +1,378 @@
+"""A model → a folder that Paddle Inference or onnxruntime runs, checked against the model itself.
+
+    inference.json, inference.pdiparams    (inference.pdmodel with Paddle 2)    or    model.onnx
+    preprocess.json, classes.json          how pictures enter, and the names of the logits
+    export.json                            what was exported, and what the check found
+
+The graph's input `image` is the normalised float32 batch [B, C, H, W], its output the logits [B, classes].
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+from sklearn.datasets import load_sample_images
+
+import plsc
+from plsc import build, predictor
+from plsc.data.preprocess import Preprocess
+from plsc.data.transforms.geometry import resize
+from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
+from plsc.models import VisionTransformer
+from plsc.models.deploy import simplify, size_unit, store_half
+from plsc.models.layers import pair
+from plsc.models.resnet import EPSILON
+from plsc.runtimes import ONNX_MODEL, captured_output
+
+BATCHES = (1, 7)  # that the check runs where the batch is free
+TOLERANCE = 1e-4  # of logits, between the export and the model whose weights it holds
+HALF_TOLERANCE = 0.01  # of logits, between float16 weights and the model's own, as a fraction of the largest
+
+_OPSET = 17
+_ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: protobuf takes 2 GB, and the graph needs some
+_DESCRIPTION = "export.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One batch through the export's own runtime, and what the model computes.
+
+    Attributes:
+        batch, height, width: of the images. reference: what the export is compared with.
+        difference: the largest of two logits. largest: the reference's largest logit, by magnitude.
+        same_top1: pictures whose first class is the same. tolerance: bound of the difference.
+    """
+
+    batch: int
+    height: int
+    width: int
+    reference: str
+    difference: float
+    largest: float
+    same_top1: int
+    tolerance: float
+
+    @classmethod
+    def of(cls, logits: np.ndarray, case: "Case", reference: str, tolerance: float) -> "Comparison":
+        batch, _, height, width = case.images.shape
+        return cls(
+            batch=batch,
+            height=height,
+            width=width,
+            reference=reference,
+            difference=float(np.abs(logits - case.expected).max()),
+            largest=float(np.abs(case.expected).max()),
+            same_top1=int((logits.argmax(axis=1) == case.expected.argmax(axis=1)).sum()),
+            tolerance=tolerance,
+        )
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference <= self.tolerance  # false for nan, too
+
+    def __str__(self) -> str:
+        return (
+            f"batch {self.batch} at {self.height}x{self.width} against {self.reference}: largest difference "
+            f"{self.difference:.1e} of logits up to {self.largest:.3g} (tolerance {self.tolerance:.1e}), "
+            f"top-1 equal for {self.same_top1} of {self.batch}"
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images of the check [B, C, H, W], and the logits [B, classes] that are expected for them."""
+
+    images: np.ndarray
+    expected: np.ndarray
+
+
+def export(
+    loaded: build.LoadedModel,
+    output,
+    *,
+    format: str,
+    precision: str = "fp32",
+    dynamic: bool = False,
+    batch: int | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[Comparison]:
+    """Write a model, run it in its own runtime on real pictures, and put it in place if the logits agree.
+
+    Paddle must be set to the CPU, where the check runs.
+
+    Args:
+        loaded: the model, which is used up: it is rewritten into the form that is exported.
+        output: a folder; an earlier export that stands there is replaced.
+        format: paddle or onnx.
+        precision: fp32, or fp16: matrices and kernels are stored as float16. The graph makes float32 of them before
+            it computes, since runtimes on CPU have no float16 kernels.
+        dynamic: take pictures of any size; the position embedding is resized in the graph.
+        batch: a fixed number of rows; None for any.
+        tolerance: of the logits' difference.
+
+    Returns:
+        What the check found.
+
+    Raises:
+        ConfigError: nothing says how pictures enter the model.
+        CheckpointError: the model cannot be exported so, or something else stands in the output's place.
+        DeviceError: a library is missing, or does not compute what the model does; nothing is written then.
+    """
+    output = Path(os.path.abspath(Path(output).expanduser()))
+    _check_output(output)
+    _check_model(loaded, format, precision)
+    network = loaded.network
+    sizes = [pair(network.spec.img_size)]
+    if dynamic:
+        _check_unit(loaded)
+        sizes.append(_another_size(network.spec))
+    cases = _cases(loaded, sizes, BATCHES if batch is None else (batch,))
+    description = _description(loaded, format, precision, dynamic, batch)
+    simplify(network, dynamic=dynamic, explicit_gelu=format == "onnx")
+    if precision == "fp16":
+        _store_half(network, loaded.source.path)
+    writing = output.with_name(f".writing-{output.name}")
+    try:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        _write_graph(network, writing, description)
+        _write_documents(loaded, writing, description)
+        found = _check(network, predictor.load(writing, device="cpu"), cases, precision, tolerance)
+        description["check"] = [dataclasses.asdict(comparison) for comparison in found]
+        _write_json(writing / _DESCRIPTION, description)
+        _put_in_place(writing, output)
+    except OSError as error:
+        raise CheckpointError(f"{output}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return found
+
+
+def _check_output(output: Path) -> None:
+    """Raise CheckpointError where the output is anything but absent, empty, or an earlier export."""
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / _DESCRIPTION).is_file():
+            raise CheckpointError(f"{output}: holds something else than an export; choose another --output")
+    elif output.exists():
+        raise CheckpointError(f"{output}: is a file; an export is a folder")
+
+
+def _check_model(loaded: build.LoadedModel, format: str, precision: str) -> None:
+    """Raise for what can be told before anything is computed."""
+    path = loaded.source.path
+    if loaded.preprocess is None:
+        raise ConfigError(f"{path}: {predictor.NEEDS_PREPROCESS}")
+    if format != "onnx":
+        return
+    _import_paddle2onnx()
+    width = {"fp32": 4, "fp16": 2}[precision]
+    size = sum(width * p.size for p in loaded.network.parameters())
+    if size > _ONNX_LIMIT:
+        raise CheckpointError(
+            f"{path}: its weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB; choose --precision fp16, which "
+            "halves them, or --format paddle"
+        )
+
+
+def _check_unit(loaded: build.LoadedModel) -> None:
+    """Raise CheckpointError for a hybrid whose own size is none of those that a dynamic export takes."""
+    spec = loaded.network.spec
+    unit = size_unit(spec)
+    if any(side % unit for side in pair(spec.img_size)):
+        raise CheckpointError(
+            f"{loaded.source.path}: a dynamic export of this hybrid takes multiples of {unit} pixels, where its "
+            f"padding is always the same; its own size, {spec.img_size}, is none: export that alone"
+        )
+
+
+def _import_paddle2onnx():
+    try:
+        with captured_output():
+            import paddle2onnx
+    except (ImportError, ValueError) as error:  # it refuses Paddle 2 by a ValueError
+        raise DeviceError(
+            f"--format onnx needs Paddle 3, paddle2onnx and onnxruntime: pip install 'plsc[onnx]' ({error})"
+        ) from error
+    return paddle2onnx
+
+
+def sample_pictures(count: int, channels: int) -> list[np.ndarray]:
+    """Real pictures [427, 640, channels] uint8: scikit-learn's two photos, then the same moved sideways."""
+    photos = [photo[..., np.arange(channels) % 3] for photo in load_sample_images().images]
+    return [np.roll(photos[k % 2], 97 * (k // 2), axis=1) for k in range(count)]
+
+
+def sample_images(count: int, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:
+    """Real pictures as a model of `size` takes them [B, C, H, W] float32."""
+    pixels = []
+    for picture in sample_pictures(count, preprocess.channels):
+        with contextlib.suppress(DataError):  # smaller than the crop
+            picture = preprocess(picture)
+        pixels.append(resize(picture, *size, "bilinear", "cv2"))
+    return predictor.normalised(np.stack(pixels), preprocess)
+
+
+def _cases(loaded: build.LoadedModel, sizes, batches) -> list[Case]:
+    """The check's images at each size and batch, with what the model says of them."""
+    cases = []
+    for size in sizes:
+        network = loaded.network if size == pair(loaded.network.spec.img_size) else _at(loaded, size)
+        for count in batches:
+            images = sample_images(count, loaded.preprocess, size)
+            cases.append(Case(images, _logits(network, images)))
+    return cases
+
+
+def _at(loaded: build.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
+    """The model at another size, as evaluation at that resolution makes it."""
+    network = VisionTransformer(dataclasses.replace(loaded.network.spec, img_size=size))
+    build.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",))
+    network.eval()
+    return network
+
+
+def _another_size(spec) -> tuple[int, int]:
+    """A lower and wider size than the model's own: positions are resized both ways."""
+    patch, unit, (rows, columns) = pair(spec.patch_size), size_unit(spec), spec.grid
+    rows, columns = max(1, rows - max(1, rows // 4)), columns + max(1, columns // 4)
+    return rows * patch[0] * unit, columns * patch[1] * unit
+
+
+@paddle.no_grad()
+def _logits(network, images: np.ndarray) -> np.ndarray:
+    return network(paddle.to_tensor(images)).astype("float32").numpy()
+
+
+def _check(network, exported: predictor.Predictor, cases: list[Case], precision: str, tolerance: float):
+    """Compare an export with the model. Raises DeviceError where they differ.
+
+    An export of float16 weights is compared with the model that has the same weights as float32, to the tolerance,
+    and with the model as it was, to HALF_TOLERANCE.
+    """
+    found = []
+    for case in cases:
+        logits = exported.run(case.images)
+        if precision == "fp16":
+            rounded = Case(case.images, _logits(network, case.images))
+            found.append(Comparison.of(logits, rounded, "its float16 weights, computed in float32", tolerance))
+            bound = HALF_TOLERANCE * float(np.abs(case.expected).max())
+            found.append(Comparison.of(logits, case, "the float32 model", bound))
+        else:
+            found.append(Comparison.of(logits, case, "the model", tolerance))
+    if not all(comparison.agrees for comparison in found):
+        told = "".join(f"\n  {comparison}" for comparison in found)
+        raise DeviceError(f"the {exported.kind} export does not compute what the model does; nothing is written:{told}")
+    return found
+
+
+def _description(loaded: build.LoadedModel, format: str, precision: str, dynamic: bool, batch: int | None) -> dict:
+    """The content of export.json, but for the check."""
+    spec = loaded.network.spec
+    height, width = (None, None) if dynamic else pair(spec.img_size)
+    return {
+        "format": format,
+        "precision": precision,
+        "computes_in": "fp32",
+        "input": "image: float32 [batch, channels, height, width], (pixel * scale - mean) / std of preprocess.json",
+        "output": "logits: float32 [batch, classes]",
+        "input_shape": [batch, spec.in_chans, height, width],
+        "img_size": list(pair(spec.img_size)),
+        "size_unit": size_unit(spec) if dynamic else None,
+        "source": str(loaded.source.path),
+        "spec": dataclasses.asdict(spec),
+        "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
+    }
+
+
+def _store_half(network, path: Path) -> None:
+    try:
+        store_half(network)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} holds values beyond float16; choose --precision fp32") from error
+
+
+def _write_graph(network, folder: Path, description: dict) -> None:
+    """The model's files; adds to the description what wrote them."""
+    shape = InputSpec(list(description["input_shape"]), "float32", "image")  # it writes into the list
+    with captured_output():  # Paddle warns of its own parts
+        paddle.jit.save(network, str(folder / "inference"), input_spec=[shape])
+    if description["format"] == "paddle":
+        return
+    paddle2onnx = _import_paddle2onnx()
+    description["versions"]["paddle2onnx"] = paddle2onnx.__version__
+    file = folder / ONNX_MODEL
+    with captured_output() as said:
+        try:
+            # another optimize_tool would install packages by itself
+            paddle2onnx.export(
+                str(folder / "inference.json"),
+                str(folder / "inference.pdiparams"),
+                str(file),
+                opset_version=_OPSET,
+                optimize_tool="None",
+            )
+        except Exception as error:  # it logs what went wrong, and then stumbles over the missing result
+            raise DeviceError(f"paddle2onnx cannot convert the model:\n{said()}") from error
+    _tidy(file)
+    for left in folder.glob("inference.*"):
+        left.unlink()
+
+
+def _tidy(file: Path) -> None:
+    """Name what a user of an ONNX file sees, drop constants that nothing reads, and mend a fault of paddle2onnx.
+
+    Its 2.1.0 gives GroupNorm, which becomes InstanceNormalization, an epsilon from memory that was never written.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    graph = model.graph
+    old = graph.output[0].name
+    graph.output[0].name = "logits"
+    for node in graph.node:
+        node.output[:] = ["logits" if name == old else name for name in node.output]
+        if node.op_type == "InstanceNormalization":
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("epsilon", EPSILON))
+    for value, names in (
+        (graph.input[0], ("batch", "channels", "height", "width")),
+        (graph.output[0], ("batch", "classes")),
+    ):
+        for side, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+            if not side.HasField("dim_value"):
+                side.dim_param = name
+    read = {name for node in graph.node for name in node.input}
+    kept = [node for node in graph.node if node.op_type != "Constant" or node.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.value_info[:]
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+
+
+def _write_documents(loaded: build.LoadedModel, folder: Path, description: dict) -> None:
+    _write_json(folder / _DESCRIPTION, description)
+    _write_json(folder / "preprocess.json", loaded.preprocess.to_dict())
+    if loaded.class_names:
+        _write_json(folder / "classes.json", loaded.class_names)
+
+
+def _write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _put_in_place(writing: Path, output: Path) -> None:
+    """Rename; an earlier export goes only when the new one is whole."""
+    replaced = output.with_name(f".replaced-{output.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if output.exists():
+        os.replace(output, replaced)
+    os.replace(writing, output)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,184 @@
+"""A Vision Transformer rewritten, in place, into the form that is exported.
+
+It computes the same logits, by operations that Paddle Inference and ONNX share, and can take pictures
+of any size or hold its weights as float16.
+"""
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from plsc.models.resnet import StdConv2D, Stem, same_padding
+
+_LARGEST_HALF = 65504.0
+_REACH = 2  # source positions on either side of a target that cubic convolution looks at
+
+
+def size_unit(spec) -> int:
+    """What sides of pictures are a multiple of where the size is free: a hybrid then pads the same at every size."""
+    return 1 if spec.resnet_layers is None else 2 ** (2 + max(0, len(spec.resnet_layers) - 1))
+
+
+def simplify(network, *, dynamic: bool, explicit_gelu: bool) -> None:
+    """Rewrite a VisionTransformer.
+
+    Attention takes its explicit path. A hybrid's kernels are standardised once and for all, and its convolutions
+    and pooling pad by themselves.
+
+    Args:
+        dynamic: take pictures of any size, for a hybrid any multiple of `size_unit`.
+        explicit_gelu: write GELU's tanh form out; paddle2onnx 2.1 makes the exact one of it.
+    """
+    for block in network.blocks:
+        block.attn.flash = False
+    for parent in network.sublayers():
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, StdConv2D):
+                setattr(parent, name, FrozenConv(layer, dynamic))
+            elif isinstance(layer, Stem):
+                setattr(parent, name, FrozenStem(layer, dynamic))
+            elif isinstance(layer, nn.GELU) and explicit_gelu and network.spec.act == "gelu_tanh":
+                setattr(parent, name, TanhGelu())
+    if dynamic:
+        _fold_positions(network)
+
+
+def store_half(network) -> None:
+    """Hold matrices and kernels as float16; they become float32 where they are used. Vectors stay float32.
+
+    Raises:
+        ValueError: a weight is beyond float16; says which.
+    """
+    for prefix, layer in network.named_sublayers(include_self=True):
+        names = [name for name, p in layer._parameters.items() if p is not None and p.ndim > 1]
+        for name in names:
+            whole = layer._parameters.pop(name)
+            if float(whole.abs().max()) > _LARGEST_HALF:
+                raise ValueError(f"{prefix}.{name}".lstrip("."))
+            half = layer.create_parameter(
+                whole.shape, dtype="float16", default_initializer=nn.initializer.Constant(0.0)
+            )
+            half.set_value(whole.astype("float16"))
+            layer.add_parameter(_half(name), half)
+        if names:
+            layer.register_forward_pre_hook(_widen(names))
+
+
+def _half(name: str) -> str:
+    return f"{name}_half"
+
+
+def _widen(names: list[str]):
+    """A hook that gives a layer its float32 weights before it runs."""
+
+    def widen(layer, inputs):
+        for name in names:
+            # past the layer's own registration, which admits parameters only
+            object.__setattr__(layer, name, getattr(layer, _half(name)).astype("float32"))
+
+    return widen
+
+
+def _padding(x, kernel: int, stride: int, dynamic: bool) -> list[int]:
+    """[top, bottom, left, right] of padding SAME; where the size is free, for one that the stride divides."""
+    height, width = (stride * kernel,) * 2 if dynamic else x.shape[2:]
+    return [*same_padding(height, kernel, stride), *same_padding(width, kernel, stride)]
+
+
+class FrozenConv(nn.Layer):
+    """A StdConv2D that is not trained any more."""
+
+    def __init__(self, conv: StdConv2D, dynamic: bool):
+        super().__init__()
+        kernel = conv.weight.numpy()
+        kernel = kernel - kernel.mean(axis=(1, 2, 3), keepdims=True)
+        kernel = kernel / (np.sqrt((kernel * kernel).mean(axis=(1, 2, 3), keepdims=True)) + np.float32(1e-5))
+        self.weight = _parameter(self, kernel)
+        self.size, self.step, self.dynamic = conv.size, conv.step, dynamic
+
+    def forward(self, x):
+        padding = _padding(x, self.size, self.step, self.dynamic)
+        return F.conv2d(x, self.weight, stride=self.step, padding=padding)
+
+
+class FrozenStem(nn.Layer):
+    """A Stem with its convolution frozen."""
+
+    def __init__(self, stem: Stem, dynamic: bool):
+        super().__init__()
+        self.conv, self.norm, self.dynamic = FrozenConv(stem.conv, dynamic), stem.norm, dynamic
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)))
+        return F.max_pool2d(x, 3, stride=2, padding=_padding(x, 3, 2, self.dynamic))
+
+
+class TanhGelu(nn.Layer):
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), in the form that onnxruntime fuses."""
+
+    def forward(self, x):
+        return 0.5 * x * (1.0 + paddle.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * paddle.pow(x, 3.0))))
+
+
+class FreeSizeEmbed(nn.Layer):
+    """Pictures of any size → patch tokens with position embedding [B, N, C], resized to their grid.
+
+    Args:
+        embed: PatchEmbed or HybridEmbed. table: [rows, columns, C], the patches' position embedding.
+        unit: see `size_unit`; other sizes fail in the runtime.
+    """
+
+    def __init__(self, embed, table: np.ndarray, unit: int):
+        super().__init__()
+        self.backbone = getattr(embed, "backbone", None)
+        self.proj, self.unit = embed.proj, unit
+        self.rows, self.columns, self.width = table.shape
+        self.table = _parameter(self, table.reshape(self.rows, -1))
+
+    def forward(self, x):
+        if self.backbone is not None:
+            x = self.backbone(self._of_unit(x))
+        x = self.proj(x)
+        shape = paddle.shape(x)
+        table = paddle.matmul(cubic_matrix(shape[2], self.rows), self.table)
+        table = paddle.matmul(cubic_matrix(shape[3], self.columns), table.reshape([-1, self.columns, self.width]))
+        return x.flatten(2).transpose([0, 2, 1]) + table.reshape([1, -1, self.width])
+
+    def _of_unit(self, x):
+        """The pictures as they are, through shapes that only multiples of the unit have."""
+        shape = paddle.shape(x)
+        x = x.reshape([0, 0, -1, self.unit, shape[3]]).flatten(2, 3)
+        return x.reshape([0, 0, shape[2], -1, self.unit]).flatten(3, 4)
+
+
+def cubic_matrix(new, old: int):
+    """[new, old] weights of cubic convolution, `new` a tensor: plsc.weights.resample's matrix, in the graph."""
+    a = -0.75
+    centre = (paddle.arange(new).astype("float32") + 0.5) * (old / new.astype("float32")) - 0.5
+    source = paddle.arange(-_REACH, old + _REACH).astype("float32")
+    distance = (centre.unsqueeze(1) - source).abs().clip(max=float(_REACH))  # where the weight is 0
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    weights = paddle.where(distance <= 1, near, far)
+    edge = np.clip(np.arange(-_REACH, old + _REACH), 0, old - 1)  # positions beyond the edge repeat it
+    return paddle.matmul(weights, paddle.to_tensor(np.eye(old, dtype="float32")[edge]))
+
+
+def _fold_positions(network) -> None:
+    """Move the position embedding into tokens and patch embedding, so that it follows the picture's size."""
+    spec, positions = network.spec, network.pos_embed.numpy()[0]
+    prefix, patches = positions[: spec.embedded_prefix], positions[spec.embedded_prefix :]
+    if len(prefix) and spec.class_token:
+        network.cls_token.set_value(network.cls_token + paddle.to_tensor(prefix[:1]))
+    if len(prefix) and spec.reg_tokens:
+        network.reg_token.set_value(network.reg_token + paddle.to_tensor(prefix[-spec.reg_tokens :]))
+    table = patches.reshape(*spec.grid, spec.embed_dim)
+    network.patch_embed = FreeSizeEmbed(network.patch_embed, table, size_unit(spec))
+    network.pos_embed = _parameter(network, np.zeros([1, 1, spec.embed_dim], "float32"))
+
+
+def _parameter(layer, array: np.ndarray):
+    return layer.create_parameter(array.shape, default_initializer=nn.initializer.Assign(array))

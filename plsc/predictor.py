@@ -1,0 +1,320 @@
+"""A path → logits: a checkpoint, a Paddle export or an ONNX export alike.
+
+Paddle is imported only where a model needs it: an ONNX export predicts without.
+"""
+
+import collections
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from plsc import runtimes
+from plsc.config import Config
+from plsc.data.preprocess import Preprocess
+from plsc.errors import CheckpointError, ConfigError, DataError
+
+NEEDS_PREPROCESS = (
+    "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
+    "plsc wrote"
+)
+
+
+@dataclass
+class Predictor:
+    """Pictures → logits.
+
+    Attributes:
+        kind: checkpoint, paddle or onnx.
+        path: the file that was read.
+        forward: normalised images [B, C, H, W] float32 → logits [B, classes] float32, of any size that the model takes.
+        size: (height, width) that pictures have behind the preprocessing; None where nothing says it.
+        channels: of the images; None where nothing says it.
+        batch: rows that the model takes at a time; None for any number.
+        unit: what height and width must be multiples of, where the model takes several sizes.
+        preprocess: how a picture enters the model; None where nothing says it.
+        class_names: None where nothing says them.
+    """
+
+    kind: str
+    path: Path
+    forward: Callable[[np.ndarray], np.ndarray]
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    batch: int | None = None
+    unit: int = 1
+    preprocess: Preprocess | None = None
+    class_names: list[str] | None = None
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images [B, C, H, W] → logits [B, classes] float32.
+
+        Raises:
+            DataError: the model does not take images of this shape.
+        """
+        images = np.ascontiguousarray(images, dtype="float32")
+        if images.ndim != 4 or self.channels not in (None, images.shape[1]):
+            wanted = f"[batch, {self.channels or 'channels'}, height, width]"
+            raise DataError(f"{self.path}: takes images {wanted}, not {list(images.shape)}")
+        if any(side % self.unit for side in images.shape[2:]):
+            raise DataError(
+                f"{self.path}: takes sizes that are multiples of {self.unit}, not {_shown(images.shape[2:])}"
+            )
+        if self.batch is None:
+            return self.forward(images)
+        parts = []
+        for start in range(0, len(images), self.batch):
+            part = images[start : start + self.batch]
+            rows = np.resize(part, (self.batch, *part.shape[1:]))  # the last part is filled with copies
+            parts.append(self.forward(rows)[: len(part)])
+        return np.concatenate(parts)
+
+    def logits(self, images) -> np.ndarray:
+        """Pictures → logits [B, classes] float32.
+
+        Args:
+            images: pixels [B, H, W, C] uint8 that are preprocessed already (see `prepare`), or a list of encoded
+                pictures (bytes) or pixels [H, W, C] of any size.
+
+        Raises:
+            ConfigError: nothing says how pictures enter the model.
+            DataError: a picture cannot be read, or does not fit.
+        """
+        if isinstance(images, (list, tuple)):
+            images = np.stack([self.prepare(image) for image in images])
+        return self.run(normalised(images, self.required_preprocess()))
+
+    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
+        """One picture → pixels [H, W, C] uint8 as the model takes them. Raises ConfigError and DataError as logits."""
+        pixels = self.required_preprocess()(image)
+        if self.channels == 1 and pixels.shape[2] == 3:
+            if (pixels != pixels[..., :1]).any():
+                raise DataError("has colours; the model takes grey pictures")
+            pixels = pixels[..., :1]
+        if self.size is not None and pixels.shape[:2] != self.size:
+            raise DataError(
+                f"has {_shown(pixels.shape)} pixels behind the preprocessing; the model takes {_shown(self.size)}"
+            )
+        return pixels
+
+    def class_name(self, index: int) -> str:
+        """A class's name, else its number."""
+        if self.class_names is None or index >= len(self.class_names):
+            return str(index)
+        return self.class_names[index]
+
+    def required_preprocess(self) -> Preprocess:
+        """The preprocessing. Raises ConfigError where nothing says it."""
+        if self.preprocess is None:
+            raise ConfigError(f"{self.path}: {NEEDS_PREPROCESS}")
+        return self.preprocess
+
+
+def _shown(size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def normalised(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """[B, H, W, C] uint8 → [B, C, H, W] float32, (pixel * scale - mean) / std as training computes it."""
+    mean, std = (np.asarray(values, "float32").reshape(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    factor, offset = (preprocess.scale / std).astype("float32"), -mean / std
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype("float32") * factor + offset
+
+
+def is_export(path) -> bool:
+    """Whether a path means an exported model."""
+    return runtimes.model_file(path) is not None
+
+
+def load(
+    path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None, device: str = "auto"
+) -> Predictor:
+    """The predictor of a checkpoint, a run directory, anybody's weights, or an export.
+
+    Args:
+        weights: model, or ema for the averaged ones of a plsc checkpoint.
+        img_size: another resolution in pixels; the preprocessing follows in proportion.
+        config: a recipe that says the model and, by DataLoader.Eval, how pictures enter it; without it both
+            come from the path itself. An export that has its own preprocessing asks no recipe.
+        device: of an ONNX export: cpu, gpu, or auto for CUDA where onnxruntime has it. Paddle's models run on Paddle's
+            present device.
+
+    Raises:
+        CheckpointError: the path cannot be read, or does not fit what is asked of it.
+        ConfigError: the recipe does not fit.
+        DeviceError: a library that the export needs is not installed.
+    """
+    file = runtimes.model_file(path)
+    if file is None:
+        return of_network(load_model(path, weights=weights, img_size=img_size, config=config))
+    if weights != "model":
+        raise CheckpointError(
+            f"{file}: an export holds one set of weights; `plsc export --ema` writes the averaged ones"
+        )
+    return _of_export(file, img_size, config, device)
+
+
+def load_model(path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None):
+    """The dygraph model of a checkpoint or weights file, with preprocessing and class names: see `load`.
+
+    Returns:
+        plsc.build.LoadedModel
+    """
+    from plsc import build
+
+    loaded = build.model_of(path, weights=weights, img_size=img_size, config=config)
+    if loaded.network.spec.class_num == 0:
+        raise CheckpointError(f"{loaded.source.path}: has no head, so it cannot classify")
+    return loaded
+
+
+def of_network(loaded) -> Predictor:
+    """The predictor of a LoadedModel, in dygraph."""
+    import paddle
+
+    from plsc.models.layers import pair
+
+    network, spec = loaded.network, loaded.network.spec
+
+    @paddle.no_grad()
+    def forward(images):
+        return network(paddle.to_tensor(images)).astype("float32").numpy()
+
+    return Predictor(
+        kind="checkpoint",
+        path=loaded.source.path,
+        forward=forward,
+        size=pair(spec.img_size),
+        channels=spec.in_chans,
+        preprocess=loaded.preprocess,
+        class_names=loaded.class_names,
+    )
+
+
+def _of_export(file: Path, img_size: int | None, config: Config | None, device: str) -> Predictor:
+    about = _json(file.with_name("export.json"), dict) or {}
+    kind = "onnx" if file.suffix == ".onnx" else "paddle"
+    if kind == "onnx":
+        forward, shape = runtimes.in_onnxruntime(file, device)
+    else:
+        forward, shape = runtimes.in_paddle_inference(file), about.get("input_shape", [None] * 4)
+    try:
+        batch, channels, *size = shape
+        own_size = tuple(size if all(size) else about["img_size"]) if about or all(size) else None
+        unit = about.get("size_unit") or 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.with_name('export.json')}: damaged: {error}") from error
+    asked = own_size if img_size is None else (img_size, img_size)
+    if all(size) and asked != own_size:
+        raise CheckpointError(
+            f"{file}: takes pictures of {_shown(own_size)} pixels only; export it with --resolution {img_size} or "
+            "--resolution dynamic"
+        )
+    preprocess = _saved_preprocess(file.with_name("preprocess.json"))
+    if preprocess is None and config is not None:
+        from plsc import build
+
+        preprocess = build.recipe_preprocess(config, img_size)
+    elif preprocess is not None and own_size is not None and asked != own_size:
+        preprocess = preprocess.enlarged(img_size / own_size[0])
+    return Predictor(
+        kind=kind,
+        path=file,
+        forward=forward,
+        size=asked,
+        channels=channels,
+        batch=batch,
+        unit=unit,
+        preprocess=preprocess,
+        class_names=_json(file.with_name("classes.json"), list),
+    )
+
+
+def _json(path: Path, kind):
+    """The content of a JSON file, None where there is none. Raises CheckpointError where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
+        raise CheckpointError(f"{path}: damaged: it holds no {'mapping' if kind is dict else 'list of names'}")
+    return value
+
+
+def _saved_preprocess(path: Path) -> Preprocess | None:
+    values = _json(path, dict)
+    if values is None:
+        return None
+    try:
+        return Preprocess.from_dict(values)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+def predictions(
+    predictor: Predictor,
+    paths: Iterable[str],
+    *,
+    batch_size: int,
+    workers: int = 2,
+    on_damaged: Callable[[str, Exception], None],
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Picture files → batches of (paths, logits [B, classes]), in their order.
+
+    Threads read ahead by two batches at most, so any number of paths takes the same memory.
+
+    Args:
+        on_damaged: called with path and error of each picture that cannot be read; it is left out.
+    """
+    predictor.required_preprocess()
+    batch: list[tuple[str, np.ndarray]] = []
+    for path, result in _read_ahead(paths, predictor.prepare, workers, 2 * batch_size):
+        if isinstance(result, Exception):
+            on_damaged(path, result)
+            continue
+        batch.append((path, result))
+        if len(batch) == batch_size:
+            yield _predicted(predictor, batch)
+            batch = []
+    if batch:
+        yield _predicted(predictor, batch)
+
+
+def _predicted(predictor: Predictor, batch) -> tuple[list[str], np.ndarray]:
+    paths, pictures = zip(*batch, strict=True)
+    return list(paths), predictor.logits(np.stack(pictures))
+
+
+def _read_ahead(paths: Iterable[str], prepare, workers: int, most: int):
+    """(path, pixels or the error) of each path, in order; at most `most` are held."""
+
+    def read(path):
+        try:
+            return prepare(Path(path).read_bytes())
+        except (DataError, OSError, cv2.error) as error:
+            return error
+
+    paths = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = collections.deque((path, pool.submit(read, path)) for path in itertools.islice(paths, most))
+        while waiting:
+            path, future = waiting.popleft()
+            yield path, future.result()
+            for following in itertools.islice(paths, 1):
+                waiting.append((following, pool.submit(read, following)))
+
+
+def probabilities(logits: np.ndarray, *, sigmoid: bool = False) -> np.ndarray:
+    """Logits [B, classes] → probabilities: softmax, or each class by itself for models of several labels."""
+    logits = logits.astype("float64")
+    if sigmoid:
+        return 0.5 * (1.0 + np.tanh(0.5 * logits))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

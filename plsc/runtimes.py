@@ -1,0 +1,155 @@
+"""Exported graphs in their runtimes: a file → a function of images [B, C, H, W] float32 → logits [B, classes] float32.
+
+Paddle is imported only for its own exports.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from plsc import environment
+from plsc.errors import CheckpointError, DataError, DeviceError
+
+# what a folder that holds an export has one of; .pdmodel is Paddle 2's, .json Paddle 3's
+PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx"
+_CUDA = "CUDAExecutionProvider"
+
+
+def model_file(path) -> Path | None:
+    """The exported model that a file, a folder or a name without ending means; None where it is no export."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        candidates = [path / name for name in (*PADDLE_MODELS, ONNX_MODEL)]
+    else:
+        candidates = [path, path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.pdmodel")]
+    for file in candidates:
+        beside = file.with_suffix(".pdiparams").is_file()
+        if file.is_file() and (file.suffix == ".onnx" or (file.suffix in (".json", ".pdmodel") and beside)):
+            return file
+    return None
+
+
+def needs_paddle(path) -> bool:
+    """Whether loading the path imports Paddle: everything but an ONNX export does."""
+    file = model_file(path)
+    return file is None or file.suffix != ".onnx"
+
+
+def in_paddle_inference(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """An export in Paddle Inference, on Paddle's present device."""
+    import paddle
+    from paddle import inference
+
+    config = inference.Config(str(file), str(file.with_suffix(".pdiparams")))
+    config.disable_glog_info()
+    kind, _, number = paddle.get_device().partition(":")
+    if kind == "cpu":
+        config.set_cpu_math_library_num_threads(environment.thread_count())
+        if file.suffix == ".pdmodel":
+            config.disable_mkldnn()  # Paddle 2's oneDNN cannot add the resized positions of a dynamic export
+    elif kind == "gpu":
+        config.enable_use_gpu(256, int(number or 0))  # MB to begin with
+    elif kind == "xpu":
+        config.enable_xpu()
+        config.set_xpu_device_id(int(number or 0))
+    else:
+        config.enable_custom_device(kind, int(number or 0))
+    try:
+        with captured_output():
+            predictor = inference.create_predictor(config)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{file}: Paddle Inference cannot load it: {_last_line(error)}") from error
+    entry = predictor.get_input_handle(predictor.get_input_names()[0])
+    end = predictor.get_output_handle(predictor.get_output_names()[0])
+    first = True  # oneDNN prints to standard output when it sees some operations first
+
+    def forward(images):
+        nonlocal first
+        entry.copy_from_cpu(images)
+        try:
+            with captured_output() if first else contextlib.nullcontext():
+                predictor.run()
+        except (RuntimeError, ValueError) as error:
+            raise _does_not_run(file, images, error) from error
+        first = False
+        return end.copy_to_cpu().astype("float32", copy=False)
+
+    return forward
+
+
+def in_onnxruntime(file: Path, device: str):
+    """An export in onnxruntime, and the shape of its input with None for what is free.
+
+    Args:
+        device: cpu, gpu, gpu:1, …, or auto: CUDA where onnxruntime offers it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(f"{file}: needs onnxruntime: pip install 'plsc[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = environment.thread_count()
+    options.log_severity_level = 4  # errors are raised anyway
+    kind, _, number = device.partition(":")
+    has_cuda = _CUDA in onnxruntime.get_available_providers()
+    if kind not in ("auto", "cpu", "gpu") or (kind == "gpu" and not has_cuda):
+        raise DeviceError(f"{file}: the installed onnxruntime has no {kind}; onnxruntime-gpu has CUDA")
+    providers = [(_CUDA, {"device_id": int(number or 0)})] if has_cuda and kind != "cpu" else []
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for every kind, straight under Exception
+        raise CheckpointError(f"{file}: onnxruntime cannot load it: {_last_line(error)}") from error
+    entry = session.get_inputs()[0]
+
+    def forward(images):
+        try:
+            return session.run(None, {entry.name: images})[0].astype("float32", copy=False)
+        except Exception as error:
+            raise _does_not_run(file, images, error) from error
+
+    return forward, [side if isinstance(side, int) else None for side in entry.shape]
+
+
+def _does_not_run(file: Path, images: np.ndarray, error: Exception) -> DataError:
+    return DataError(f"{file}: does not run on images {list(images.shape)}: {_last_line(error)}")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def captured_output() -> Iterator[Callable[[], str]]:
+    """Context in which nothing is printed, also by compiled libraries; yields what reads the text that was."""
+    _flush()
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile() as file:
+
+        def said() -> str:
+            _flush()
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield said
+        finally:
+            _flush()
+            for number, descriptor in enumerate(kept, start=1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def _flush() -> None:
+    """Write out what Python, C and C++ hold back."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)

@@ -1,0 +1,82 @@
+"""The learning rate of a recipe before it is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plsc import build
+from plsc.config import Config
+from plsc.errors import ConfigError, DataError
+from plsc.optim.schedules import table
+from plsc.visualize import sheet
+
+_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Length:
+    """Updates of a run.
+
+    Attributes:
+        steps: until its end. schedule_steps: of the schedule, which max_train_step may cut short.
+    """
+
+    steps: int
+    schedule_steps: int
+    steps_per_epoch: int
+
+
+def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -> Length:
+    """How long a run is.
+
+    Args:
+        steps: of the whole schedule, where the training data are not at hand.
+        processes: that the run is to have; with the recipe's batch size a process they give the global batch.
+
+    Raises:
+        DataError: the training data cannot be read, so that nobody knows the length of an epoch.
+    """
+    g = config.Global
+    if steps is not None:
+        return Length(steps, steps, max(1, round(steps / (g.epochs or 1))))
+    if "Train" not in config.DataLoader:
+        raise ConfigError("DataLoader.Train is missing: without data nobody knows the length of an epoch; give --steps")
+    try:
+        data = build.dataset(config, config.DataLoader["Train"])
+    except DataError as error:
+        raise DataError(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
+    batch = build.local_batch_size(config, processes)
+    per_epoch = build.sampler(config, data, batch, 0, processes).steps_per_epoch
+    whole = g.epochs * per_epoch if g.epochs else g.max_train_step
+    return Length(min(whole, g.max_train_step or whole), whole, per_epoch)
+
+
+def draw_schedule(config: Config, length: Length, output: Path, *, source: str) -> Path:
+    """The rate over updates and epochs, the warm-up shaded."""
+    schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
+    warmup = int(min(getattr(schedule, "warmup", 0), length.steps))
+    spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)
+    steps = np.unique([*spread, min(warmup, length.steps - 1)])  # the peak itself is among them
+    rates = table(schedule, steps.tolist())
+    figure = sheet.new(9, 4.8, f"{sheet.end_of(source)}: learning rate, {config.LRScheduler.name}")
+    axis = figure.subplots()
+    if warmup:
+        axis.axvspan(0, warmup, color="C1", alpha=0.15, linewidth=0, label=f"warm-up, {warmup:,} updates")
+    axis.plot(steps, rates, "o-" if len(steps) <= 20 else "-", markersize=3, color="C0")
+    peak = int(np.argmax(rates))
+    axis.plot(steps[peak], rates[peak], "o", color="C3", label=f"peak {rates[peak]:.3g} at update {steps[peak]:,}")
+    axis.plot(steps[-1], rates[-1], "s", color="C2", label=f"last {rates[-1]:.3g} at update {steps[-1]:,}")
+    axis.set_xlabel(f"update (of {length.steps:,})")
+    axis.set_ylabel("learning rate")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set_ylim(bottom=0)
+    axis.margins(x=0.01)
+    per_epoch = length.steps_per_epoch
+    if per_epoch < length.steps:
+        epochs = axis.secondary_xaxis("top", functions=(lambda step: step / per_epoch, lambda epoch: epoch * per_epoch))
+        epochs.set_xlabel(f"epoch (of {per_epoch:,} updates)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    return sheet.save(figure, output)

@@ -1,0 +1,598 @@
+"""`plsc eval`: several weights, resolutions and data sets, its files, its errors, its processes."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+
+from plsc import build, predictor
+from plsc.cli import main
+from plsc.cli.eval import _common_failure
+from plsc.cli.results import Row, table, write
+from plsc.engine.distributed import World
+from plsc.engine.evaluator import Evaluator
+from plsc.errors import DataError
+from tests.helpers import SHARED, TINY_MODEL, metrics, plsc, tiny_digits, write_config
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+TRANSFORMS = [
+    {"DecodeImage": None},
+    {"ResizeImage": {"resize_short": 20}},
+    {"CenterCropImage": {"size": 16}},
+    {"NormalizeImage": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}},
+    {"ToCHWImage": None},
+]
+
+
+def pictures_config(tree: Path, output: Path) -> dict:
+    """A run on the four classes of `picture_tree`, evaluated on its 20 validation pictures."""
+    config = tiny_digits()
+    config["Global"] |= {"output_dir": str(output), "max_train_step": 4, "eval_during_train": True}
+    config["EMA"] = {"decay": 0.5, "ema_eval": True}
+    config["Model"] = {**TINY_MODEL, "img_size": 16, "in_chans": 3, "class_num": 4}
+    for mode, split in (("Train", "train"), ("Eval", "val")):
+        config["DataLoader"][mode]["dataset"] = {
+            "name": "ImageFolder",
+            "root": str(tree / split),
+            "transform_ops": TRANSFORMS,
+        }
+    config["DataLoader"]["Eval"]["sampler"]["batch_size"] = 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(picture_tree, tmp_path_factory) -> Path:
+    """A finished run with averaged weights."""
+    folder = tmp_path_factory.mktemp("run")
+    plsc("train", "-c", write_config(folder / "c.yaml", pictures_config(picture_tree, folder / "run")))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def other(run, tmp_path_factory) -> Path:
+    """The run's averaged weights, as a file of their own with the configuration beside."""
+    folder = tmp_path_factory.mktemp("other")
+    latest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    shutil.copy(latest / "config.yaml", folder)
+    plsc("convert", run, "--ema", "--to", "safetensors", "--output", folder / "averaged.safetensors")
+    return folder / "averaged.safetensors"
+
+
+def evaluated(*arguments, code: int = 0) -> dict:
+    """Run the command in this process; the JSON that it wrote."""
+    assert main(["eval", *map(str, arguments), "--output", "result.json"]) == code
+    return json.loads(Path("result.json").read_text())
+
+
+def refused(capsys, *arguments) -> str:
+    """The message of a command that ends with exit code 2."""
+    capsys.readouterr()
+    assert main(["eval", *map(str, arguments)]) == 2
+    err = capsys.readouterr().err
+    assert "error: " in err and "Traceback" not in err
+    return err
+
+
+def ours(weights: Path, folder: Path, pixels: int = 16):
+    """(logits, labels) of a folder's pictures, the long way round: one picture at a time, no configuration."""
+    loaded = build.model_of(weights, img_size=pixels)
+    logits, labels = [], []
+    for label, name in enumerate(sorted(entry.name for entry in folder.iterdir())):
+        for path in sorted((folder / name).iterdir()):
+            image = loaded.preprocess(path.read_bytes()).astype("float32") / 255.0
+            image = (image - np.array(loaded.preprocess.mean)) / np.array(loaded.preprocess.std)
+            batch = paddle.to_tensor(image.transpose(2, 0, 1)[np.newaxis].astype("float32"))
+            logits.append(loaded.network(batch).numpy()[0])
+            labels.append(label)
+    return np.array(logits), np.array(labels)
+
+
+def figures_of(logits, labels) -> dict:
+    """Loss and accuracy by NumPy."""
+    shifted = logits.astype("float64") - logits.max(axis=1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return {"loss": loss.mean(), "top1": (logits.argmax(axis=1) == labels).mean(), "samples": len(labels)}
+
+
+def assert_figures(row: dict, expected: dict):
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-5), name
+
+
+# -- rows ---------------------------------------------------------------------------------
+
+
+def test_one_row_is_a_plain_object(run, picture_tree, capsys):
+    """As readers know it: the figures stand at the top; the console shows a line a figure."""
+    found = evaluated("--weights", run)
+    assert_figures(found, figures_of(*ours(run, picture_tree / "val")))
+    assert found["weights"] == str(run) and found["ema"] is False and found["config"] == str(run / "config.yaml")
+    assert found["data"] == "ImageFolder" and found["resolution"] == 16 and found["top5"] == 1.0
+    out = capsys.readouterr().out
+    assert re.search(rf"^top1 +{100 * found['top1']:.2f} %$", out, re.MULTILINE)
+    assert re.search(r"^samples +20$", out, re.MULTILINE) and "written to result.json" in out
+
+
+def test_every_combination_is_a_row(run, other, picture_tree, capsys):
+    """Weights by data by resolution; each row as if it were measured alone, and as a second way computes it."""
+    found = evaluated(
+        *("--weights", run, "--weights", other),
+        *("--data", f"seen={picture_tree / 'train'}", "--data", picture_tree / "val_list.txt"),
+        *("--resolution", "16,24"),
+    )
+    assert list(found) == ["rows"]
+    facts = [(row["weights"], row["data"], row["resolution"]) for row in found["rows"]]
+    data = ["seen", str(picture_tree / "val_list.txt")]
+    assert facts == [(str(w), d, p) for w in (run, other) for d in data for p in (16, 24)]
+    for row, (weights, name, pixels) in zip(found["rows"], facts, strict=True):
+        folder = picture_tree / ("train" if name == "seen" else "val")
+        assert_figures(row, figures_of(*ours(Path(weights), folder, pixels)))
+    assert len({row["loss"] for row in found["rows"]}) == 8
+    out = capsys.readouterr().out
+    header, *lines = out[out.index("\nweights ") + 1 :].splitlines()
+    assert header.split() == ["weights", "data", "resolution", "loss", "top1", "top5", "samples"]
+    for line, row in zip(lines, found["rows"], strict=False):
+        shown = [row["weights"], row["data"], str(row["resolution"]), f"{row['loss']:.6g}"]
+        assert line.split()[:4] == shown and f"{100 * row['top1']:.2f} %" in line
+
+
+def test_averaged_weights(run, other, capsys):
+    """--ema measures them for every checkpoint; without it, a run whose best was one of them says so."""
+    raw, averaged = evaluated("--weights", run), evaluated("--weights", run, "--ema")
+    assert averaged["ema"] is True and averaged["loss"] != raw["loss"]
+    assert_figures(averaged, {key: evaluated("--weights", other)[key] for key in ("loss", "top1")})
+    copy = Path(shutil.copytree(run, "copy"))
+    best = copy / "checkpoints" / "best"
+    best.write_text(best.read_text().replace('"raw"', '"ema"'))
+    capsys.readouterr()
+    evaluated("--weights", copy)
+    assert "--ema measures them" in capsys.readouterr().out
+    evaluated("--weights", copy, "--ema")
+    assert "--ema measures them" not in capsys.readouterr().out
+
+
+def test_a_recipe_as_data_brings_its_own_preparation(run, picture_tree):
+    """Its whole DataLoader.Eval is used: data set, transforms and batch size."""
+    config = pictures_config(picture_tree, Path("elsewhere"))
+    section = config["DataLoader"]["Eval"]
+    section["dataset"] = {**section["dataset"], "root": str(picture_tree / "train")}
+    section["dataset"]["transform_ops"] = [{"DecodeImage": None}, {"ResizeImage": {"size": 16}}, *TRANSFORMS[3:]]
+    write_config(Path("squeezed.yaml"), config)
+    found = evaluated("--weights", run, "--data", "squeezed.yaml")
+    write_config(Path("same.yaml"), config)
+    assert found["data"] == "squeezed.yaml" and found["samples"] == 48
+    alone = evaluated("-c", "same.yaml", "--weights", run)
+    assert (found["loss"], found["top1"]) == (alone["loss"], alone["top1"])
+    assert found["loss"] != evaluated("--weights", run, "--data", picture_tree / "train")["loss"]
+
+
+def test_a_path_with_an_equals_sign_is_a_path(run, picture_tree):
+    shutil.copytree(picture_tree / "val", "a=b")
+    assert evaluated("--weights", run, "--data", "a=b")["data"] == "a=b"
+
+
+def test_a_list_is_read_like_the_recipes(run, picture_tree):
+    """Several labels a picture, where the recipe's own list has them."""
+    listed = {"name": "ImageNetDataset", "image_root": str(picture_tree), "multi_label": True, "slice": "[:3]"}
+    listed |= {"cls_label_path": str(picture_tree / "multi_list.txt"), "transform_ops": TRANSFORMS}
+    config = pictures_config(picture_tree, Path("elsewhere"))
+    config["DataLoader"]["Eval"]["dataset"] = listed
+    config["Loss"] = {"Train": [{"BCELoss": None}]}
+    found = evaluated(
+        *("-c", write_config(Path("c.yaml"), config), "--weights", run),
+        *("--data", picture_tree / "multi_list.txt", "--metrics", "mAP,AUC,F1,PrecisionAt1"),
+    )
+    logits, labels = ours(run, picture_tree / "train")
+    right = np.eye(4, dtype=bool)[labels] | np.eye(4, dtype=bool)[(labels + 1) % 4]
+    assert_figures(
+        found,
+        {
+            "samples": 48,
+            "mAP": average_precision_score(right, logits, average="macro"),
+            "mAP_classes": 4,
+            "auc": roc_auc_score(right, logits, average="macro"),
+            "f1_macro": f1_score(right, logits > 0, average="macro"),
+            "f1_micro": f1_score(right, logits > 0, average="micro"),
+            "precision_at_1": right[np.arange(48), logits.argmax(axis=1)].mean(),
+        },
+    )
+
+
+def test_real_labels(run, picture_tree):
+    """Pictures of a list by the numbers in their names; its figures stand beside those of the original labels."""
+    folder = Path("pictures")
+    folder.mkdir()
+    logits, labels = ours(run, picture_tree / "val")
+    said = logits.argmax(axis=1)
+    real = [[]] * 30
+    lines = []
+    for k, path in enumerate(sorted((picture_tree / "val").rglob("*.jpg"))):
+        number = 30 - k
+        shutil.copy(path, folder / f"ILSVRC2012_val_{number:08d}.JPEG")
+        lines.append(f"ILSVRC2012_val_{number:08d}.JPEG {labels[k]}\n")
+        # of four pictures one is skipped, two are right, one is wrong
+        real[number - 1] = ([], [int(said[k])], [int(said[k]), 3], [int(said[k] + 1) % 4])[k % 4]
+    (folder / "list.txt").write_text("".join(lines))
+    Path("real.json").write_text(json.dumps(real))
+    found = evaluated("--weights", run, "--data", folder / "list.txt", "--real", "real.json")
+    assert_figures(found, {"real_top1": 10 / 15, "real_samples": 15, "top1": (said == labels).mean(), "samples": 20})
+
+
+# -- what fails ---------------------------------------------------------------------------
+
+
+def test_one_failing_among_several(run, other, picture_tree, capsys):
+    """Missing, damaged, of another model: each is told in its row, the rest are measured, exit code 1."""
+    Path("damaged").mkdir()
+    shutil.copy(run / "config.yaml", "damaged")
+    Path("damaged/model.safetensors").write_bytes(b"no weights")
+    found = evaluated(
+        *("--weights", "gone", "--weights", "damaged", "--weights", run, "--weights", other, "--resolution", "16"),
+        code=1,
+    )["rows"]
+    assert [row["weights"] for row in found] == ["gone", "damaged", str(run), str(other)]
+    assert "gone: no such file or folder" in found[0]["error"] and "damaged" in found[1]["error"]
+    for row, weights in ((found[2], run), (found[3], other)):
+        assert "error" not in row
+        assert_figures(row, figures_of(*ours(weights, picture_tree / "val")))
+    out, err = capsys.readouterr()
+    assert re.search(r"^gone +gone: no such file", out, re.MULTILINE) and "Traceback" not in out + err
+
+
+def test_a_failing_data_set_among_several(run, picture_tree):
+    """A picture that cannot be read ends its own row."""
+    shutil.copytree(picture_tree / "val", "broken")
+    Path("broken/class_2/003.jpg").write_bytes(b"no picture")
+    found = evaluated("--weights", run, "--data", "broken", "--data", picture_tree / "val", code=1)["rows"]
+    assert "class_2/003.jpg" in found[0]["error"] and "loss" not in found[0]
+    assert found[1]["samples"] == 20 and "error" not in found[1]
+
+
+def test_a_single_failing_checkpoint_is_exit_code_2(capsys):
+    assert "gone: no such file or folder" in refused(capsys, "--weights", "gone")
+    assert not Path("output").exists()
+
+
+def test_all_failing_is_exit_code_2(capsys):
+    text = refused(capsys, "--weights", "gone", "--weights", "lost")
+    assert "gone: no such" in text and "lost: no such" in text
+
+
+def test_what_was_measured_is_kept_when_a_later_row_crashes(run, other, monkeypatch, capsys):
+    """A fault of the program in the second row: its traceback, exit code 1, and the first row on disk."""
+    measure, calls = Evaluator.run, []
+
+    def failing(self, model, *arguments):
+        calls.append(model)
+        if len(calls) == 2:
+            raise RuntimeError("a fault of the program")
+        return measure(self, model, *arguments)
+
+    monkeypatch.setattr(Evaluator, "run", failing)
+    assert main(["eval", "--weights", str(run), "--weights", str(other), "--output", "result.json"]) == 1
+    assert "a fault of the program" in capsys.readouterr().err
+    [kept] = json.loads(Path("result.json").read_text())["rows"]
+    assert kept["weights"] == str(run) and kept["samples"] == 20
+
+
+WRONG = {
+    "ending of the table": (["--output", "r.txt"], "--output r.txt: is written as .json, .csv, .md"),
+    "ending of the classes": (["--per-class", "c.json"], "--per-class c.json: is written as .csv"),
+    "ending of the confusion": (["--confusion", "c.pdf"], "--confusion c.pdf: is written as .csv, .png, .svg"),
+    "folder as output": (["--output", "folder.json"], "--output folder.json: is a folder"),
+    "metric": (["--metrics", "ECEE"], "no metric is called 'ECEE'; did you mean ECE?"),
+    "RealAcc without labels": (["--metrics", "RealAcc"], "--metrics RealAcc: needs labels; --real FILE"),
+    "real.json": (["--real", "gone.json"], "gone.json: No such file"),
+    "data": (["--data", "gone"], "--data gone: no such folder, list file or recipe"),
+    "named data": (["--data", "x=gone"], "--data gone: no such folder"),
+    "recipe as data": (["--data", "gone.yaml"], "gone.yaml: neither a file nor a shipped recipe"),
+    "recipe without Eval": (["--data", "train_only.yaml"], "the recipe has no DataLoader.Eval"),
+    "class names": (["--per-class", "c.csv", "--class-names", "gone.txt"], "gone.txt: cannot be read"),
+    "order of metrics": (["-o", "Metric.Eval=[ECE, TopkAcc]"], "ECE cannot be the first metric"),
+    "recipe": (["-c", "gone.yaml"], "gone.yaml: neither a file nor a shipped recipe"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG.values(), ids=WRONG)
+def test_wrong_use_is_told(arguments, expected, run, picture_tree, capsys):
+    Path("folder.json").mkdir()
+    config = pictures_config(picture_tree, Path("elsewhere"))
+    del config["DataLoader"]["Eval"]
+    config["Global"]["eval_during_train"] = config["EMA"]["ema_eval"] = False
+    write_config(Path("train_only.yaml"), config)
+    assert expected in refused(capsys, "--weights", run, *arguments)
+
+
+@pytest.mark.parametrize("text", ["0", "abc", "224,", "224;384", "-1", "1.5", "²"])
+def test_a_resolution_that_is_none(text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["eval", "--weights", "x", f"--resolution={text}"])
+    assert caught.value.code == 2 and "give image sizes in pixels" in capsys.readouterr().err
+
+
+def test_a_recipe_without_eval(run, picture_tree, capsys):
+    config = pictures_config(picture_tree, Path("elsewhere"))
+    del config["DataLoader"]["Eval"]
+    config["Global"]["eval_during_train"] = config["EMA"]["ema_eval"] = False
+    write_config(Path("c.yaml"), config)
+    text = refused(capsys, "-c", "c.yaml", "--weights", run, "--resolution", "24")
+    assert "DataLoader.Eval is missing" in text
+    assert "says how pictures are prepared" in refused(capsys, "-c", "c.yaml", "--weights", run, "--data", picture_tree)
+
+
+def test_a_resolution_of_oblong_pictures(run, picture_tree, capsys):
+    config = pictures_config(picture_tree, Path("elsewhere"))
+    config["Model"]["img_size"] = [16, 24]
+    text = refused(capsys, "-c", write_config(Path("c.yaml"), config), "--weights", run, "--resolution", "24")
+    assert "--resolution needs a square Model.img_size" in text
+
+
+def test_averaged_weights_that_are_not_there(other, capsys):
+    assert "holds no averaged weights" in refused(capsys, "--weights", other, "--ema")
+
+
+# -- files --------------------------------------------------------------------------------
+
+
+def test_csv_and_markdown_say_the_same(run, other):
+    arguments = ["--weights", str(run), "--weights", "gone", "--weights", str(other), "--metrics", "ECE"]
+    expected = evaluated(*arguments, code=1)["rows"]
+    for name in ("r.csv", "r.md"):
+        assert main(["eval", *arguments, "--output", name]) == 1
+    with open("r.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["weights"] for row in rows] == [str(run), "gone", str(other)]
+    assert list(rows[0])[-1] == "error" and "no such file" in rows[1]["error"] and rows[1]["loss"] == ""
+    for row, wanted in ((rows[0], expected[0]), (rows[2], expected[2])):
+        assert float(row["loss"]) == wanted["loss"] and float(row["ece"]) == wanted["ece"] and row["error"] == ""
+    header, rule, *lines = Path("r.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines)]
+    assert cells[0] == ["weights", "loss", "top1", "top5", "ece", "samples", "error"]
+    assert set(rule) <= set("|-: ") and cells[1][2] == f"{100 * expected[0]['top1']:.2f} %"
+    assert cells[2][0] == "gone" and cells[2][-1].startswith("gone: no such file")
+
+
+def test_what_no_number_is_becomes_null(capsys):
+    """JSON has no NaN; the table shows it."""
+    row = Row({"weights": "a|b", "data": None, "resolution": 8}, {"top1": float("nan"), "loss": 1.0}, {"top1"})
+    write([row], Path("r.json"), alone=True)
+    assert json.loads(Path("r.json").read_text()) == {**row.about, "top1": None, "loss": 1.0}
+    write([row], Path("r.md"), alone=True)
+    assert "| a\\|b | nan % | 1 |" in Path("r.md").read_text()
+    assert "nan %" in table([row, row])
+
+
+def test_accuracy_class_by_class(run, picture_tree):
+    logits, labels = ours(run, picture_tree / "val")
+    evaluated("--weights", run, "--per-class", "sub/classes.csv")
+    with open("sub/classes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = np.bincount(labels[logits.argmax(axis=1) == labels], minlength=4)
+    assert [row["name"] for row in rows] == [f"class_{c}" for c in range(4)]
+    assert [(row["class"], row["samples"], row["right"]) for row in rows] == [
+        (str(c), "5", str(right[c])) for c in range(4)
+    ]
+    assert [float(row["top1"]) for row in rows] == (right / 5).tolist()
+    Path("names.txt").write_text("n00000001 apple\npear, green\nplum\n")
+    evaluated("--weights", run, "--per-class", "named.csv", "--class-names", "names.txt")
+    with open("named.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["apple", "pear, green", "plum", ""]
+
+
+def test_confusion_as_table_and_picture(run, other, picture_tree, capsys):
+    """One file for each of several rows; printed where no file is asked for."""
+    arguments = ["--weights", run, "--weights", other]
+    evaluated(*arguments, "--confusion", "c.csv")
+    for number, weights in ((1, run), (2, other)):
+        logits, labels = ours(weights, picture_tree / "val")
+        expected = confusion_matrix(labels, logits.argmax(axis=1), labels=range(4))
+        with open(f"c-{number}.csv", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == ["class", "name", "0", "1", "2", "3"]
+        assert [[int(cell) for cell in row[2:]] for row in rows] == expected.tolist()
+        assert [row[1] for row in rows] == [f"class_{c}" for c in range(4)]
+    evaluated("--weights", run, "--confusion", "c.svg")
+    drawn = Path("c.svg").read_text()
+    assert drawn.count("<!-- class_0 -->") == 2 and "<!-- predicted class -->" in drawn, "named on both axes"
+    capsys.readouterr()
+    evaluated("--weights", run, "--metrics", "ConfusionMatrix")
+    logits, labels = ours(run, picture_tree / "val")
+    out = capsys.readouterr().out
+    for c, row in enumerate(confusion_matrix(labels, logits.argmax(axis=1), labels=range(4))):
+        if row.any():
+            shown = re.search(rf"^{c} class_{c} +(.+)$", out, re.MULTILINE)[1].split()
+            assert sum(int(cell) for cell in shown if cell != ".") == row.sum() == 5
+
+
+def test_a_matrix_too_large_to_print_says_how_to_get_it():
+    from plsc.cli.results import confusion_text
+
+    few = np.zeros([1000, 1000], int)
+    few[[3, 700], [700, 700]] = [2, 5]
+    header, *rows = confusion_text(few, None).splitlines()[1:]
+    assert header.split() == ["3", "700"]
+    assert [row.split() for row in rows] == [["3", ".", "2"], ["700", ".", "5"]]
+    assert "--confusion FILE" in confusion_text(np.eye(51, dtype=int), None)
+
+
+def test_an_output_that_cannot_be_written(run, capsys):
+    Path("file").write_text("")
+    assert "file/r.json: cannot be written" in refused(capsys, "--weights", run, "--output", "file/r.json")
+
+
+# -- exports ------------------------------------------------------------------------------
+
+
+def exported_as(monkeypatch, loaded):
+    """Make the path `export.onnx` mean an export of this predictor."""
+    monkeypatch.setattr(predictor, "is_export", lambda path: str(path) == "export.onnx")
+    monkeypatch.setattr(predictor, "load", lambda path, **options: loaded)
+
+
+def as_predictor(run, **changes):
+    made = predictor.of_network(build.model_of(run))
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_an_export_is_measured_like_its_checkpoint(run, monkeypatch, capsys):
+    expected = evaluated("--weights", run, "--metrics", "ECE")
+    exported_as(monkeypatch, as_predictor(run))
+    found = evaluated("-c", run / "config.yaml", "--weights", "export.onnx", "--metrics", "ECE")
+    assert_figures(found, {name: expected[name] for name in ("loss", "top1", "ece", "samples")})
+    assert "prepared otherwise" not in capsys.readouterr().out
+
+
+def test_an_export_of_other_pictures_is_warned_of(run, monkeypatch, capsys):
+    made = as_predictor(run)
+    exported_as(monkeypatch, as_predictor(run, preprocess=made.preprocess.enlarged(2.0)))
+    evaluated("-c", run / "config.yaml", "--weights", "export.onnx")
+    assert "prepared otherwise than DataLoader.Eval" in capsys.readouterr().out
+
+
+def test_an_export_of_other_classes_is_refused(run, monkeypatch, capsys):
+    arguments = ("-c", run / "config.yaml", "--weights", "export.onnx")
+    exported_as(monkeypatch, as_predictor(run, class_names=[f"class_{c}" for c in (1, 0, 2, 3)]))
+    assert "its classes are not those of the data set" in refused(capsys, *arguments)
+    exported_as(monkeypatch, as_predictor(run, class_names=None, forward=lambda x: np.zeros([len(x), 5], "float32")))
+    assert "has 5 classes, Model.class_num is 4" in refused(capsys, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_real_exports(run, format):
+    """Beside their checkpoint in one table."""
+    if format == "onnx":
+        pytest.importorskip("paddle2onnx")
+        pytest.importorskip("onnxruntime")
+    plsc("export", "--weights", run, "--format", format, "--output", "export")
+    raw, exported = evaluated("-c", run / "config.yaml", "--weights", run, "--weights", "export")["rows"]
+    assert exported["loss"] == pytest.approx(raw["loss"], rel=1e-4) and exported["samples"] == raw["samples"] == 20
+
+
+# -- in training --------------------------------------------------------------------------
+
+
+def test_training_evaluates_with_every_metric():
+    """Their figures stand in metrics.jsonl; the first one picks the best checkpoint."""
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 2, "eval_during_train": True, "output_dir": "trained"}
+    tree["Metric"]["Eval"] = ["mAP", "PerClassAccuracy", "ECE", "ConfusionMatrix", "TopkAcc"]
+    assert main(["train", "-c", str(write_config(Path("c.yaml"), tree))]) == 0
+    [record] = metrics("trained", "eval")
+    found = evaluated("--weights", "trained")
+    names = {"mAP", "mAP_classes", "mean_class_top1", "classes", "ece", "top1", "top5"}
+    assert names <= record.keys()
+    assert {name: record[name] for name in names} == pytest.approx({name: found[name] for name in names}, rel=1e-6)
+    assert '"metric": "mAP"' in Path("trained/checkpoints/best").read_text()
+
+
+def test_what_ranks_a_whole_data_set_is_refused_in_training(capsys):
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 2, "output_dir": "trained"}
+    tree["Metric"]["Train"] = ["TopkAcc", "mAP"]
+    assert main(["train", "-c", str(write_config(Path("c.yaml"), tree))]) == 2
+    assert "mAP ranks the samples of a whole data set; it belongs in Metric.Eval" in capsys.readouterr().err
+
+
+# -- processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+def test_two_processes_measure_the_same(run, other, picture_tree, tmp_path):
+    """Every metric, over data that two processes of batch 3 do not divide, with a failing row between two others."""
+    arguments = ["--weights", run, "--weights", "gone", "--weights", other, "--metrics", "ECE,mAP,AUC,F1,PrecisionAt1"]
+    arguments += ["-c", run / "config.yaml", "-o", "DataLoader.Eval.sampler.batch_size=3"]
+    for name, processes in (("one", None), ("two", 2)):
+        files = ["--output", f"{name}.json", "--per-class", f"{name}.csv", "--confusion", f"{name}-confusion.csv"]
+        done = plsc("eval", *arguments, *files, processes=processes, cwd=tmp_path, check=False)
+        assert done.returncode == 1 or processes, "the launcher's own exit code is its own affair"
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("one", "two"))
+    assert len(one) == len(two) == 3 and "error" in one[1] and one[1] == two[1]
+    for a, b in ((one[0], two[0]), (one[2], two[2])):
+        assert a["samples"] == 20 and a.keys() == b.keys() >= {"ece", "mAP", "auc", "f1_macro", "mean_class_top1"}
+        assert {k: v for k, v in b.items() if isinstance(v, float)} == pytest.approx(
+            {k: v for k, v in a.items() if isinstance(v, float)}, rel=1e-5
+        )
+        assert [v for v in a.values() if not isinstance(v, float)] == [
+            v for v in b.values() if not isinstance(v, float)
+        ]
+    for number in (1, 3):
+        for ending in (f"-{number}.csv", f"-confusion-{number}.csv"):
+            assert (tmp_path / f"one{ending}").read_text() == (tmp_path / f"two{ending}").read_text()
+
+
+class TwoProcesses(World):
+    """A process of two, of which the other one has failed or not."""
+
+    def __init__(self, other_failed: bool):
+        super().__init__(size=2)
+        self.other_failed = other_failed
+
+    def meet(self):
+        pass
+
+    def max(self, tensor):
+        return paddle.maximum(tensor, paddle.to_tensor([int(self.other_failed)]))
+
+
+def test_processes_give_up_a_row_together():
+    assert _common_failure(TwoProcesses(False), None) is None
+    assert _common_failure(TwoProcesses(True), "mine") == "mine" == _common_failure(TwoProcesses(False), "mine")
+    assert "another process" in _common_failure(TwoProcesses(True), None)
+
+
+def test_a_failing_picture_ends_all_processes(run, monkeypatch, capsys):
+    """In the midst of a row others may be waiting: the error is not noted, but ends the run."""
+    from plsc.cli.eval import _measure
+    from plsc.cli.eval_plan import plan
+    from plsc.cli.main import parser
+
+    arguments = parser().parse_args(["eval", "--weights", str(run), "--weights", str(run)])
+    row, config = plan(arguments)[0]
+
+    def unreadable(*_):
+        raise DataError("a picture of this process")
+
+    monkeypatch.setattr(Evaluator, "run", unreadable)
+    with pytest.raises(DataError):
+        _measure(row, config, TwoProcesses(False), arguments, alone=False)
+
+
+# -- real weights and pictures ------------------------------------------------------------
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_deit_tiny_on_imagenet(tmp_path):
+    """The figures of the shared data's README: top-1 68.4, top-5 91.2, ReaL 74.9 of the 475 with labels."""
+    data = SHARED / "data" / "imagenet_val500"
+    plsc(
+        *("eval", "-c", "DeiT_tiny_patch16_224_eval", "-o", "Global.device=cpu"),
+        *("--weights", SHARED / "weights" / "deit_tiny_patch16_224" / "google.npz"),
+        *(
+            "--data",
+            f"imagenet={data / 'val_list.txt'}",
+            "--real",
+            data / "real.json",
+            "--metrics",
+            "ECE,PerClassAccuracy",
+        ),
+        *("--output", tmp_path / "deit.json"),
+        cwd=tmp_path,
+        timeout=900,
+    )
+    found = json.loads((tmp_path / "deit.json").read_text())
+    assert found["data"] == "imagenet" and found["samples"] == 500 and found["real_samples"] == 475
+    assert 100 * found["top1"] == pytest.approx(68.4, abs=0.5)
+    assert 100 * found["top5"] == pytest.approx(91.2, abs=0.5)
+    assert 100 * found["real_top1"] == pytest.approx(74.9, abs=0.5)
+    assert found["mean_class_top1"] == pytest.approx(found["top1"]), "ten classes of fifty pictures each"

@@ -1,0 +1,480 @@
+"""plsc predict and plsc benchmark: the same answers from every form of a model, and what becomes of odd input."""
+
+import collections
+import csv
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.utils.extmath import softmax
+
+from plsc import build, predictor
+from plsc import export as exporting
+from plsc.cli.main import main
+from plsc.cli.predict import _natural
+from plsc.data.device import DeviceInput
+from plsc.data.preprocess import Preprocess
+from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.weights import read, write
+from tests.helpers import CHECKOUT, clean_environment, command, plsc, tiny_digits, write_config
+from tests.test_export import write_model
+
+NAMES = [f"kind {i}, other name" for i in range(10)]
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """One model as a weights file and as both exports."""
+    folder = tmp_path_factory.mktemp("forms")
+    path = write_model(folder / "model.safetensors", class_names=NAMES)
+    for format in ("paddle", "onnx"):
+        exporting.export(predictor.load_model(path), folder / format, format=format)
+    return {"checkpoint": str(path), "paddle": str(folder / "paddle"), "onnx": str(folder / "onnx")}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve pictures of different sizes and formats in nested folders."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        size = (int(rng.integers(40, 90)), int(rng.integers(40, 90)))
+        pixels = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype("uint8")).resize(size))
+        ending = ("jpg", "png", "webp")[i % 3]
+        path = root / ("a" if i < 6 else "b/c") / f"{i}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def by_hand(weights: str, path) -> np.ndarray:
+    """Probabilities by Pillow, NumPy, the rebuilt network and scikit-learn's softmax."""
+    picture = Image.open(path).convert("RGB")
+    factor = 36 / min(picture.size)
+    picture = picture.resize([round(side * factor) for side in picture.size], Image.Resampling.BICUBIC)
+    left, top = (picture.width - 32) // 2, (picture.height - 32) // 2
+    pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)), "float64")
+    image = ((pixels / 255 - 0.4) / 0.25).transpose(2, 0, 1)[np.newaxis].astype("float32")
+    with paddle.no_grad():
+        logits = build.model_of(weights).network(paddle.to_tensor(image)).numpy()
+    return softmax(logits.astype("float64"))[0]
+
+
+def predicted(capsys, *arguments) -> list[dict]:
+    assert main(["predict", *map(str, arguments), "--format", "jsonl"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# -- answers ------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_model_gives_the_same_list(forms, pictures, capsys):
+    lists = {form: predicted(capsys, "--weights", path, "--topk", 10, pictures) for form, path in forms.items()}
+    assert len(lists["checkpoint"]) == 12
+    for records in lists.values():
+        assert [r["image"] for r in records] == [r["image"] for r in lists["checkpoint"]]
+        for record, reference in zip(records, lists["checkpoint"], strict=True):
+            found, expected = record["predictions"], reference["predictions"]
+            assert [(p["class"], p["name"]) for p in found] == [(p["class"], p["name"]) for p in expected]
+            shares = [[p["probability"] for p in each] for each in (found, expected)]
+            np.testing.assert_allclose(*shares, atol=1.01e-4)  # of numbers rounded to four places
+
+
+def test_probabilities_are_those_of_the_model(forms, pictures, capsys):
+    for record in predicted(capsys, "--weights", forms["onnx"], "--topk", 10, pictures):
+        expected = by_hand(forms["checkpoint"], record["image"])
+        found = record["predictions"]
+        assert [p["class"] for p in found] == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([p["probability"] for p in found], np.sort(expected)[::-1], atol=1e-4)
+        assert [p["name"] for p in found] == [NAMES[p["class"]] for p in found]
+
+
+def test_sigmoid_gives_each_class_its_own_probability(forms, pictures, capsys):
+    picture = pictures / "a" / "0.jpg"
+    (record,) = predicted(capsys, "--weights", forms["onnx"], "--topk", 10, "--sigmoid", picture)
+    logits = predictor.load(forms["checkpoint"]).logits([picture.read_bytes()])[0].astype("float64")
+    expected = np.sort(1 / (1 + np.exp(-logits)))[::-1]
+    np.testing.assert_allclose([p["probability"] for p in record["predictions"]], expected, atol=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=6), st.booleans())
+def test_probabilities_stay_finite(logits, sigmoid):
+    shares = predictor.probabilities(np.array([logits], "float32"), sigmoid=sigmoid)
+    assert np.isfinite(shares).all() and (shares >= 0).all() and (shares <= 1).all()
+    if not sigmoid:
+        assert abs(shares.sum() - 1) < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_the_batch_size_changes_nothing(forms, pictures, capsys, size):
+    (one, other) = (predicted(capsys, "--weights", forms["paddle"], "--batch-size", n, pictures) for n in (32, size))
+    for a, b in zip(one, other, strict=True):
+        assert a["image"] == b["image"]
+        assert [p["class"] for p in a["predictions"]] == [p["class"] for p in b["predictions"]]
+
+
+def test_a_run_directory_predicts_with_its_own_classes(picture_tree, capsys):
+    """Trained, averaged, without a configuration; its pictures are told apart by their colour."""
+    tree = tiny_digits()
+    transforms = [
+        {"DecodeImage": None},
+        {"ResizeImage": {"resize_short": 18}},
+        {"CenterCropImage": {"size": 16}},
+        {"NormalizeImage": None},
+        {"ToCHWImage": None},
+    ]
+    tree["Global"] |= {"output_dir": "run", "max_train_step": 40, "epochs": 40}
+    tree["EMA"] = {"decay": 0.5}
+    tree["Model"] |= {"img_size": 16, "in_chans": 3, "class_num": 4}
+    for mode, split in (("Train", "train"), ("Eval", "val")):
+        data = {"name": "ImageFolder", "root": str(picture_tree / split), "transform_ops": transforms}
+        tree["DataLoader"][mode]["dataset"] = data
+    tree["DataLoader"]["Train"]["sampler"]["batch_size"] = 16
+    tree["Metric"] = {}
+    assert main(["train", "-c", str(write_config(Path("run.yaml"), tree))]) == 0
+    capsys.readouterr()
+    for options in ([], ["--ema"]):
+        records = predicted(capsys, "--weights", "run", *options, "--topk", 1, picture_tree / "val")
+        assert len(records) == 20
+        right = [Path(r["image"]).parent.name == r["predictions"][0]["name"] for r in records]
+        assert sum(right) >= 18
+
+
+def test_another_resolution_resizes_positions_and_pictures(forms, pictures, capsys):
+    picture = pictures / "a" / "1.png"
+    (record,) = predicted(capsys, "--weights", forms["checkpoint"], "--resolution", 48, "--topk", 3, picture)
+    loaded = build.model_of(forms["checkpoint"], img_size=48)
+    pixels = loaded.preprocess(picture.read_bytes())
+    assert pixels.shape == (48, 48, 3)
+    with paddle.no_grad():
+        image = DeviceInput(loaded.preprocess).normalize(paddle.to_tensor(pixels[np.newaxis]))
+        expected = np.argsort(-loaded.network(image).numpy()[0])[:3]
+    assert [p["class"] for p in record["predictions"]] == expected.tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    mean=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    std=st.lists(st.floats(0.1, 2), min_size=3, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_pictures_are_normalised_as_in_training(mean, std, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (2, 4, 5, 3)).astype("uint8")
+    preprocess = Preprocess(mean=tuple(mean), std=tuple(std))
+    expected = DeviceInput(preprocess).normalize(paddle.to_tensor(images)).numpy()
+    np.testing.assert_array_equal(predictor.normalised(images, preprocess), expected)
+
+
+# -- recipes and foreign weights ----------------------------------------------------------
+
+
+def test_a_recipe_says_what_foreign_weights_do_not(tmp_path, capsys):
+    """The model's heads and the preprocessing; without it nothing is guessed."""
+    fields = dict(img_size=8, patch_size=4, in_chans=1, class_num=10, embed_dim=16, num_heads=4)
+    path = write_model(tmp_path / "own.safetensors", **fields)
+    assert main(["convert", str(path), "--to", "timm", "--output", "foreign.safetensors"]) == 0
+    Image.fromarray(np.arange(64, dtype="uint8").reshape(8, 8) * 4).save("digit.png")
+    assert main(["predict", "--weights", "foreign.safetensors", "digit.png"]) == 2
+    assert "-c RECIPE" in capsys.readouterr().err
+    tree = tiny_digits()
+    tree["Model"]["num_heads"] = 4
+    recipe = write_config(Path("recipe.yaml"), tree)
+    (record,) = predicted(capsys, "--weights", "foreign.safetensors", "-c", recipe, "digit.png")
+    network = build.model_of(path).network
+    pixels = np.asarray(Image.open("digit.png"), "float32")[np.newaxis, np.newaxis]
+    with paddle.no_grad():
+        expected = network(paddle.to_tensor((pixels / 255 - 0.5) / 0.5)).numpy()[0]
+    assert [p["class"] for p in record["predictions"]] == np.argsort(-expected)[:5].tolist()
+    override = f"Global.pretrained_model={path}"
+    assert predicted(capsys, "-c", recipe, "-o", override, "digit.png")[0]["image"] == "digit.png"
+
+
+def test_a_model_of_grey_pictures_refuses_colours(tmp_path, capsys):
+    path = write_model(tmp_path / "grey.safetensors", in_chans=1)
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40)).astype("uint8")
+    Image.fromarray(grey).save("grey.png")
+    Image.fromarray(np.stack([grey, grey, 255 - grey], axis=2)).save("colours.png")
+    assert main(["predict", "--weights", str(path), "grey.png", "colours.png"]) == 1
+    said = capsys.readouterr()
+    assert "grey.png" in said.out and "not read: colours.png: has colours" in said.err
+
+
+def test_pictures_of_another_size_than_the_models_are_told(tmp_path, capsys):
+    path = write_model(tmp_path / "model.safetensors", preprocess=Preprocess())
+    Image.fromarray(np.zeros([40, 33, 3], "uint8")).save("wrong.png")
+    Image.fromarray(np.zeros([32, 32, 3], "uint8")).save("right.png")
+    assert main(["predict", "--weights", str(path), "wrong.png", "right.png"]) == 1
+    assert "has 40x33 pixels behind the preprocessing; the model takes 32x32" in capsys.readouterr().err
+
+
+def test_class_names_come_from_a_file(forms, pictures, capsys):
+    Path("names.txt").write_text("\n".join(f"n0000000{i} thing {i}" for i in range(10)) + "\n")
+    options = ["--weights", forms["onnx"], "--class-names", "names.txt", pictures / "a" / "0.jpg"]
+    (record,) = predicted(capsys, *options)
+    assert all(p["name"] == f"thing {p['class']}" for p in record["predictions"])
+    Path("names.txt").write_text("one\ntwo\n")
+    assert main(["predict", *map(str, options)]) == 2
+    assert "has 2 names, the model 10 classes" in capsys.readouterr().err
+
+
+def test_classes_without_names_are_numbers(tmp_path, pictures, capsys):
+    path = write_model(tmp_path / "model.safetensors", class_names=["only", "two"])
+    (record,) = predicted(capsys, "--weights", path, "--topk", 10, pictures / "a" / "0.jpg")
+    assert {p["class"]: p["name"] for p in record["predictions"]} == {
+        0: "only",
+        1: "two",
+        **{i: str(i) for i in range(2, 10)},
+    }
+
+
+# -- which pictures -----------------------------------------------------------------------
+
+
+def test_folders_are_read_in_natural_order(forms, pictures, capsys):
+    (pictures / "a" / "notes.txt").write_text("no picture")
+    records = predicted(capsys, "--weights", forms["onnx"], pictures)
+    expected = [pictures / "a" / f"{i}.{e}" for i, e in zip(range(6), itertools.cycle(["jpg", "png", "webp"]))]
+    expected += [pictures / "b/c" / f"{i}.{e}" for i, e in zip(range(6, 12), itertools.cycle(["jpg", "png", "webp"]))]
+    assert [r["image"] for r in records] == [str(p) for p in expected]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(alphabet="a1029²./", max_size=8), max_size=6), st.integers(0, 10**6))
+def test_natural_order_takes_any_name(names, number):
+    assert collections.Counter(sorted(names, key=_natural)) == collections.Counter(names)
+    assert _natural(f"x{number}.jpg") < _natural(f"x{number + 1}.jpg")
+
+
+def test_patterns_files_and_folders_may_be_mixed(forms, pictures, capsys):
+    arguments = [pictures / "b/c/11.webp", pictures / "**" / "*.png", pictures / "a"]
+    records = predicted(capsys, "--weights", forms["onnx"], *arguments)
+    assert [Path(r["image"]).name for r in records] == [
+        "11.webp",
+        *("1.png", "4.png", "7.png", "10.png"),
+        *("0.jpg", "1.png", "2.webp", "3.jpg", "4.png", "5.webp"),
+    ]
+
+
+def test_paths_are_read_from_standard_input(forms, pictures):
+    paths = [pictures / "a" / "3.jpg", pictures / "a" / "0.jpg"]
+    arguments = command(["predict", "--weights", forms["onnx"], "--format", "csv", "--topk", 1, "-"])
+    done = subprocess.run(
+        arguments,
+        input="\n".join(map(str, [*paths, "", pictures / "absent.jpg"])),
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["image"] for row in rows] == [str(path) for path in paths]
+    assert done.stderr.splitlines() == [
+        f"not read: {pictures / 'absent.jpg'}: No such file or directory",
+        "1 of 3 pictures could not be read",
+    ]
+
+
+def test_reading_stays_near_the_batch_in_hand(forms, pictures):
+    """An endless list of paths is predicted batch by batch."""
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(pictures / "a" / "0.jpg")
+
+    model = predictor.load(forms["onnx"])
+    batches = predictor.predictions(model, endless(), batch_size=4, on_damaged=lambda path, error: None)
+    for count, (paths, logits) in enumerate(itertools.islice(batches, 5), start=1):
+        assert len(paths) == 4 and logits.shape == (4, 10)
+        assert taken <= 4 * count + 2 * 4
+    batches.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.booleans(), max_size=14), st.integers(1, 5), st.integers(1, 4))
+def test_order_and_number_survive_damage(readable, batch_size, workers):
+    """Each readable picture once, in order; each damaged one told once, in order."""
+    whole = {}
+
+    def prepare(data: bytes):
+        if data.startswith(b"bad"):
+            raise DataError("damaged")
+        return np.full([1, 1, 1], int(data), "uint8")
+
+    for i, good in enumerate(readable):
+        whole[f"{i}.jpg"] = good
+        Path(f"{i}.jpg").write_bytes(str(i).encode() if good else b"bad")
+    model = predictor.Predictor("onnx", Path("model"), lambda x: x[:, 0, 0], preprocess=Preprocess(scale=1.0))
+    model.prepare = prepare
+    told, seen = [], []
+    for paths, logits in predictor.predictions(
+        model, iter(whole), batch_size=batch_size, workers=workers, on_damaged=lambda path, error: told.append(path)
+    ):
+        assert 1 <= len(paths) <= batch_size
+        seen += paths
+        np.testing.assert_allclose(logits[:, 0] * 0.5 + 0.5, [int(path[:-4]) for path in paths], atol=1e-4)
+    assert seen == [path for path, good in whole.items() if good]
+    assert told == [path for path, good in whole.items() if not good]
+
+
+# -- what is written ----------------------------------------------------------------------
+
+
+def test_formats_say_the_same(forms, pictures, capsys):
+    picture = pictures / "a" / "2.webp"
+    options = ["--weights", forms["onnx"], "--topk", 2, picture]
+    (record,) = predicted(capsys, *options)
+    assert main(["predict", *map(str, options), "--format", "csv", "--output", "found.csv"]) == 0
+    assert capsys.readouterr().out == ""
+    rows = list(csv.DictReader(Path("found.csv").read_text(encoding="utf-8").splitlines()))
+    best = record["predictions"]
+    assert [(int(r["rank"]), int(r["class"]), r["name"], float(r["probability"])) for r in rows] == [
+        (k, p["class"], p["name"], p["probability"]) for k, p in enumerate(best, start=1)
+    ]
+    assert main(["predict", *map(str, options)]) == 0
+    line = capsys.readouterr().out
+    cells = re.split(r"\s{2,}", line.strip())
+    assert cells[0] == str(picture)
+    for cell, p in zip(cells[1:], best, strict=True):
+        assert re.fullmatch(rf"kind {p['class']} [\d.]+%", cell)  # the first of its names
+        assert abs(float(cell.split()[-1][:-1]) / 100 - p["probability"]) < 1.1e-4
+
+
+def test_a_damaged_picture_is_told_and_the_rest_goes_on(forms, pictures, capsys):
+    good = (pictures / "a" / "0.jpg").read_bytes()
+    for name, data in (("1.jpg", good), ("2.jpg", good[: len(good) // 2]), ("3.jpg", b""), ("4.jpg", good)):
+        Path(name).write_bytes(data)
+    assert main(["predict", "--weights", forms["paddle"], "--format", "csv", "--topk", "1", "."]) == 1
+    said = capsys.readouterr()
+    assert [row["image"] for row in csv.DictReader(io.StringIO(said.out))] == ["./1.jpg", "./4.jpg"]
+    lines = said.err.splitlines()
+    assert [line.split(": ")[:2] for line in lines[:2]] == [["not read", "./2.jpg"], ["not read", "./3.jpg"]]
+    assert lines[2] == "2 of 4 pictures could not be read"
+    assert main(["predict", "--weights", forms["onnx"], "2.jpg", "3.jpg"]) == 2
+    assert "none of 2 pictures could be read" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys):
+    name = b"caf\xe9.jpg"
+    Path("odd").mkdir()
+    with open(b"odd/" + name, "wb") as file:
+        file.write((pictures / "a" / "0.jpg").read_bytes())
+    assert main(["predict", "--weights", forms["onnx"], "odd"]) == 0
+    assert "caf\ufffd.jpg" in capsys.readouterr().out
+    (record,) = predicted(capsys, "--weights", forms["onnx"], "odd")
+    assert record["image"].encode("utf-8", "surrogateescape") == b"odd/" + name
+
+
+# -- what is refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["picture.png"], "--weights PATH"),
+        (["--weights", "MODEL", "absent.jpg"], "absent.jpg: no such file or folder"),
+        (["--weights", "MODEL", "*.tiff"], "no file has such a name"),
+        (["--weights", "MODEL", "empty"], "holds no pictures"),
+        (["--weights", "absent", "picture.png"], "absent: no such file or folder"),
+        (["--weights", "MODEL", "-o", "Global.seed=1", "picture.png"], "-c RECIPE"),
+        (["--weights", "MODEL", "--ema", "picture.png"], "one set of weights"),
+        (["--weights", "MODEL", "--resolution", "64", "picture.png"], "--resolution 64"),
+        (["--weights", "MODEL", "--output", "no/such/folder.csv", "picture.png"], "cannot be written"),
+        (["--weights", "MODEL", "--class-names", "absent.txt", "picture.png"], "absent.txt: cannot be read"),
+    ],
+)
+def test_wrong_uses_are_told(forms, capsys, arguments, told):
+    Path("empty").mkdir()
+    Image.fromarray(np.zeros([40, 40, 3], "uint8")).save("picture.png")
+    assert main(["predict", *(forms["onnx"] if a == "MODEL" else a for a in arguments)]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--topk", "--batch-size", "--resolution"])
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
+def test_wrong_numbers_are_told(capsys, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "--weights", "x", option, value, "picture.png"])
+    assert stopped.value.code == 2 and option in capsys.readouterr().err
+
+
+def test_nothing_on_standard_input_is_told(forms, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    assert main(["predict", "--weights", forms["onnx"], "-"]) == 2
+    assert "no pictures were given" in capsys.readouterr().err
+
+
+def test_a_model_without_a_head_does_not_predict(forms, tmp_path):
+    write(read(forms["checkpoint"]), "safetensors", tmp_path / "backbone.safetensors", backbone=True)
+    with pytest.raises(CheckpointError, match="has no head"):
+        predictor.load(tmp_path / "backbone.safetensors")
+
+
+def test_the_python_interface_takes_bytes_and_pixels(forms, pictures):
+    data = (pictures / "a" / "1.png").read_bytes()
+    model = predictor.load(forms["paddle"])
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    logits = model.logits([data, pixels])
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    prepared = np.stack([model.prepare(data)])
+    np.testing.assert_allclose(model.logits(prepared), logits[:1], atol=1e-5)
+    assert logits.dtype == np.float32 and (model.kind, model.size) == ("paddle", (32, 32))
+    model.preprocess = None
+    with pytest.raises(ConfigError, match="-c RECIPE"):
+        model.logits([data])
+
+
+@pytest.mark.parametrize("name", ["predict", "export", "benchmark"])
+def test_help_has_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"examples:\n  plsc {name} " in text
+
+
+# -- benchmark ----------------------------------------------------------------------------
+
+
+def test_benchmark_times_every_form(forms, capsys):
+    options = ["--batch-sizes", "1,3", "--seconds", "0.05", "--output", "speed.json"]
+    assert main(["benchmark", *forms.values(), *options]) == 0
+    written = json.loads(Path("speed.json").read_text())
+    rows = written["rows"]
+    runtimes = ["dygraph", "to_static", "Paddle Inference", "onnxruntime"]
+    assert [(row["runtime"], row["batch"]) for row in rows] == [(r, b) for b in (1, 3) for r in runtimes]
+    for row in rows:
+        assert (row["height"], row["width"]) == (32, 32) and row["runs"] >= 5
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        # the mean of runs is no shorter than half the median
+        assert row["images_per_second"] <= 2 * 1000 * row["batch"] / row["p50_ms"]
+    assert written["images"] == "random" and "random images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--batch-sizes", "1,0"], ["--seconds", "0"], ["--seconds", "nan"], ["--threads", "0"]]
+)
+def test_wrong_numbers_for_the_benchmark_are_told(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "x", *arguments])
+    assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def test_a_benchmark_of_nothing_is_told():
+    done = plsc("benchmark", "absent", check=False)
+    assert done.returncode == 2 and "absent: no such file or folder" in done.stderr
