@@ -447,6 +447,15 @@ def test_a_shipped_recipe_trains_on_a_tiny_archive(tmp_path, recipe):
     assert evaluations[-1]["samples"] == (20 if recipe == "cifar10_vit" else 10)
 
 
+# to_static and a part of the test pictures, so that it takes a minute
+REAL = (
+    "Global.global_batch_size=64",
+    "Global.print_batch_step=10",
+    "Global.to_static=True",
+    "DataLoader.Eval.dataset.slice='[:2000]'",
+)
+
+
 def falls(records: list[dict]) -> bool:
     """Each quarter of the run has a lower loss than the one before."""
     quarters = [np.mean([r["loss"] for r in part]) for part in np.array_split(np.array(records, object), 4)]
@@ -456,29 +465,27 @@ def falls(records: list[dict]) -> bool:
 @pytest.mark.slow
 @pytest.mark.shared
 def test_cifar10_itself_trains(tmp_path):
-    """300 updates of the shipped recipe at a batch of 64, on the real pictures."""
+    """200 updates of the shipped recipe at a batch of 64, on the real pictures."""
     if shutil.which("npm") is None:
         pytest.skip("needs npm, which the archive is built with")
     made = subprocess.run([sys.executable, SHARED / "data" / "make_cifar10.py", tmp_path / "data"], capture_output=True)
     if made.returncode:
         pytest.skip(f"the archive could not be built: {made.stderr.decode()[-200:]}")
-    short = ("Global.global_batch_size=64", "Global.print_batch_step=10")
-    records, evaluations = train(tmp_path, "cifar10_vit", tmp_path / "data", 300, *short)
-    assert falls(records) and evaluations[-1]["samples"] == 10_000
+    records, evaluations = train(tmp_path, "cifar10_vit", tmp_path / "data", 200, *REAL)
+    assert falls(records) and evaluations[-1]["samples"] == 2_000
     assert evaluations[-1]["top1"] > 0.25, "chance is 0.1"
 
 
 @pytest.mark.slow
 @pytest.mark.shared
 def test_fashion_mnist_itself_trains(tmp_path):
-    """300 updates of the shipped recipe at a batch of 64, on the pictures of Debian's package."""
+    """200 updates of the shipped recipe at a batch of 64, on the pictures of Debian's package."""
     root = fashion_mnist.DEBIAN
     if not root.is_dir():
         package = "apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist*.deb unpacked"
         if subprocess.run(package, shell=True, cwd=tmp_path, capture_output=True).returncode:
             pytest.skip("needs Debian's package dataset-fashion-mnist")
         root = tmp_path / "unpacked" / root.relative_to("/")
-    short = ("Global.global_batch_size=64", "Global.print_batch_step=10")
-    records, evaluations = train(tmp_path, "fashion_mnist_vit", root, 300, *short)
-    assert falls(records) and evaluations[-1]["samples"] == 10_000
+    records, evaluations = train(tmp_path, "fashion_mnist_vit", root, 200, *REAL)
+    assert falls(records) and evaluations[-1]["samples"] == 2_000
     assert evaluations[-1]["top1"] > 0.4, "chance is 0.1"

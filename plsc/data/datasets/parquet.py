@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.data.datasets.labels import LabelMode, Labels
-from plsc.data.datasets.shards import Shards, shard_data
+from plsc.data.datasets.labels import Labels
+from plsc.data.datasets.shards import in_shards
 from plsc.errors import ConfigError, DataError
 from plsc.registry import DATASETS
 
@@ -103,33 +103,11 @@ class _Parquet:
 
 
 @DATASETS.register()
+@in_shards
 def Parquet(
-    files: str | list[str],
-    image_key: str = "image",
-    label_key: str = "label",
-    prob_key: str | None = None,
-    cached_row_groups: int = 64,
-    label_mode: LabelMode = "class",
-    label_prob_threshold: float | None = None,
-    normalize_labels: bool = False,
-    drop_empty: bool = True,
-    max_labels: int = 50,
-    class_names: str | None = None,
-    cache_dir: str | None = None,
-    cache_gigabytes: float | None = None,
-) -> Shards:
+    image_key: str = "image", label_key: str = "label", prob_key: str | None = None, cached_row_groups: int = 64
+):
     """Parquet files with an image column, as Hugging Face's ImageNet; a process keeps cached_row_groups in memory."""
     if cached_row_groups < 1:
         raise ConfigError(f"Parquet.cached_row_groups is {cached_row_groups}; it must be at least 1")
-    return shard_data(
-        _Parquet(image_key, label_key, prob_key, cached_row_groups),
-        files,
-        label_mode=label_mode,
-        label_prob_threshold=label_prob_threshold,
-        normalize_labels=normalize_labels,
-        drop_empty=drop_empty,
-        max_labels=max_labels,
-        class_names=class_names,
-        cache_dir=cache_dir,
-        cache_gigabytes=cache_gigabytes,
-    )
+    return _Parquet(image_key, label_key, prob_key, cached_row_groups)

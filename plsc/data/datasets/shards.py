@@ -6,6 +6,7 @@ indexing and counting shards is here, and the same for all of them.
 
 import glob
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import numpy as np
 
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Sample
-from plsc.data.datasets.labels import LabelPolicy, Labels
+from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
 from plsc.data.index import cached, stamp
 from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
@@ -258,20 +259,19 @@ def _manifest_names(shard: str) -> list[str] | None:
         raise DataError(f"{manifest}: damaged: {error}") from error
 
 
-def shard_data(
+def open_shards(
     shard_format: Format,
-    files,
-    *,
-    label_mode,
-    label_prob_threshold,
-    normalize_labels,
-    drop_empty,
-    max_labels,
-    class_names,
-    cache_dir,
-    cache_gigabytes,
+    files: str | list[str],
+    label_mode: LabelMode = "class",
+    label_prob_threshold: float | None = None,
+    normalize_labels: bool = False,
+    drop_empty: bool = True,
+    max_labels: int = 50,
+    class_names: str | None = None,
+    cache_dir: str | None = None,
+    cache_gigabytes: float | None = None,
 ) -> Shards:
-    """Shards with the label options that every format has in common."""
+    """Shards of one format; the keys are described in docs/data.md."""
     if cache_gigabytes is not None and cache_gigabytes <= 0:
         raise ConfigError(f"{shard_format.name}.cache_gigabytes is {cache_gigabytes}; it must be above 0")
     policy = LabelPolicy(
@@ -290,3 +290,19 @@ def shard_data(
         cache_dir=cache_dir,
         cache_gigabytes=cache_gigabytes,
     )
+
+
+def in_shards(make_format: Callable[..., Format]):
+    """Decorator: a format's constructor → a factory of data sets, with its own keys and those of all shards."""
+    own = inspect.signature(make_format).parameters
+    files, *common = list(inspect.signature(open_shards).parameters.values())[1:]
+    signature = inspect.Signature([files, *own.values(), *common])
+
+    def factory(*values, **named) -> Shards:
+        arguments = signature.bind(*values, **named).arguments
+        of_format = {name: arguments.pop(name) for name in own if name in arguments}
+        return open_shards(make_format(**of_format), **arguments)
+
+    factory.__signature__ = signature
+    factory.__name__, factory.__doc__ = make_format.__name__, make_format.__doc__
+    return factory

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from plsc.data.byte_file import ByteFile
-from plsc.data.datasets.labels import LabelMode, Labels
-from plsc.data.datasets.shards import Shards, shard_data
+from plsc.data.datasets.labels import Labels
+from plsc.data.datasets.shards import in_shards
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -179,30 +179,7 @@ def masked_crc32c(data: bytes) -> int:
 
 
 @DATASETS.register()
-def TFRecord(
-    files: str | list[str],
-    image_key: str = "image",
-    label_key: str = "labels",
-    prob_key: str = "label_probs",
-    label_mode: LabelMode = "class",
-    label_prob_threshold: float | None = None,
-    normalize_labels: bool = False,
-    drop_empty: bool = True,
-    max_labels: int = 50,
-    class_names: str | None = None,
-    cache_dir: str | None = None,
-    cache_gigabytes: float | None = None,
-) -> Shards:
+@in_shards
+def TFRecord(image_key: str = "image", label_key: str = "labels", prob_key: str = "label_probs"):
     """TFRecord shards of tensorflow_datasets, as COYO-Labeled-300M has them; ImageNet's label_key is label."""
-    return shard_data(
-        _Records(image_key, label_key, prob_key),
-        files,
-        label_mode=label_mode,
-        label_prob_threshold=label_prob_threshold,
-        normalize_labels=normalize_labels,
-        drop_empty=drop_empty,
-        max_labels=max_labels,
-        class_names=class_names,
-        cache_dir=cache_dir,
-        cache_gigabytes=cache_gigabytes,
-    )
+    return _Records(image_key, label_key, prob_key)

@@ -8,8 +8,8 @@ import numpy as np
 
 from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.image_folder import EXTENSIONS
-from plsc.data.datasets.labels import LabelMode, Labels
-from plsc.data.datasets.shards import Shards, shard_data
+from plsc.data.datasets.labels import Labels
+from plsc.data.datasets.shards import in_shards
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -110,29 +110,7 @@ def _samples(path: Path):
 
 
 @DATASETS.register()
-def WebDataset(
-    files: str | list[str],
-    label_key: str = "labels",
-    prob_key: str = "label_probs",
-    label_mode: LabelMode = "class",
-    label_prob_threshold: float | None = None,
-    normalize_labels: bool = False,
-    drop_empty: bool = True,
-    max_labels: int = 50,
-    class_names: str | None = None,
-    cache_dir: str | None = None,
-    cache_gigabytes: float | None = None,
-) -> Shards:
+@in_shards
+def WebDataset(label_key: str = "labels", prob_key: str = "label_probs"):
     """Tar shards of webdataset, img2dataset or `plsc data prepare`: paths, globs, ranges {0000..0127}, addresses."""
-    return shard_data(
-        _Tar(label_key, prob_key),
-        files,
-        label_mode=label_mode,
-        label_prob_threshold=label_prob_threshold,
-        normalize_labels=normalize_labels,
-        drop_empty=drop_empty,
-        max_labels=max_labels,
-        class_names=class_names,
-        cache_dir=cache_dir,
-        cache_gigabytes=cache_gigabytes,
-    )
+    return _Tar(label_key, prob_key)

@@ -1,5 +1,6 @@
 """Resizing, cropping and flipping."""
 
+import abc
 import math
 from typing import Literal
 
@@ -134,7 +135,7 @@ class CenterCrop(CenterCropImage):
         super().__init__(size if isinstance(size, int) else size[::-1])
 
 
-class RandomCrop:
+class RandomCrop(abc.ABC):
     """A box drawn in the picture, resized to one size: what all random crops have in common.
 
     A subclass draws the box. Nothing else of the picture is needed, so it may be decoded alone.
@@ -155,9 +156,9 @@ class RandomCrop:
             check_interpolation(interpolation, backend)
         self.scale, self.ratio, self.interpolation, self.backend = scale, ratio, interpolation, backend
 
+    @abc.abstractmethod
     def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
         """Draw (top, left, height, width) inside a picture of height x width pixels."""
-        raise NotImplementedError
 
     def resized(self, crop: np.ndarray, rng) -> np.ndarray:
         """What lies in the box → [self.height, self.width, C]."""
