@@ -22,8 +22,8 @@ from sklearn.metrics import (
 from plsc.data.datasets import Sample
 from plsc.data.sampler import evaluation_batches
 from plsc.errors import ConfigError, DataError
-from plsc.losses import Targets
 from plsc.metrics import AUC, ECE, F1, ConfusionMatrix, PerClassAccuracy, PrecisionAt1, RealAcc, TopkAcc, mAP
+from plsc.targets import Targets
 
 SIZE, CLASSES = 47, 6
 RNG = np.random.default_rng(11)

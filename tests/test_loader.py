@@ -273,3 +273,25 @@ def test_every_kind_of_picture_becomes_rgb(mode):
     )
     pixels = DecodeImage()(buffer.getvalue(), None)
     assert pixels.shape == (7, 9, 3) and pixels.dtype == np.uint8
+
+
+def test_a_damaged_last_picture_is_skipped_where_it_fills_a_batch_up(tmp_path):
+    """20 pictures in batches of 3: the last batch repeats the damaged one."""
+    from plsc.data.sampler import evaluation_batches
+
+    for k in range(20):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(np.full((24, 24, 3), k, np.uint8)).save(tmp_path / "a" / f"{k:02d}.png")
+    (tmp_path / "a" / "19.png").write_bytes(b"no picture")
+    told = []
+    load = loader(
+        ImageFolder(str(tmp_path)),
+        transforms=[DecodeImage()],
+        damaged="skip",
+        batch_size=3,
+        class_num=1,
+        on_skip=told.append,
+    )
+    counted = [i for b in load.run(evaluation_batches(20, 3, 0, 1)) for i in b["index"][b["valid"]].tolist()]
+    assert counted == list(range(19))
+    assert len(told) == 1 and "19.png" in told[0]

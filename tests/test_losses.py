@@ -6,7 +6,8 @@ import pytest
 from scipy.special import expit, log_expit, log_softmax
 
 from plsc.errors import ConfigError
-from plsc.losses import BCELoss, CELoss, Targets, ViTCELoss, WeightedSum
+from plsc.losses import BCELoss, CELoss, ViTCELoss, WeightedSum
+from plsc.targets import Targets
 
 B, C = 4, 5
 LOGITS = (3 * np.random.default_rng(0).standard_normal((B, C))).astype("float32")

@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
-from plsc.losses import Targets
 from plsc.metrics import Mean, TopkAcc
+from plsc.targets import Targets
 
 RNG = np.random.default_rng(2)
 LOGITS = RNG.standard_normal((40, 7)).astype("float32")

@@ -1263,7 +1263,7 @@ def test_dropped_samples_vanish(tmp_path_factory, pictures, options, drop_empty,
     """From length, shard sizes and indices; kept ones without labels come as nothing, down to the dense target."""
     import paddle
 
-    from plsc.losses import Targets
+    from plsc.targets import Targets
 
     if options["mode"] == "class":
         drop_empty = True
@@ -1329,7 +1329,7 @@ def dense_targets(data, class_num=20) -> np.ndarray:
     """What the loss sees of every sample."""
     import paddle
 
-    from plsc.losses import Targets
+    from plsc.targets import Targets
 
     fetcher = Fetcher(data, [lambda image, rng: np.zeros([1, 1, 3], "uint8")], seed=0, class_num=class_num)
     arrays = {name: np.empty((len(data), *f.shape), f.dtype) for name, f in fetcher.fields().items()}

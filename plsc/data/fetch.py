@@ -89,13 +89,9 @@ class Fetcher:
         Raises:
             DataError: naming the picture.
         """
-        skipped, valid = [], draw.valid
-        if self.damaged == "skip" and valid:
-            (image, sample, draws), skipped = self._first_readable(draw)
-            # a copy of another sample would count twice in evaluation; training ignores `valid`
-            valid = not skipped
-        else:
-            image, sample, draws = self._fetch(draw)
+        (image, sample, draws), skipped = self._first_readable(draw)
+        # a copy of another sample would count twice in evaluation; training ignores `valid`
+        valid = draw.valid and not skipped
         expected = arrays["image"].shape[1:]
         if image.shape != expected:
             raise DataError(
@@ -115,7 +111,7 @@ class Fetcher:
             arrays["label_ids"][row, : len(labels)] = labels
             arrays["label_weights"][row] = 0.0
             arrays["label_weights"][row, : len(labels)] = 1.0 if sample.weights is None else sample.weights
-        return skipped
+        return skipped if draw.valid else []  # what fills a last batch up is told in its own row
 
     def _first_readable(self, draw: Draw) -> tuple[Fetched, list[str]]:
         """The sample of a draw; with damaged: skip, else the next that can be read. And what was skipped."""

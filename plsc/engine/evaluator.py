@@ -6,8 +6,8 @@ from plsc import build
 from plsc.config import Config
 from plsc.data.sampler import evaluation_batches
 from plsc.engine.tracking import progress_bar
-from plsc.losses import Targets
 from plsc.metrics import Mean
+from plsc.targets import Targets
 
 
 class ExportedNetwork:

@@ -24,9 +24,9 @@ from plsc.engine.profiling import Profile
 from plsc.engine.stopping import StopRequest
 from plsc.engine.tracking import Meter, Tracker, duration, progress_bar
 from plsc.errors import CheckpointError, ConfigError
-from plsc.losses import Targets
 from plsc.metrics import Mean
 from plsc.optim.groups import freeze
+from plsc.targets import Targets
 from plsc.tensors import assign, to_numpy
 
 log = logging.getLogger("plsc")

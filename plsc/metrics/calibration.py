@@ -6,8 +6,8 @@ import paddle
 import paddle.nn.functional as F
 
 from plsc.errors import ConfigError
-from plsc.losses.targets import Targets
 from plsc.registry import METRICS
+from plsc.targets import Targets
 
 
 @METRICS.register()

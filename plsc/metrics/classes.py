@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.targets import Targets
 from plsc.registry import METRICS
+from plsc.targets import Targets
 
 _MOST_CLASSES = 5000  # a confusion matrix of 200 MB
 

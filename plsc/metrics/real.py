@@ -8,9 +8,9 @@ import numpy as np
 import paddle
 
 from plsc.errors import ConfigError, DataError
-from plsc.losses.targets import Targets
 from plsc.metrics.topk import TopkAcc
 from plsc.registry import METRICS
+from plsc.targets import Targets
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 

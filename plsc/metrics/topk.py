@@ -3,8 +3,8 @@
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.targets import Targets
 from plsc.registry import METRICS
+from plsc.targets import Targets
 
 
 @METRICS.register()

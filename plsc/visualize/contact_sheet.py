@@ -9,7 +9,7 @@ import numpy as np
 from plsc import build
 from plsc.config import Config
 from plsc.data.sampler import Draw
-from plsc.losses import Targets
+from plsc.targets import Targets
 from plsc.visualize import sheet
 
 _COLUMNS = 8

@@ -1,0 +1,51 @@
+"""Imports point one way: cli → engine, predictor, export, visualize → build → the rooms → what all share."""
+
+import ast
+from pathlib import Path
+
+import plsc
+
+PACKAGE = Path(plsc.__file__).parent
+SHARED = {"errors", "registry", "environment", "compat", "tensors", "targets", "pickles"}
+ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "config"}
+# what a module of each place may import of plsc, beside its own place
+ALLOWED = {
+    **dict.fromkeys(SHARED, SHARED),
+    **dict.fromkeys(ROOMS, SHARED),
+    "build": SHARED | ROOMS,
+    "runtimes": SHARED,
+    "predictor": SHARED | ROOMS | {"build", "runtimes"},
+    "export": SHARED | ROOMS | {"build", "runtimes", "predictor"},
+    "engine": SHARED | ROOMS | {"build"},
+    "visualize": SHARED | ROOMS | {"build", "runtimes", "predictor"},
+}
+# each with its reason
+EXCEPTIONS = {
+    ("config", "build"),  # factories are registered when a configuration is checked
+}
+
+
+def place(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path):
+    """Places of plsc that a module imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "plsc":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [name.name for name in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (n.name.split(".")[1] for n in node.names if n.name.startswith("plsc."))
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        here = place(path)
+        if here not in ALLOWED:  # the command line may import all
+            continue
+        for there in set(imported(path)) - {here} - ALLOWED[here]:
+            if (here, there) not in EXCEPTIONS:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports plsc.{there}")
+    assert not wrong, "\n".join(wrong)
