@@ -634,3 +634,22 @@ def test_damage_is_told_by_the_fused_step_too():
     for bad in (b"", b"GIF89a", data[:100], data[:-400], data[:2] + data[200:]):
         with pytest.raises(DataError):
             fused(bad, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_tags_beside_the_orientation_do_not_stop_a_picture(orientation):
+    """EXIF that Pillow cannot write again: XResolution as text."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif, quality=95)
+    plain = decode(file.getvalue())
+    # tag 0x011A (XResolution) of type ASCII, two characters
+    tiff = b"MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff += struct.pack(">HHI4s", 0x011A, 2, 2, b"x\0\0\0") + b"\0\0\0\0"
+    segment = b"Exif\0\0" + tiff
+    odd = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    body = io.BytesIO()
+    Image.fromarray(pixels).save(body, "JPEG", quality=95)
+    assert np.array_equal(decode(odd + body.getvalue()[2:]), plain)

@@ -295,3 +295,79 @@ def test_a_damaged_last_picture_is_skipped_where_it_fills_a_batch_up(tmp_path):
     counted = [i for b in load.run(evaluation_batches(20, 3, 0, 1)) for i in b["index"][b["valid"]].tolist()]
     assert counted == list(range(19))
     assert len(told) == 1 and "19.png" in told[0]
+
+
+@pytest.mark.parametrize("rows, workers, prefetch", [(4096, 1, 2), (8192, 2, 6)])
+def test_large_batches_with_few_workers_do_not_wait_for_each_other(rows, workers, prefetch):
+    """More replies than a pipe holds, while tasks are still being sent."""
+
+    class Pixels:
+        max_labels, class_names = 1, None
+
+        def __len__(self):
+            return rows
+
+        def __getitem__(self, index):
+            return Sample(np.full((1, 1, 1), index % 256, np.uint8), 0, f"pixel {index}")
+
+    def hang(number, frame):
+        raise TimeoutError("the loader hangs")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(40)
+    load = loader(Pixels(), workers, transforms=[], batch_size=rows, class_num=1, prefetch_batches=prefetch)
+    try:
+        batches = ([Draw(0, k) for k in range(rows)] for _ in range(4))
+        for arrays in load.run(batches):
+            assert np.array_equal(arrays["index"], np.arange(rows))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        load.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_faults_of_the_storage_are_not_skipped_as_damage(workers):
+    """Too many open files, a share that went away: the picture is well."""
+    import errno
+
+    class Gone(ImageFolder):
+        def __getitem__(self, index):
+            try:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            except OSError as error:
+                raise DataError("picture 0: cannot be read") from error
+
+        def __init__(self):
+            self.class_names, self._labels = ["a"], [0] * 4
+
+    load = loader(Gone(), workers, damaged="skip", class_num=1)
+    with pytest.raises(DataError, match="picture 0"):
+        next(load.run([[Draw(0, 0)] * 10]))
+    load.close()
+
+
+def test_rows_that_are_read_in_groups_go_to_one_worker_each(tmp_path):
+    """Parquet: a row group is read by one worker, whatever lies in a batch."""
+
+    class Grouped:
+        max_labels, class_names, reads_groups = 1, None, True
+        shard_sizes = np.full(40, 5)
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            with open(tmp_path / f"{index // 5}-{os.getpid()}", "w"):
+                return Sample(np.full((2, 2, 1), index, np.uint8), 0, f"row {index}")
+
+    mixed = np.random.default_rng(0).permutation(200).reshape(4, 50).tolist()
+    batches = [[Draw(0, k) for k in rows] for rows in mixed]
+    load = loader(Grouped(), 2, transforms=[], batch_size=50, class_num=1)
+    load.fetcher.fields()
+    for left in tmp_path.iterdir():
+        left.unlink()
+    for rows, arrays in zip(mixed, load.run(batches), strict=True):
+        assert arrays["index"].tolist() == rows and arrays["image"][:, 0, 0, 0].tolist() == rows
+    load.close()
+    assert len(list(tmp_path.iterdir())) == 40

@@ -12,6 +12,7 @@ import socket
 import struct
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -1375,3 +1376,48 @@ def test_a_class_that_the_model_does_not_have(tmp_path):
     for index, wrong in ((1, 9), (2, -1)):
         with pytest.raises(DataError, match=f"{path}.*label is {wrong}, but Model.class_num is 5"):
             fetcher.store(arrays, 0, Draw(0, index))
+
+
+def test_a_file_of_a_range_that_is_missing_is_told(tmp_path):
+    write_shard("WebDataset", tmp_path / "a-000", range(2))
+    write_shard("WebDataset", tmp_path / "a-002", range(2))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    pattern = str(tmp_path / names[0].replace("000", "{000..002}"))
+    with pytest.raises(DataError, match=r"a-001.*: no such file, which .*\{000\.\.002\}.* names"):
+        open_data("WebDataset", pattern)
+
+
+def test_all_damaged_shards_are_named_together(tmp_path):
+    paths = [write_shard("WebDataset", tmp_path / f"a-{k:03d}", range(3)) for k in range(12)]
+    for k in (2, 7, 9):
+        Path(paths[k]).write_bytes(Path(paths[k]).read_bytes()[:700])
+    with pytest.raises(DataError) as refused:
+        open_data("WebDataset", [str(p) for p in paths])
+    told = str(refused.value)
+    assert told.startswith("3 shards cannot be used") and all(str(paths[k]) in told for k in (2, 7, 9))
+
+
+def test_shards_whose_preparation_was_broken_off_are_refused(tmp_path):
+    path = write_shard("WebDataset", tmp_path / "a", range(3))
+    (tmp_path / "shards.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="not complete; run the same plsc data prepare again"):
+        open_data("WebDataset", path)
+
+
+def test_indexing_records_does_not_read_the_pictures(tmp_path):
+    """COYO is some 18 TB: its index is made of the labels alone."""
+    large = b"\xff\xd8" + bytes(40_000) + b"\xff\xd9"
+    probs = np.array([0.5, 0.25], "float32")
+    records = [example({"image": [large], "label": [k, k + 1], "label_probs": probs}) for k in range(12)]
+    records += [example({"label": [7], "image": [large]})]
+    path = write_records(tmp_path / "a", records)
+
+    def bytes_read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
+
+    before = bytes_read()
+    data = TFRecord(path, label_key="label", label_mode="multi_hot")
+    assert bytes_read() - before < 0.3 * Path(path).stat().st_size
+    assert [data[k].label for k in (0, 11, 12)] == [(0, 1), (11, 12), (7,)]
+    assert data[3].image == large

@@ -1,5 +1,6 @@
 """One draw → one row of a batch's arrays. The same code runs in workers and without them."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,7 +13,9 @@ from plsc.data.sampler import Draw
 from plsc.data.transforms.fused import fuse
 from plsc.errors import DataError
 
-_DAMAGE = (DataError, OSError, cv2.error)
+DAMAGE = (DataError, OSError, cv2.error)
+# of the machine or its storage, not of a picture
+_STORAGE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT, errno.EREMOTEIO}
 _MOST_SKIPPED = 100
 
 
@@ -120,7 +123,7 @@ class Fetcher:
             try:
                 return self._fetch(draw), skipped
             except DataError as error:
-                if self.damaged != "skip" or isinstance(error, WrongLabel):
+                if self.damaged != "skip" or isinstance(error, (WrongLabel, StorageFault)):
                     raise
                 skipped.append(str(error))
                 if len(skipped) >= _MOST_SKIPPED:
@@ -135,9 +138,10 @@ class Fetcher:
             generator = self.generator(draw)
             for transform in self.transforms:
                 image = transform(image, generator)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             name = sample.name if sample else None
-            raise DataError(f"{name}: {error}" if name else str(error)) from error
+            kind = StorageFault if _is_storage_fault(error) else DataError
+            raise kind(f"{name}: {error}" if name else str(error)) from error
         if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8:
             raise DataError(
                 f"{sample.name}: the transforms leave {type(image).__name__}, not pixels; begin them with DecodeImage"
@@ -164,6 +168,18 @@ class Fetcher:
         # one generator set anew costs a fraction of making one, which asks the system for entropy
         self._bits.state = {**self._begin, "state": {"counter": self._begin["state"]["counter"], "key": key}}
         return self._generator
+
+
+class StorageFault(DataError):
+    """The storage failed, or too many files are open: no damage of the picture, so it is never skipped."""
+
+
+def _is_storage_fault(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            return True
+        error = error.__cause__
+    return False
 
 
 class WrongLabel(DataError):

@@ -1,5 +1,6 @@
 """Arrays that are built once on a machine and mapped into memory by every process afterwards."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -7,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import numpy as np
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
+
+_KEPT_SECONDS = 60 * 24 * 3600.0
 
 
 def cache_folder() -> Path:
@@ -41,37 +45,66 @@ def stamp(path) -> list:
 def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of an index, read-only and memory-mapped.
 
-    One process builds under a lock while the others wait. An index whose facts differ is built anew.
+    One process builds under a lock while the others wait. Other facts are another index; what nobody has
+    used for two months is removed.
 
     Args:
-        place: what the index is of; there is one index a place.
+        place: what the index is of.
         facts: plain values that tell whether it still holds: format, options, stamps of files.
         build: makes the arrays.
 
     Raises:
         DataError: the cache folder cannot be written.
     """
-    folder = cache_folder() / "index" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     facts = {"place": place, **facts}
+    key = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape")
+    folder = cache_folder() / "index" / hashlib.sha256(key).hexdigest()[:32]
     found = _mapped(folder, facts)
     if found is not None:
         return found
-    try:
+    with _problems_told(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(f"{folder}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise DataError(f"{folder.parent}: cannot be written: {error}; PLSC_CACHE names another folder") from error
+        lock = open(f"{folder}.lock", "a")  # noqa: SIM115
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, place)
         found = _mapped(folder, facts)
         if found is None:
             arrays = build()
-            try:
+            with _problems_told(folder):
                 _write(folder, facts, arrays)
-            except OSError as error:
-                raise DataError(f"{folder}: cannot be written: {error}; PLSC_CACHE names another folder") from error
+                _remove_unused(folder.parent)
             found = _mapped(folder, facts)
     return found
+
+
+@contextlib.contextmanager
+def _problems_told(folder: Path):
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be used: {error}; PLSC_CACHE names another folder") from error
+
+
+def _wait_for(lock, place: str):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that builds the index of %s", place)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks: each builds, and the last one stays
+
+
+def _remove_unused(parent: Path):
+    """Remove indices that were not used for long, and what killed processes left."""
+    before = time.time() - _KEPT_SECONDS
+    for path in parent.iterdir():
+        with contextlib.suppress(OSError):  # another process removes it, or uses it just now
+            if path.stat().st_mtime < before:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def _mapped(folder: Path, facts: dict):
@@ -79,6 +112,8 @@ def _mapped(folder: Path, facts: dict):
         kept = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if kept["facts"] != json.loads(json.dumps(facts)):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(folder)
         # an empty array cannot be mapped
         return {
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r" if filled else None))
@@ -90,6 +125,7 @@ def _mapped(folder: Path, facts: dict):
 
 def _write(folder: Path, facts: dict, arrays: dict[str, np.ndarray]):
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+    fresh.chmod(folder.parent.stat().st_mode & 0o777)  # for a cache that several users share
     try:
         for name, array in arrays.items():
             np.save(fresh / f"{name}.npy", array)

@@ -29,8 +29,11 @@ from plsc.data.sampler import Draw
 from plsc.errors import DataError, PlscError
 
 _CHUNK = 16
+_IN_FLIGHT = 64  # chunks that a worker owes at most: replies wait in a pipe while tasks are being sent
+_MOST_MESSAGES = 20  # of a chunk's skipped samples, for the same reason
 _REPORT_AFTER_SECONDS = 60.0
 _ALIGN = 64
+_GROUPS_A_WORKER = 4
 _MEASURED_SAMPLES, _MEASURED_SECONDS = 64, 0.5
 _WORTH_A_PROCESS_SECONDS = 0.005
 _MOST_WORKERS = 32
@@ -122,7 +125,8 @@ class Loader:
         arrays = self._slots[0]
         for draws in batches:
             for row, draw in enumerate(draws):
-                self._note_skipped(self.fetcher.store(arrays, row, draw))
+                messages = self.fetcher.store(arrays, row, draw)
+                self._note_skipped(messages, len(messages))
             yield arrays
 
     # -- with workers ---------------------------------------------------------------------
@@ -171,16 +175,39 @@ class Loader:
     def _send(self, slot: int, draws: list[Draw]) -> tuple[int, int]:
         """Deal a batch's chunks to the workers; returns its ticket and slot."""
         ticket = next(self._tickets)
-        size = min(_CHUNK, -(-len(draws) // self.num_workers))
-        chunks = range(0, len(draws), size)
+        chunks = self._dealt(draws, ticket)
         self._open[ticket] = [slot, len(chunks)]
-        for k, start in enumerate(chunks):
-            worker = (ticket + k) % self.num_workers if len(chunks) < self.num_workers else k % self.num_workers
+        for worker, rows in chunks:
             try:
-                self._pipes[worker].send((ticket, slot, start, draws[start : start + size]))
+                self._pipes[worker].send((ticket, slot, rows, [draws[row] for row in rows]))
             except (BrokenPipeError, ConnectionResetError):
                 self._fail(self._workers[worker])
         return ticket, slot
+
+    def _dealt(self, draws: list[Draw], ticket: int) -> list[tuple[int, list[int]]]:
+        """(worker, rows) of each chunk of a batch."""
+        most = max(1, _IN_FLIGHT // self._slots_count)  # of one worker
+        by_worker = self._by_group(draws)
+        if by_worker is not None:
+            return [
+                (worker, part)
+                for worker, rows in enumerate(by_worker)
+                for part in _parts(rows, max(_CHUNK, -(-len(rows) // most)))
+            ]
+        size = min(_CHUNK, -(-len(draws) // self.num_workers))
+        chunks = _parts(list(range(len(draws))), max(size, -(-len(draws) // (most * self.num_workers))))
+        first = ticket if len(chunks) < self.num_workers else 0
+        return [((first + k) % self.num_workers, rows) for k, rows in enumerate(chunks)]
+
+    def _by_group(self, draws: list[Draw]) -> list[list[int]] | None:
+        """Rows of each worker where what lies together is read together (Parquet) and there is enough for all."""
+        if not getattr(self.fetcher.dataset, "reads_groups", False):
+            return None
+        ends = np.cumsum(self.fetcher.dataset.shard_sizes)
+        groups = np.searchsorted(ends, [draw.index for draw in draws], side="right")
+        if len(np.unique(groups)) < _GROUPS_A_WORKER * self.num_workers:
+            return None
+        return [np.flatnonzero(groups % self.num_workers == worker).tolist() for worker in range(self.num_workers)]
 
     def _receive(self):
         """Take in one or more finished chunks."""
@@ -195,14 +222,14 @@ class Loader:
         pipes = [item for item in found if item not in sentinels]
         for pipe in pipes:
             try:
-                ticket, skipped, error = pipe.recv()
+                ticket, messages, skipped, error = pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._fail(self._workers[self._pipes.index(pipe)])
             if error is not None:
                 self.close()
                 kind, text = error
                 raise (kind(text) if issubclass(kind, PlscError) else LoaderFault(text))
-            self._note_skipped(skipped)
+            self._note_skipped(messages, skipped)
             self._open[ticket][1] -= 1
             if self._open[ticket][1] == 0:
                 del self._open[ticket]
@@ -224,10 +251,12 @@ class Loader:
         self.close()
         raise DataError(f"the data loader's process {worker.name} {how}")
 
-    def _note_skipped(self, messages: list[str]):
+    def _note_skipped(self, messages: list[str], count: int):
+        self.skipped += count
         for message in messages:
-            self.skipped += 1
             self._on_skip(message)
+        if count > len(messages):
+            self._on_skip(f"{count - len(messages)} more")
 
     def close(self):
         """End the workers; the loader can be used again and starts new ones."""
@@ -243,6 +272,10 @@ class Loader:
         self._workers, self._pipes, self._slots, self._open = [], [], [], {}
 
 
+def _parts(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def _work(number: int, pipe, inherited, fetcher: Fetcher, slots):
     """A worker's life: fill chunks until the parent closes the pipe."""
     os.setpgid(0, 0)  # out of reach of signals to the launcher's and terminal's process group
@@ -252,20 +285,21 @@ def _work(number: int, pipe, inherited, fetcher: Fetcher, slots):
     for other in inherited:
         other.close()  # else the pipes stay open when the parent is gone
     cv2.setNumThreads(0)
+    environment.keep_freed_memory()
     while True:
         try:
-            ticket, slot, start, draws = pipe.recv()
+            ticket, slot, rows, draws = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)
         skipped, error = [], None
         try:
-            for k, draw in enumerate(draws):
-                skipped += fetcher.store(slots[slot], start + k, draw)
+            for row, draw in zip(rows, draws, strict=True):
+                skipped += fetcher.store(slots[slot], row, draw)
         except PlscError as problem:
             error = (DataError if isinstance(problem, DataError) else type(problem), str(problem))
         except Exception:
             error = (LoaderFault, f"in a data loader's process:\n{traceback.format_exc()}")
         try:
-            pipe.send((ticket, skipped, error))
+            pipe.send((ticket, skipped[:_MOST_MESSAGES], len(skipped), error))
         except OSError:
             os._exit(0)

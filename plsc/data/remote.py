@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from plsc.data.index import cache_folder
 from plsc.errors import ConfigError, DataError
 
 _ATTEMPTS = 20
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def is_remote(path: str) -> bool:
@@ -34,7 +36,8 @@ def _filesystem(address: str):
 
 def list_remote(pattern: str) -> list[str]:
     """Addresses that a pattern stands for; one without wildcards is taken as it is."""
-    if not any(sign in pattern for sign in "*?["):
+    wildcards = "*[" if pattern.startswith("http") else "*?["  # of a web address ? begins the query
+    if not any(sign in pattern for sign in wildcards):
         return [pattern]
     filesystem, path = _filesystem(pattern)
     try:
@@ -83,6 +86,9 @@ class LocalCopies:
         os.close(descriptor)
         try:
             filesystem.get_file(path, part)
+            size = filesystem.info(path).get("size")
+            if size is not None and size != os.path.getsize(part):
+                raise OSError(f"{os.path.getsize(part)} of {size} bytes came")
             os.rename(part, copy)
         except Exception as error:
             raise DataError(f"{address}: cannot be fetched: {error}") from error
@@ -90,6 +96,10 @@ class LocalCopies:
             Path(part).unlink(missing_ok=True)
 
     def _make_room(self, newest: Path):
+        for left in self.folder.glob(".part-*"):  # of downloads that were killed
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                    left.unlink()
         if self.limit is None:
             return
         copies = []

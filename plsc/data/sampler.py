@@ -4,6 +4,7 @@ A sampler holds no position. The batches from any point on follow from the numbe
 done, so a resumed run and its workers need nothing else.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -100,6 +101,18 @@ class Sampler:
         whole, rest = divmod(size, self.global_batch)
         self.steps_per_epoch = whole if drop_last or not rest else whole + 1
         self._order = (None, None)
+
+    def identity(self) -> dict:
+        """Plain values that the order of samples depends on beside the seed."""
+        shards = None if self.shard_sizes is None else hashlib.sha256(np.asarray(self.shard_sizes, "<i8")).hexdigest()
+        return {
+            "samples": self.size,
+            "shards": shards,
+            "lanes": self.lanes,
+            "repeats": self.repeats,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
 
     def order(self, epoch: int):
         """The samples' indices in the order of an epoch, before repeats: a sequence."""

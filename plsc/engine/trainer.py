@@ -68,9 +68,10 @@ class Trainer:
         if saved:  # what the run directory's config.yaml then says is what is done
             arguments = config.DataLoader["Train"].sampler.arguments
             arguments["batch_size"] = None
-            if saved.trainer.get("lanes", arguments["lanes"]) != arguments["lanes"]:
-                log.warning("the order of samples continues with the checkpoint's %d lanes", saved.trainer["lanes"])
-                arguments["lanes"] = saved.trainer["lanes"]
+            lanes = saved.trainer.get("order", arguments)["lanes"]
+            if lanes != arguments["lanes"]:
+                log.warning("the order of samples continues with the checkpoint's %d lanes", lanes)
+                arguments["lanes"] = lanes
         self.train = build.feed(config, "Train", batch_size=batch_size)
         self.sampler = build.sampler(config, self.train.data, batch_size, world.rank, world.size)
         if self.sampler.global_batch > len(self.train.data):
@@ -81,6 +82,7 @@ class Trainer:
             )
         self.precision = Precision(config.FP16, world.on_cpu)
         self.evaluation = self._build_evaluation()
+        self.preprocess = self._preprocess()
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.schedule_steps = g.epochs * self.steps_per_epoch if g.epochs else g.max_train_step
         self.total_steps = min(self.schedule_steps, g.max_train_step or self.schedule_steps)
@@ -270,6 +272,7 @@ class Trainer:
         seconds_left = speed.pop("seconds_per_step") * (self.total_steps - self.step)
         self.precision.limit_loss_scale()
         memory = compat.peak_memory_bytes(self.world.device)
+        skipped = int(self.world.sum(paddle.to_tensor([self.train.loader.skipped], dtype="int64")).item())
         record = {
             **values,
             "lr": self.schedule(self.step - 1),
@@ -278,7 +281,7 @@ class Trainer:
             "loss_scale": self.precision.loss_scale,
             "memory_bytes": memory,
             "skipped_updates": self.precision.skipped or None,
-            "skipped_images": self.train.loader.skipped or None,
+            "skipped_images": skipped or None,
         }
         if not self.world.is_first:
             return
@@ -365,34 +368,41 @@ class Trainer:
             "global_batch": self.sampler.global_batch,
             "steps_per_epoch": self.steps_per_epoch,
             "seed": self.config.Global.seed,
-            "lanes": self.sampler.lanes,
+            "order": self.sampler.identity(),
             "world_size": self.world.size,
             "best": self.best,
             "precision": self.precision.state_dict(),
             "ema_updates": self.average.updates if self.average is not None else None,
         }
-        documents = {"trainer": trainer, "preprocess": self._preprocess().to_dict()}
+        documents = {"trainer": trainer, "preprocess": self.preprocess.to_dict()}
         if self.train.data.class_names is not None:
             documents["classes"] = self.train.data.class_names
-        spec = json.dumps(dataclasses.asdict(self.model.spec))
+        metadata = {
+            "format": "plsc",
+            "model": self.config.Model.name,
+            "spec": json.dumps(dataclasses.asdict(self.model.spec)),
+            "activation": build.activation(self.config),
+            "position": self.config.Global.position_embedding,
+        }
         return self.checkpoints.save(
             self.step,
             arrays=arrays,
             documents=documents,
             texts={"config.yaml": run_directory.config_text(self.config)},
-            metadata={"format": "plsc", "model": self.config.Model.name, "spec": spec},
+            metadata=metadata,
         )
 
     def _preprocess(self) -> Preprocess:
-        """How pictures enter this model: as in evaluation, else resized to what training saw."""
-        if self.evaluation is not None:
-            return self.evaluation_feed.preprocess
-        height, width, _ = self.train.loader.fetcher.fields()["image"].shape
+        """How pictures enter this model: as DataLoader.Eval says, else resized to what training saw."""
+        if "Eval" in self.config.DataLoader:
+            return build.recipe_preprocess(self.config)
+        height, width, channels = self.train.loader.fetcher.fields()["image"].shape
+        decoding = [part for part in self.config.DataLoader["Train"].transforms if part.name == "DecodeImage"]
+        seen = Preprocess(resize=(height, width), rgb=all(part.arguments["to_rgb"] for part in decoding))
         n = self.train.normalize
         if n is None:
-            channels = self.model.spec.in_chans
-            return Preprocess(resize=(height, width), mean=(0.0,) * channels, std=(1.0,) * channels)
-        return Preprocess(resize=(height, width), scale=n.scale, mean=n.mean, std=n.std)
+            return dataclasses.replace(seen, mean=(0.0,) * channels, std=(1.0,) * channels)
+        return dataclasses.replace(seen, scale=n.scale, mean=n.mean, std=n.std)
 
     def _restore(self, saved: checkpoint.Saved):
         """Everything as it was when the checkpoint was written."""
@@ -428,6 +438,14 @@ class Trainer:
                 self.steps_per_epoch,
                 trainer["steps_per_epoch"],
             )
+        present = self.sampler.identity()
+        changed = [name for name, was in trainer.get("order", {}).items() if present.get(name) != was]
+        if changed:
+            log.warning(
+                "the order of samples is another than at the checkpoint, since these changed: %s; of this epoch some "
+                "samples may come twice and others not at all",
+                ", ".join(changed),
+            )
         log.info("continuing %s after step %d", saved.path, self.step)
 
     # -- assembling -----------------------------------------------------------------------
@@ -444,7 +462,7 @@ class Trainer:
         if wanted is False or (wanted is None and "Eval" not in config.DataLoader):
             return None
         batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
-        feed = self.evaluation_feed = build.feed(config, "Eval", batch_size=batch_size)
+        feed = build.feed(config, "Eval", batch_size=batch_size)
         build.check_same_classes(config, self.train.data, feed.data)
         return Evaluator.of(config, feed, self.world, self.precision)
 

@@ -31,6 +31,7 @@ class Sliced:
             raise DataError(f"slice {piece} of {len(data)} samples leaves nothing")
         self.data = data
         self.class_names, self.max_labels = data.class_names, data.max_labels
+        self.reads_groups = getattr(data, "reads_groups", False)
         sizes = shard_sizes(data)
         if sizes is None:
             self.shard_sizes = None
@@ -68,6 +69,7 @@ class Stack:
             raise DataError("Stack: its data sets have different classes, or number them differently")
         self.class_names = named[0] if named else None
         self.max_labels = max(data.max_labels for data in datasets)
+        self.reads_groups = any(getattr(data, "reads_groups", False) for data in datasets)
         self._ends = np.cumsum([len(data) for data in datasets])
         sizes = [shard_sizes(data) for data in datasets]
         if all(s is None for s in sizes):

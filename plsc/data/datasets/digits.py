@@ -4,19 +4,17 @@ from typing import Literal
 
 import numpy as np
 
-from plsc.data.datasets.base import Sample
+from plsc.data.datasets.arrays import InMemory
 from plsc.errors import ConfigError
 from plsc.registry import DATASETS
 
 
 @DATASETS.register()
-class Digits:
+class Digits(InMemory):
     """Handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak, 1998): 8 x 8 px, 1 channel, 10 classes.
 
     The split is drawn once from `seed`, class by class, so that both parts have every digit.
     """
-
-    max_labels = 1
 
     def __init__(self, split: Literal["train", "test"] = "train", test_fraction: float = 0.2, seed: int = 0):
         if not 0.0 < test_fraction < 1.0:
@@ -29,13 +27,5 @@ class Digits:
         train, test = train_test_split(everything, test_size=test_fraction, random_state=seed, stratify=scans.target)
         chosen = train if split == "train" else test
         pixels = np.rint(scans.images[chosen] * (255.0 / 16.0)).astype("uint8")  # stored as 0 … 16
-        self._images = pixels[..., np.newaxis]
-        self._labels = scans.target[chosen]
-        self._name = f"digits {split}"
-        self.class_names = [str(digit) for digit in range(10)]
-
-    def __len__(self):
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self._images[index], int(self._labels[index]), f"{self._name} {index}")
+        classes = [str(digit) for digit in range(10)]
+        super().__init__(pixels[..., np.newaxis], scans.target[chosen], classes, name=f"digits {split}")

@@ -14,7 +14,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 @DATASETS.register()
 class ImageFolder:
-    """Pictures in root/<class>/…; classes are the folders' names in alphabetical order."""
+    """Pictures in root/<class>/…; classes are the folders' names in alphabetical order, or all numbers in theirs."""
 
     max_labels = 1
 
@@ -22,7 +22,7 @@ class ImageFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"{root}: no such folder; ImageFolder.root holds one folder a class")
-        self.class_names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        self.class_names = _in_order(entry.name for entry in os.scandir(self.root) if entry.is_dir())
         if not self.class_names:
             raise DataError(f"{root}: holds no folders; ImageFolder expects one folder a class in it")
         endings = tuple(extension.lower() for extension in extensions)
@@ -48,3 +48,9 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Sample:
         path = self.name(index)
         return Sample(Path(path).read_bytes(), int(self._labels[index]), path)
+
+
+def _in_order(names) -> list[str]:
+    """Sorted; numbers by their value, since 10 behind 9 is what folders 0 … 999 mean."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names

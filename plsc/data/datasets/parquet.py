@@ -49,7 +49,7 @@ class _RowGroups:
 
 
 class _Parquet:
-    name = "Parquet"
+    name, reads_groups = "Parquet", True
 
     def __init__(self, image_key: str, label_key: str, prob_key: str | None, cached_row_groups: int):
         self.image_key, self.label_key, self.prob_key = image_key, label_key, prob_key

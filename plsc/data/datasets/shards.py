@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,17 @@ import numpy as np
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Sample
 from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
-from plsc.data.index import cached, stamp
+from plsc.data.index import cache_folder, cached, stamp
 from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
+from plsc.environment import available_cores
 from plsc.errors import ConfigError, DataError
 
 log = logging.getLogger("plsc")
 
-_OPEN_FILES = 256
+# a shard costs two descriptors, its own and its index's; other data sets and sockets need some too
+_OPEN_FILES = max(8, min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
+_MOST_TOLD = 20
 _INDEXED_HERE = 8  # so few shards are indexed without processes
 _INDEX_FORMAT = 1
 
@@ -69,20 +73,20 @@ def find_shards(files: str | list[str], owner: str) -> list[str]:
         raise ConfigError(f"{owner}.files is empty; it takes paths, globs and addresses")
     found = []
     for pattern in [files] if isinstance(files, str) else files:
-        some = []
         for text in _ranges(pattern):
-            if is_remote(text):
-                some += list_remote(text)
-            else:
-                text = os.path.expanduser(text)
-                some += [text] if os.path.isfile(text) else sorted(glob.glob(text))
-        if not some:
-            raise DataError(f"{pattern}: no such file (looked in {os.getcwd()}); {owner}.files takes paths and globs")
-        found += some
+            some = list_remote(text) if is_remote(text) else _list_local(os.path.expanduser(text))
+            if not some:
+                named = "" if text == pattern else f", which {pattern} names"
+                raise DataError(f"{text}: no such file{named} (looked in {os.getcwd()}); see {owner}.files")
+            found += some
     twice = [path for path, count in zip(*np.unique(found, return_counts=True), strict=True) if count > 1]
     if twice:
         raise DataError(f"{twice[0]}: is named twice in {owner}.files")
     return found
+
+
+def _list_local(pattern: str) -> list[str]:
+    return [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
 
 
 def _ranges(pattern: str) -> list[str]:
@@ -101,6 +105,7 @@ class Shards:
 
     Attributes:
         shard_sizes: samples of each shard, or group within one, that the label policy keeps.
+        reads_groups: whether one sample costs the reading of its whole group.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Shards:
         self.format, self.policy = shard_format, policy
         self.files = find_shards(files, shard_format.name)
         self.max_labels = policy.max_labels
+        self.reads_groups = getattr(shard_format, "reads_groups", False)
         self._copies = LocalCopies(cache_dir, cache_gigabytes) if any(map(is_remote, self.files)) else None
         self._opened: OrderedDict[int, tuple] = OrderedDict()
         self.class_names = read_class_names(class_names) if class_names else _manifest_names(self.files[0])
@@ -164,7 +170,10 @@ class Shards:
     def _facts(self, shard: int) -> dict:
         """What tells that a file changed; a remote one is taken to stay as it is."""
         file = self.files[shard]
-        return {} if is_remote(file) else {"stamp": stamp(file)}
+        try:
+            return {} if is_remote(file) else {"stamp": stamp(file)}
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}; {self.format.name}.files names it") from error
 
     def _build(self, shard: int) -> dict[str, np.ndarray]:
         def index(path: Path):
@@ -202,16 +211,20 @@ class Shards:
         if len(self.files) <= _INDEXED_HERE:
             sizes = [self._sizes(shard) for shard in numbers]
         else:
-            processes = min(len(os.sched_getaffinity(0)), 32)
+            title = f"indexing {self.format.name} shards"
+            log.info("%s: %d", title, len(numbers))
 
             def sized(shard: int, tick):
                 tick()
-                return shard, self._sizes(shard)
+                try:
+                    return shard, self._sizes(shard), None
+                except DataError as error:
+                    return shard, [], str(error)
 
-            title = f"indexing {self.format.name} shards"
             with tqdm(desc=title, total=len(numbers), unit=" shards", delay=2.0, leave=False, disable=None) as bar:
-                found = dict(each(sized, numbers, workers=processes, progress=bar.update))
-            sizes = [found[shard] for shard in numbers]
+                done = list(each(sized, numbers, workers=min(available_cores(), 32), progress=bar.update))
+            _tell_damaged(sorted(error for _, _, error in done if error), self.format.name)
+            sizes = [groups for _, groups, _ in sorted(done)]
         return {
             "ends": np.cumsum([sum(groups) for groups in sizes], dtype=np.int64),
             "sizes": np.array([size for groups in sizes for size in groups], dtype=np.int64),
@@ -221,7 +234,7 @@ class Shards:
         if shard in self._opened:
             self._opened.move_to_end(shard)
             return self._opened[shard]
-        changed = DataError("has changed since it was indexed; start again")
+        changed = DataError(f"has changed since it was indexed; {self._remedy(shard)}")
         if self._facts(shard) != self._first_facts[shard]:
             raise changed
         entries = self._index(shard)
@@ -240,8 +253,19 @@ class Shards:
             oldest.close()
         return self._opened[shard]
 
-    def __getstate__(self):
-        return {**self.__dict__, "_opened": OrderedDict()}  # open files stay with their process
+    def _remedy(self, shard: int) -> str:
+        if is_remote(self.files[shard]):
+            return f"delete {cache_folder() / 'index'} and {self._copies.folder}, and start again"
+        return "start again"
+
+
+def _tell_damaged(errors: list[str], owner: str):
+    """Raise one DataError of all files that cannot be indexed."""
+    if not errors:
+        return
+    more = [f"and {len(errors) - _MOST_TOLD} more"] if len(errors) > _MOST_TOLD else []
+    remedy = f"fetch them again, or leave them out of {owner}.files"
+    raise DataError("\n  ".join([f"{len(errors)} shards cannot be used; {remedy}:", *errors[:_MOST_TOLD], *more]))
 
 
 def _absolute(file: str) -> str:
@@ -252,6 +276,8 @@ def _manifest_names(shard: str) -> list[str] | None:
     """Class names in the manifest.json that `plsc data prepare` leaves beside its shards."""
     manifest = Path(shard).parent / "manifest.json"
     if is_remote(shard) or not manifest.is_file():
+        if not is_remote(shard) and manifest.with_name("shards.jsonl").is_file():
+            raise DataError(f"{manifest.parent}: its shards are not complete; run the same plsc data prepare again")
         return None
     try:
         return json.loads(manifest.read_text(encoding="utf-8")).get("class_names")

@@ -17,6 +17,7 @@ from plsc.errors import DataError
 from plsc.registry import DATASETS
 
 _HEAD, _FOOT = 12, 4
+_BLOCK = 4096
 _LENGTH_DELIMITED, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 
 
@@ -39,7 +40,8 @@ class _Records:
                     raise DataError(f"the record at byte {offset} is damaged: its length's checksum is wrong")
                 if offset + _HEAD + length + _FOOT > size:
                     raise DataError(f"the record at byte {offset} is cut short")
-                labels = self._labels(self._features(file.read(offset + _HEAD, length)))
+                # the picture, nearly all of a record, is not read
+                labels = self._labels(self._features(Lazy(file, offset + _HEAD, length), skip=self.image_key))
                 places.append((offset + _HEAD, length))
                 probabilities.append(best(labels))
                 offset += _HEAD + length + _FOOT
@@ -61,9 +63,9 @@ class _Records:
             raise DataError(f"has no picture under {self.image_key!r}; there are {', '.join(sorted(features))}")
         return image[0], self._labels(features)
 
-    def _features(self, data: bytes) -> dict:
+    def _features(self, data, skip: str | None = None) -> dict:
         try:
-            return parse_example(data)
+            return parse_example(data, skip)
         except (IndexError, struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
             raise DataError(f"a record is no tf.train.Example: {error}") from error
 
@@ -77,6 +79,36 @@ class _Records:
         if len(probs) != len(ids):
             raise DataError(f"has {len(ids)} labels but {len(probs)} probabilities")
         return Labels(ids, tuple(np.asarray(probs, dtype=np.float64).tolist()))
+
+
+class Lazy:
+    """Bytes of a file that are read where they are looked at, a block at a time; slices are lazy too."""
+
+    def __init__(self, file: ByteFile, offset: int, size: int, whole: "Lazy | None" = None):
+        self._file, self._offset, self._size = file, offset, size
+        self._whole = whole or self  # what this is a slice of; it keeps the block
+        self._block_at, self._block = 0, b""
+
+    def __len__(self):
+        return self._size
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            start, stop, _ = at.indices(self._size)
+            return Lazy(self._file, self._offset + start, max(0, stop - start), self._whole)
+        if not 0 <= at < self._size:
+            raise IndexError("a number reaches behind its message")
+        return self._whole._byte(self._offset + at)
+
+    def _byte(self, place: int) -> int:
+        at = place - self._block_at
+        if not 0 <= at < len(self._block):
+            size = min(_BLOCK, self._offset + self._size - place)
+            self._block_at, self._block, at = place, self._file.read(place, size), 0
+        return self._block[at]
+
+    def __bytes__(self):
+        return self._file.read(self._offset, self._size)
 
 
 def _varint(data, at: int) -> tuple[int, int]:
@@ -119,19 +151,24 @@ def _messages(data) -> Iterator[tuple[int, memoryview]]:
     return ((number, value) for number, wire, value in _fields(data) if wire == _LENGTH_DELIMITED)
 
 
-def parse_example(data: bytes) -> dict:
+def parse_example(data, skip: str | None = None) -> dict:
     """A serialised tf.train.Example → name → list of bytes, float32 array or int64 array.
+
+    Args:
+        data: bytes or Lazy. skip: a feature that is left out, and not read.
 
     Raises ValueError, IndexError or KeyError where it is none.
     """
     features = {}
-    for number, message in _messages(memoryview(data)):
+    for number, message in _messages(memoryview(data) if isinstance(data, bytes) else data):
         if number != 1:
             continue
         for kind, entry in _messages(message):
             if kind == 1:
                 parts = dict(_messages(entry))
-                features[bytes(parts[1]).decode()] = _feature(parts.get(2, memoryview(b"")))
+                name = bytes(parts[1]).decode()
+                if name != skip:
+                    features[name] = _feature(memoryview(bytes(parts.get(2, b""))))
     return features
 
 

@@ -2,11 +2,12 @@
 
 import io
 import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from plsc.errors import ConfigError, DataError
 from plsc.registry import TRANSFORMS
@@ -17,6 +18,31 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BASELINE, _SOS, _APP1 = {0xC0, 0xC1}, 0xDA, 0xE1
 _LONG = 4  # EXIF's type; the standard says short, not all writers do
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_ORIENTATION = 0x0112  # EXIF's tag
+# by orientation; ImageOps.exif_transpose does the same, but writes the tags again, of which odd ones stop it
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# what its readers raise on damaged files of one kind or another
+_PILLOWS_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 _CONTEXT_ROWS = 16  # below a region: smooth chroma upsampling looks at them
 
 
@@ -82,7 +108,7 @@ def _orientation(tiff: bytes) -> int:
         (count,) = struct.unpack_from(order + "H", tiff, directory)
         for k in range(count):
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * k)
-            if tag == 0x0112:
+            if tag == _ORIENTATION:
                 if kind == _LONG:
                     (value,) = struct.unpack_from(order + "I", tiff, directory + 2 + 12 * k + 8)
                 return value if 1 <= value <= 8 else 1
@@ -128,12 +154,13 @@ def _by_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _refuse_too_large(image.height, image.width)
-            image = ImageOps.exif_transpose(image)
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+            image = image if turn is None else image.transpose(turn)
             if image.mode.startswith("I;16"):  # convert would clip, not scale
                 upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(upper[..., np.newaxis], 3, axis=2)
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except _PILLOWS_ERRORS as error:
         said = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
         raise DataError(f"not a readable picture: {said}") from error
 
