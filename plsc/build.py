@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import logging
 
 import paddle
@@ -14,8 +15,9 @@ from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.errors import CheckpointError, ConfigError, DataError
-from plsc.losses import WeightedSum
+from plsc.losses import BCELoss, ViTCELoss, WeightedSum
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.models.layers import pair
 from plsc.optim import GradientClip, Optimizer, parameter_groups
 from plsc.registry import (
     BATCH_TRANSFORMS,
@@ -60,9 +62,14 @@ def component(config: Config, registry: Registry, part: Component, **supplied):
     piece = arguments.pop("slice", None) if registry is DATASETS else None
     try:
         built = entry.build(arguments, **supplied)
-        return built if piece is None else Sliced(built, piece)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
+    if piece is None:
+        return built
+    try:
+        return Sliced(built, piece)
+    except (ConfigError, DataError) as error:
+        raise config.error((*part.path, "slice"), str(error)) from error
 
 
 def model(config: Config):
@@ -274,12 +281,33 @@ def losses(config: Config, mode: str):
     return WeightedSum(component(config, LOSSES, part) for part in parts)
 
 
-def metrics(config: Config, mode: str) -> list:
-    """The metrics of one mode; evaluation without any gets TopkAcc."""
+def activation(config: Config) -> str:
+    """What the training loss makes of logits, softmax or sigmoid; of several losses the one of the largest weight."""
+    heaviest = max((component(config, LOSSES, part) for part in config.Loss["Train"]), key=lambda loss: loss.weight)
+    if isinstance(heaviest, ViTCELoss):
+        return heaviest.type
+    return "sigmoid" if isinstance(heaviest, BCELoss) else "softmax"
+
+
+def metrics(config: Config, mode: str, *, weights_activation: str | None = None) -> list:
+    """The metrics of one mode; evaluation without any gets TopkAcc.
+
+    Args:
+        weights_activation: what the weights say of themselves. A metric's `activation` that the recipe leaves open
+            is this, else that of the training loss.
+    """
     parts = config.Metric[mode]
     if not parts and mode == "Eval":
         parts = [Component("TopkAcc", {}, ("Metric", "Eval"))]
-    return [component(config, METRICS, part) for part in parts]
+    default = weights_activation or activation(config)
+    return [component(config, METRICS, _with_activation(part, default)) for part in parts]
+
+
+def _with_activation(part: Component, default: str) -> Component:
+    """The metric with its activation said, where it has one."""
+    if "activation" not in METRICS.get(part.name).parameters() or part.arguments.get("activation"):
+        return part
+    return dataclasses.replace(part, arguments={**part.arguments, "activation": default})
 
 
 def schedule(config: Config, total_steps: int, steps_per_epoch: int):
@@ -321,15 +349,19 @@ class LoadedModel:
 
     Attributes:
         network: VisionTransformer in evaluation mode.
-        preprocess: how pictures enter it; None where the file does not say.
+        preprocess: how pictures enter it; None where nothing says it.
         class_names: None where the file does not say.
         source: what was read, see plsc.weights.read.
+        activation: softmax or sigmoid, what its training loss made of logits; None where nothing says it.
+        position: bicubic or bilinear, how its position embedding is resized.
     """
 
     network: VisionTransformer
     preprocess: Preprocess | None
     class_names: list[str] | None
     source: Source
+    activation: str | None = None
+    position: str = "bicubic"
 
 
 def model_of(path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None) -> LoadedModel:
@@ -338,43 +370,87 @@ def model_of(path, *, weights: str = "model", img_size: int | None = None, confi
     Args:
         weights: model, or ema for the averaged ones.
         img_size: another resolution in pixels; position embedding and preprocessing follow.
-        config: a recipe that says the model and, by DataLoader.Eval, how pictures enter it; without it the
-            path itself says both.
+        config: a recipe that says the model; what the weights do not say of preprocessing, activation and resizing
+            of positions is the recipe's, too. Without it the path itself says it all.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit, or does not say all that rebuilds its model.
     """
     source = read(path, weights)
-    network, preprocess = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
+    network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
+    position = position_method(config, source)
     load_pretrained(
-        network,
-        source,
-        strict=True,
-        allowed=("pos_embed",) if img_size is not None else (),
-        position=config.Global.position_embedding if config else "bicubic",
+        network, source, strict=True, allowed=("pos_embed",) if img_size is not None else (), position=position
     )
     network.eval()
-    return LoadedModel(network, preprocess, source.class_names, source)
+    preprocess = own_preprocess(source, img_size)
+    if config is not None:
+        preprocess = preferred_preprocess(source.path, preprocess, recipe_preprocess(config, img_size))
+    said = source.activation or (activation(config) if config else None)
+    return LoadedModel(network, preprocess, source.class_names, source, said, position)
 
 
-def _as_written(source: Source, img_size: int | None):
-    """The model and preprocessing that weights themselves say."""
+def _as_written(source: Source, img_size: int | None) -> VisionTransformer:
+    """The model that weights themselves say."""
     fields = dict(source.spec)
-    trained_at = fields.get("img_size")
     if img_size is not None:
         fields["img_size"] = img_size
     try:
         spec = ViTSpec(**fields)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{source.path}: does not describe a Vision Transformer: {error}") from error
-    preprocess = Preprocess.from_dict(source.preprocess) if source.preprocess else None
-    if preprocess and isinstance(trained_at, int) and img_size is not None:
-        preprocess = preprocess.enlarged(img_size / trained_at)
-    return VisionTransformer(spec), preprocess
+    return VisionTransformer(spec)
 
 
-def _as_in_recipe(config: Config, img_size: int | None):
-    return component(config, MODELS, model_part(config, img_size)), recipe_preprocess(config, img_size)
+def _as_in_recipe(config: Config, img_size: int | None) -> VisionTransformer:
+    return component(config, MODELS, model_part(config, img_size))
+
+
+def position_method(config: Config | None, source: Source) -> str:
+    """How a position embedding is resized: as the recipe says, else as the weights say, else bicubic."""
+    if config is not None and ("Global", "position_embedding") in config.source.origins:
+        return config.Global.position_embedding
+    return source.position or "bicubic"
+
+
+def own_preprocess(source: Source, img_size: int | None = None) -> Preprocess | None:
+    """How pictures enter the model as the weights themselves say, at another resolution in proportion.
+
+    Raises:
+        CheckpointError: it is damaged, or of pictures that are not square and so have no proportion.
+    """
+    if not source.preprocess:
+        return None
+    try:
+        preprocess = Preprocess.from_dict(source.preprocess)
+    except TypeError as error:
+        raise CheckpointError(f"{source.path}: damaged: preprocess: {error}") from error
+    if img_size is None or "img_size" not in source.spec:
+        return preprocess
+    height, width = pair(source.spec["img_size"])
+    if height != width:
+        raise CheckpointError(f"{source.path}: is for {height}x{width} pixels; another resolution needs a square one")
+    return preprocess.enlarged(img_size, height)
+
+
+def preferred_preprocess(path, own: Preprocess | None, recipe: Preprocess | None) -> Preprocess | None:
+    """What weights or an export say themselves; a recipe where they do not. One warning where the two differ."""
+    if own is None:
+        return recipe
+    warn_of_preprocess(path, own, recipe, used="its own is used, not the recipe's")
+    return own
+
+
+def warn_of_preprocess(path, own: Preprocess | None, recipe: Preprocess | None, *, used: str) -> None:
+    """Say where pictures are prepared otherwise than a recipe does. Either may be unknown."""
+    if own is not None and recipe is not None and own != recipe:
+        log.warning(
+            "%s: its pictures are prepared otherwise than DataLoader.Eval says; %s:\n  weights  %s\n  recipe   %s",
+            path,
+            used,
+            own,
+            recipe,
+        )
 
 
 def model_part(config: Config, img_size: int | None = None) -> Component:
@@ -393,12 +469,29 @@ def recipe_preprocess(config: Config, img_size: int | None = None) -> Preprocess
         preprocess = Preprocess.of(transforms(config, section))
     except ConfigError as error:
         raise config.error((*section.path, "dataset", "transform_ops"), str(error)) from error
-    planned = config.Model.arguments["img_size"]
-    if img_size is None or img_size == planned:
+    height, width = pair(config.Model.arguments["img_size"])
+    if img_size is None or (height, width) == (img_size, img_size):
         return preprocess
-    if not isinstance(planned, int):
-        raise config.error(("Model", "img_size"), f"is {list(planned)}; another resolution needs a square one")
-    return preprocess.enlarged(img_size / planned)
+    if height != width:
+        raise config.error(("Model", "img_size"), f"is {[height, width]}; another resolution needs a square one")
+    return preprocess.enlarged(img_size, height)
+
+
+# what no array's shape shows, so that a model that differs loads without a sound
+_UNSEEN = ("num_heads", "qk_scale", "act", "epsilon", "pool", "no_embed_class")
+
+
+def _check_stated(source: Source, spec: ViTSpec, strict: bool) -> None:
+    """Where weights state another model than the one they are loaded into: an error if strict, else a warning."""
+    wrong = [name for name in _UNSEEN if name in source.stated and source.stated[name] != getattr(spec, name)]
+    if not wrong:
+        return
+    told = "; ".join(f"{name} {source.stated[name]!r}, the model has {getattr(spec, name)!r}" for name in wrong)
+    remedy = " ".join(f"-o Model.{name}={json.dumps(source.stated[name])}" for name in wrong)
+    message = f"{source.path}: was trained with {told}; as in the weights: {remedy}"
+    if strict:
+        raise CheckpointError(message)
+    log.warning("%s", message)
 
 
 def load_pretrained(
@@ -418,11 +511,12 @@ def load_pretrained(
         path: a file's path, or a Source that was read already.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit.
+        CheckpointError: the file cannot be read or does not fit; strict also where it states another model than this.
     """
     spec = network.spec
     parameters = dict(network.named_parameters())
     source = path if isinstance(path, Source) else read(path, weights)
+    _check_stated(source, spec, strict)
     arrays, report = adapt(
         source,
         {name: p.shape for name, p in parameters.items()},

@@ -19,7 +19,7 @@ INSTALL_PAGE = "https://www.paddlepaddle.org.cn/en/install/quick"
 
 # What to install for a device that the present Paddle lacks.
 PACKAGES = {
-    "cpu": "pip install 'plsc[cpu]' (or: pip install paddlepaddle)",
+    "cpu": "pip install paddlepaddle",
     "gpu": f"paddlepaddle-gpu of your CUDA version, from Paddle's installation page {INSTALL_PAGE} "
     "(the newest on PyPI is 2.6.2 for CUDA 11.8, which cannot run on Hopper)",
     "xpu": f"paddlepaddle-xpu, or paddle-custom-xpu where your vendor offers it, see {INSTALL_PAGE}",

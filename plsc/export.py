@@ -7,7 +7,6 @@
 The graph's input `image` is the normalised float32 batch [B, C, H, W], its output the logits [B, classes].
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -29,7 +28,7 @@ from plsc.models import VisionTransformer
 from plsc.models.deploy import simplify, size_unit, store_half
 from plsc.models.layers import pair
 from plsc.models.resnet import EPSILON
-from plsc.runtimes import ONNX_MODEL, captured_output
+from plsc.runtimes import ONNX_MODEL, PADDLE_MODELS, captured_output
 
 BATCHES = (1, 7)  # that the check runs where the batch is free
 TOLERANCE = 1e-4  # of logits, between the export and the model whose weights it holds
@@ -38,6 +37,16 @@ HALF_TOLERANCE = 0.01  # of logits, between float16 weights and the model's own,
 _OPSET = 17
 _ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: protobuf takes 2 GB, and the graph needs some
 _DESCRIPTION = "export.json"
+# all that an export may consist of; Paddle 2 writes inference.pdmodel and inference.pdiparams.info
+_FILES = {
+    *PADDLE_MODELS,
+    "inference.pdiparams",
+    "inference.pdiparams.info",
+    ONNX_MODEL,
+    "preprocess.json",
+    "classes.json",
+    _DESCRIPTION,
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ def export(
     output,
     *,
     format: str,
+    weights: str = "raw",
     precision: str = "fp32",
     dynamic: bool = False,
     batch: int | None = None,
@@ -111,6 +121,7 @@ def export(
         loaded: the model, which is used up: it is rewritten into the form that is exported.
         output: a folder; an earlier export that stands there is replaced.
         format: paddle or onnx.
+        weights: which the model holds, raw or ema; for export.json.
         precision: fp32, or fp16: matrices and kernels are stored as float16. The graph makes float32 of them before
             it computes, since runtimes on CPU have no float16 kernels.
         dynamic: take pictures of any size; the position embedding is resized in the graph.
@@ -130,11 +141,13 @@ def export(
     _check_model(loaded, format, precision)
     network = loaded.network
     sizes = [pair(network.spec.img_size)]
+    _check_preprocess(loaded)
     if dynamic:
         _check_unit(loaded)
+        _check_position(loaded)
         sizes.append(_another_size(network.spec))
     cases = _cases(loaded, sizes, BATCHES if batch is None else (batch,))
-    description = _description(loaded, format, precision, dynamic, batch)
+    description = {**_description(loaded, format, precision, dynamic, batch), "weights": weights}
     simplify(network, dynamic=dynamic, explicit_gelu=format == "onnx")
     if precision == "fp16":
         _store_half(network, loaded.source.path)
@@ -156,12 +169,21 @@ def export(
 
 
 def _check_output(output: Path) -> None:
-    """Raise CheckpointError where the output is anything but absent, empty, or an earlier export."""
-    if output.is_dir():
-        if any(output.iterdir()) and not (output / _DESCRIPTION).is_file():
-            raise CheckpointError(f"{output}: holds something else than an export; choose another --output")
-    elif output.exists():
-        raise CheckpointError(f"{output}: is a file; an export is a folder")
+    """Raise CheckpointError where the output is anything but absent, empty, or an earlier export and nothing else."""
+    if not output.is_dir():
+        if output.exists():
+            raise CheckpointError(f"{output}: is a file; an export is a folder")
+        return
+    present = sorted(path.name for path in output.iterdir())
+    others = [name for name in present if name not in _FILES]
+    if present and _DESCRIPTION not in present:
+        raise CheckpointError(f"{output}: holds something else than an export; choose another --output")
+    if others:
+        some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise CheckpointError(
+            f"{output}: holds, beside an export, {some}, which would be lost with it; move that away, or choose "
+            "another --output"
+        )
 
 
 def _check_model(loaded: build.LoadedModel, format: str, precision: str) -> None:
@@ -192,13 +214,53 @@ def _check_unit(loaded: build.LoadedModel) -> None:
         )
 
 
+def _check_position(loaded: build.LoadedModel) -> None:
+    """Raise CheckpointError for a model that a dynamic export would resize otherwise than it is."""
+    if loaded.position != "bicubic":
+        raise CheckpointError(
+            f"{loaded.source.path}: its position embedding is resized {loaded.position}; a dynamic export resizes it "
+            "bicubic; give --resolution PIXELS, or say Global.position_embedding: bicubic in the recipe of -c"
+        )
+
+
+def _check_preprocess(loaded: build.LoadedModel) -> None:
+    """Raise CheckpointError for a preprocessing that leaves no picture of the model's size, however large it is."""
+    spec, preprocess = loaded.network.spec, loaded.preprocess
+    if preprocess.resize is None and preprocess.crop is None:
+        return  # whoever sends pictures sees to their size
+    (picture,) = sample_pictures(1, spec.in_chans)
+    height, width = pair(spec.img_size)
+    remedy = (
+        f"the model takes {height}x{width}: mend resize or crop, in the preprocess.json beside the weights or, where "
+        "these say nothing, in the recipe's DataLoader.Eval"
+    )
+    try:
+        found = preprocess(_large(picture, preprocess, (height, width))).shape[:2]
+    except DataError as error:
+        raise CheckpointError(
+            f"{loaded.source.path}: its preprocessing refuses every picture: {error}; {remedy}"
+        ) from error
+    if found != (height, width):
+        raise CheckpointError(
+            f"{loaded.source.path}: its preprocessing makes pictures of {found[0]}x{found[1]} pixels; {remedy}"
+        )
+
+
+def _large(picture: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:
+    """The picture larger than resize and crop, in the proportions of the crop, else of the model's `size`."""
+    height, width = preprocess.crop or size
+    asked = [side for field in (preprocess.resize, preprocess.crop) if field is not None for side in pair(field)]
+    factor = -(-max(asked) // min(height, width)) + 1
+    return resize(picture, factor * height, factor * width, "bilinear", "cv2")
+
+
 def _import_paddle2onnx():
     try:
         with captured_output():
             import paddle2onnx
     except (ImportError, ValueError) as error:  # it refuses Paddle 2 by a ValueError
         raise DeviceError(
-            f"--format onnx needs Paddle 3, paddle2onnx and onnxruntime: pip install 'plsc[onnx]' ({error})"
+            f"--format onnx needs Paddle 3, paddle2onnx and onnxruntime: pip install paddle2onnx onnxruntime ({error})"
         ) from error
     return paddle2onnx
 
@@ -209,13 +271,15 @@ def sample_pictures(count: int, channels: int) -> list[np.ndarray]:
     return [np.roll(photos[k % 2], 97 * (k // 2), axis=1) for k in range(count)]
 
 
-def sample_images(count: int, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:
+def sample_images(count: int, preprocess: Preprocess, channels: int, size: tuple[int, int]) -> np.ndarray:
     """Real pictures as a model of `size` takes them [B, C, H, W] float32."""
     pixels = []
-    for picture in sample_pictures(count, preprocess.channels):
-        with contextlib.suppress(DataError):  # smaller than the crop
-            picture = preprocess(picture)
-        pixels.append(resize(picture, *size, "bilinear", "cv2"))
+    for picture in sample_pictures(count, channels):
+        try:
+            prepared = preprocess(picture)
+        except DataError:  # smaller than the crop
+            prepared = preprocess(_large(picture, preprocess, size))
+        pixels.append(resize(prepared, *size, "bilinear", "cv2"))
     return predictor.normalised(np.stack(pixels), preprocess)
 
 
@@ -225,7 +289,7 @@ def _cases(loaded: build.LoadedModel, sizes, batches) -> list[Case]:
     for size in sizes:
         network = loaded.network if size == pair(loaded.network.spec.img_size) else _at(loaded, size)
         for count in batches:
-            images = sample_images(count, loaded.preprocess, size)
+            images = sample_images(count, loaded.preprocess, loaded.network.spec.in_chans, size)
             cases.append(Case(images, _logits(network, images)))
     return cases
 
@@ -233,7 +297,7 @@ def _cases(loaded: build.LoadedModel, sizes, batches) -> list[Case]:
 def _at(loaded: build.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
     """The model at another size, as evaluation at that resolution makes it."""
     network = VisionTransformer(dataclasses.replace(loaded.network.spec, img_size=size))
-    build.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",))
+    build.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.position)
     network.eval()
     return network
 
@@ -285,6 +349,7 @@ def _description(loaded: build.LoadedModel, format: str, precision: str, dynamic
         "input_shape": [batch, spec.in_chans, height, width],
         "img_size": list(pair(spec.img_size)),
         "size_unit": size_unit(spec) if dynamic else None,
+        "activation": loaded.activation,
         "source": str(loaded.source.path),
         "spec": dataclasses.asdict(spec),
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
@@ -369,7 +434,12 @@ def _write_json(path: Path, content) -> None:
 
 
 def _put_in_place(writing: Path, output: Path) -> None:
-    """Rename; an earlier export goes only when the new one is whole."""
+    """Rename; an earlier export goes only when the new one is whole.
+
+    Raises:
+        CheckpointError: something else has come into the output's place meanwhile.
+    """
+    _check_output(output)
     replaced = output.with_name(f".replaced-{output.name}")
     shutil.rmtree(replaced, ignore_errors=True)
     if output.exists():

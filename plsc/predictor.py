@@ -39,6 +39,7 @@ class Predictor:
         unit: what height and width must be multiples of, where the model takes several sizes.
         preprocess: how a picture enters the model; None where nothing says it.
         class_names: None where nothing says them.
+        activation: softmax or sigmoid, what its training loss made of logits; None where nothing says it.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Predictor:
     unit: int = 1
     preprocess: Preprocess | None = None
     class_names: list[str] | None = None
+    activation: str | None = None
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [B, C, H, W] → logits [B, classes] float32.
@@ -139,10 +141,10 @@ def load(
     Args:
         weights: model, or ema for the averaged ones of a plsc checkpoint.
         img_size: another resolution in pixels; the preprocessing follows in proportion.
-        config: a recipe that says the model and, by DataLoader.Eval, how pictures enter it; without it both
-            come from the path itself. An export that has its own preprocessing asks no recipe.
-        device: of an ONNX export: cpu, gpu, or auto for CUDA where onnxruntime has it. Paddle's models run on Paddle's
-            present device.
+        config: a recipe that says the model of weights that do not. How pictures enter comes from the path itself and,
+            only where that does not say it, from the recipe's DataLoader.Eval; where both differ, one warning says so.
+        device: of an ONNX export: cpu, gpu, or auto for CUDA where onnxruntime has it; gpu:1 and auto:1 are the second.
+            Paddle's models run on Paddle's present device.
 
     Raises:
         CheckpointError: the path cannot be read, or does not fit what is asked of it.
@@ -193,6 +195,7 @@ def of_network(loaded) -> Predictor:
         channels=spec.in_chans,
         preprocess=loaded.preprocess,
         class_names=loaded.class_names,
+        activation=loaded.activation,
     )
 
 
@@ -216,12 +219,18 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
             "--resolution dynamic"
         )
     preprocess = _saved_preprocess(file.with_name("preprocess.json"))
-    if preprocess is None and config is not None:
+    if preprocess is not None and own_size is not None and asked != own_size:
+        if own_size[0] != own_size[1]:
+            raise CheckpointError(f"{file}: is for {_shown(own_size)} pixels; another resolution needs a square one")
+        preprocess = preprocess.enlarged(img_size, own_size[0])
+    activation = about.get("activation")
+    if config is not None:
         from plsc import build
 
-        preprocess = build.recipe_preprocess(config, img_size)
-    elif preprocess is not None and own_size is not None and asked != own_size:
-        preprocess = preprocess.enlarged(img_size / own_size[0])
+        square = asked is not None and asked[0] == asked[1]
+        recipe = build.recipe_preprocess(config, asked[0] if square else None)
+        preprocess = build.preferred_preprocess(file, preprocess, recipe)
+        activation = activation or build.activation(config)
     return Predictor(
         kind=kind,
         path=file,
@@ -232,6 +241,7 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         unit=unit,
         preprocess=preprocess,
         class_names=_json(file.with_name("classes.json"), list),
+        activation=activation,
     )
 
 
@@ -312,7 +322,7 @@ def _read_ahead(paths: Iterable[str], prepare, workers: int, most: int):
 
 
 def probabilities(logits: np.ndarray, *, sigmoid: bool = False) -> np.ndarray:
-    """Logits [B, classes] → probabilities: softmax, or each class by itself for models of several labels."""
+    """Logits [B, classes] → probabilities: softmax, or each class by itself (see Predictor.activation)."""
     logits = logits.astype("float64")
     if sigmoid:
         return 0.5 * (1.0 + np.tanh(0.5 * logits))

@@ -35,6 +35,18 @@ class ListOf:
 
 
 @dataclass(frozen=True)
+class KeysOf:
+    """Marks a factory's parameter that takes another's arguments: Annotated[dict | None, KeysOf(METRICS, "TopkAcc")].
+
+    The factory receives all of them, checked and with defaults; those in `without` cannot be given.
+    """
+
+    registry: "Registry"
+    name: str
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Entry:
     """One registered factory and what the configuration may say about it.
 
@@ -78,8 +90,17 @@ class Entry:
 
 def list_of(annotation) -> "Registry | None":
     """The registry of an annotation marked with ListOf."""
-    marks = (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, ListOf))
-    return next((mark.registry for mark in marks), None)
+    mark = _mark(annotation, ListOf)
+    return mark.registry if mark else None
+
+
+def keys_of(annotation) -> KeysOf | None:
+    """The KeysOf that an annotation is marked with."""
+    return _mark(annotation, KeysOf)
+
+
+def _mark(annotation, kind: type):
+    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)), None)
 
 
 class Registry:

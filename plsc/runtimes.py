@@ -18,6 +18,7 @@ from plsc.errors import CheckpointError, DataError, DeviceError
 
 # what a folder that holds an export has one of; .pdmodel is Paddle 2's, .json Paddle 3's
 PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx"
+NAMES = {"paddle": "Paddle Inference", "onnx": "onnxruntime"}  # kind of export → what runs it
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -87,12 +88,12 @@ def in_onnxruntime(file: Path, device: str):
     """An export in onnxruntime, and the shape of its input with None for what is free.
 
     Args:
-        device: cpu, gpu, gpu:1, …, or auto: CUDA where onnxruntime offers it.
+        device: cpu, gpu, gpu:1, …, or auto, auto:1, …: CUDA where onnxruntime offers it.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(f"{file}: needs onnxruntime: pip install 'plsc[onnx]'") from error
+        raise DeviceError(f"{file}: needs onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = environment.thread_count()
     options.log_severity_level = 4  # errors are raised anyway

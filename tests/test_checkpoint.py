@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_safetensors", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(checkpoints, 2)
     assert checkpoints.steps() == [1]

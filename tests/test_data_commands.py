@@ -1,5 +1,6 @@
 """`plsc data prepare`, `check` and `show`: shards that lose nothing, reports that miss nothing, true pictures."""
 
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -390,6 +392,48 @@ def test_a_lost_or_cut_shard_is_written_again(folder, tmp_path):
     make(folder, tmp_path)
 
 
+def test_classes_of_a_shard_that_was_lost_and_written_again_count_once(tmp_path):
+    """By the last of its lines, in this start and in the next, also where the picture changed meanwhile."""
+    data = Listed([Sample(jpeg(k), k % 3, f"{k}") for k in range(20)])
+    settings = Settings(short_side=32, shard_size=10, shuffle=False)
+    assert prepare(data, tmp_path, settings, source={})["class_counts"] == [7, 7, 6]
+    data.samples[2] = data.samples[2]._replace(label=0)
+    (tmp_path / "shard-000000.tar").unlink()
+    for _ in range(2):
+        assert prepare(data, tmp_path, settings, source={})["class_counts"] == [8, 7, 5]
+    assert len((tmp_path / "shards.jsonl").read_text().splitlines()) == 1 + 2 + 1
+
+
+def test_a_journal_of_many_classes_is_not_kept_in_memory(tmp_path):
+    """300 finished shards of 3000 classes each: 30 MB of text, much more as dictionaries."""
+    data = Listed(range(300))
+    begun = {"settings": dataclasses.asdict(Settings(shard_size=1)), "source": {"samples": 300}}
+    counts = {str(label): 2 for label in range(3000)}
+    with open(tmp_path / "shards.jsonl", "w") as file:
+        file.write(json.dumps(begun) + "\n")
+        for k in range(300):
+            name = f"shard-{k:06d}.tar"
+            (tmp_path / name).touch()
+            record = {
+                "shard": k,
+                "file": name,
+                "bytes": 0,
+                "sha256": "",
+                "count": 1,
+                "class_counts": counts,
+                "skipped": [],
+            }
+            file.write(json.dumps(record) + "\n")
+    tracemalloc.start()
+    try:
+        manifest = prepare(data, tmp_path, Settings(shard_size=1), source={})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert manifest["class_counts"] == [600] * 3000 and manifest["count"] == 300
+    assert peak < 4e6
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -398,7 +442,7 @@ def test_a_lost_or_cut_shard_is_written_again(folder, tmp_path):
         ({"shard_size": 5}, "shard_size 10, now 5"),
         ({"seed": 3}, "seed 0, now 3"),
         ({"shuffle": False}, "shuffle True, now False"),
-        ({"name": "train"}, "name shard, now train"),
+        ({"name": "train"}, "name 'shard', now 'train'"),
     ],
 )
 def test_a_restart_with_other_settings_is_refused(folder, tmp_path, changed, said):
@@ -411,12 +455,39 @@ def test_a_restart_with_other_settings_is_refused(folder, tmp_path, changed, sai
 
 def test_another_data_set_is_refused(folder, many, tmp_path):
     make(folder, tmp_path)
-    with pytest.raises(DataError, match=r"root .*, now .*samples 36, now 90"):
+    with pytest.raises(DataError, match=r"root '.*', now '.*samples 36, now 90"):
         make(many, tmp_path)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "train-000000.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"train-000000.tar: is not of this data set"):
         make(folder, tmp_path / "foreign")
+
+
+def test_a_list_of_another_delimiter_is_prepared_and_the_delimiter_belongs_to_the_source(tmp_path, capsys):
+    """Paths with spaces; a restart with another delimiter is refused, an empty one too."""
+    (tmp_path / "my pictures").mkdir()
+    for k in range(3):
+        (tmp_path / "my pictures" / f"{k}.jpg").write_bytes(jpeg(k))
+    (tmp_path / "list.txt").write_text("".join(f"my pictures/{k}.jpg\t{k}\n" for k in range(3)))
+    given = [
+        "data",
+        "prepare",
+        "--list",
+        str(tmp_path / "list.txt"),
+        "--output",
+        str(tmp_path / "out"),
+        "--workers",
+        "0",
+    ]
+    assert main([*given, "--delimiter", "\t"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["class_counts"] == [1, 1, 1] and manifest["source"]["delimiter"] == "\t"
+    (tmp_path / "list.txt").write_text("".join(f"my pictures/{k}.jpg {k}\n" for k in range(3)))
+    capsys.readouterr()
+    assert main(given) == 2
+    assert r"delimiter '\t', now ' '" in capsys.readouterr().err
+    assert main([*given, "--delimiter", ""]) == 2
+    assert "--delimiter is empty" in capsys.readouterr().err
 
 
 def test_two_at_once_in_one_folder_are_refused(folder, tmp_path):
@@ -555,7 +626,8 @@ def flawed(tmp_path_factory):
 def test_a_flawed_folder_is_told_completely(flawed):
     report = inspect(ImageFolder(str(flawed)))
     assert report["samples"] == 12 and report["readable"] == 10
-    reasons = [found["reason"] for found in report["damaged"]]
+    assert report["damaged"]["count"] == 2
+    reasons = [found["reason"] for found in report["damaged"]["examples"]]
     assert [reason.split(": ")[0] for reason in reasons] == [str(flawed / "cow" / n) for n in ("empty.jpg", "half.jpg")]
     groups = [({os.path.relpath(p, flawed) for p in g["pictures"]}, g["across_classes"]) for g in report["duplicates"]]
     assert groups == [({"ant/0.jpg", "bee/same.jpg"}, True), ({"ant/2.jpg", "ant/again.jpg"}, False)]
@@ -575,7 +647,12 @@ def test_a_flawed_folder_is_told_completely(flawed):
         "transparent, the alpha channel is dropped": ["cow/palette.jpg"],
         "PNG by content, .jpg by name": ["cow/palette.jpg"],
     }
-    assert report["labels_out_of_range"] == [] and report["thresholds"] is None
+    assert report["labels_out_of_range"] == {"count": 0, "examples": []} and report["thresholds"] is None
+
+
+def test_digits_are_named_without_being_read():
+    data = Digits(split="test")
+    assert data.name(7) == data[7].name == "digits test 7"
 
 
 def test_the_report_does_not_depend_on_processes(flawed, monkeypatch):
@@ -600,7 +677,7 @@ def test_animations_and_deep_pictures_are_noted(tmp_path):
 
 def test_pixels_are_checked_too():
     report = inspect(Digits(split="test"))
-    assert report["kinds"] == {"pixels of 1 channels": 360} and report["damaged"] == []
+    assert report["kinds"] == {"pixels of 1 channels": 360} and report["damaged"]["count"] == 0
     assert report["sizes"]["width"] == {"min": 8, "median": 8.0, "max": 8} and sum(report["classes"]["counts"]) == 360
     same = np.zeros([4, 4, 1], "uint8")
     samples = [Sample(same, 0, "a"), Sample(same.reshape(2, 8, 1), 0, "b"), Sample(same.copy(), 1, "c")]
@@ -611,11 +688,80 @@ def test_pixels_are_checked_too():
 def test_labels_out_of_range_are_named():
     samples = [Sample(jpeg(k), label, f"{k}") for k, label in enumerate((0, 4, 2, -1, 1))]
     report = inspect(Listed(samples), class_num=4)
-    assert [(f["index"], f["label"]) for f in report["labels_out_of_range"]] == [(1, 4), (3, -1)]
+    beyond = report["labels_out_of_range"]
+    assert beyond["count"] == 2 and [(f["index"], f["label"]) for f in beyond["examples"]] == [(1, 4), (3, -1)]
     assert report["classes"]["counts"] == [1, 1, 1, 0] and report["classes"]["empty"] == [3]
-    assert inspect(Listed(samples[:3]))["labels_out_of_range"] == []
+    assert inspect(Listed(samples[:3]))["labels_out_of_range"]["count"] == 0
     several = [Sample(jpeg(0), (0, 7), "a"), Sample(jpeg(1), (1,), "b")]
-    assert inspect(Listed(several, 2), class_num=3)["labels_out_of_range"] == [{"index": 0, "name": "a", "label": 7}]
+    beyond = inspect(Listed(several, 2), class_num=3)["labels_out_of_range"]
+    assert beyond["examples"] == [{"index": 0, "name": "a", "label": 7}]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_often_wrong_is_counted_and_its_first_named(monkeypatch, workers):
+    """The first by their place in the data set, whatever process finds them first, and no more are kept."""
+    monkeypatch.setattr("plsc.data.inspect._CHUNK", 7)
+    monkeypatch.setattr("plsc.data.inspect._MOST_DAMAGED", 12)
+    pixels = np.zeros([2, 2, 1], "uint8")
+    samples = [Sample(pixels, 5, f"{k}") if k % 2 else DataError(f"{k}: gone") for k in range(200)]
+    report = inspect(Listed(samples), class_num=3, workers=workers)
+    assert report["damaged"]["count"] == 100 and report["labels_out_of_range"]["count"] == 100
+    assert [found["index"] for found in report["damaged"]["examples"]] == list(range(0, 24, 2))
+    assert [found["index"] for found in report["labels_out_of_range"]["examples"]] == list(range(1, 21, 2))
+
+
+def test_the_command_line_says_that_not_all_damaged_pictures_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("plsc.data.inspect._MOST_DAMAGED", 25)
+    (tmp_path / "ant").mkdir()
+    for k in range(30):
+        (tmp_path / "ant" / f"{k:02d}.jpg").write_bytes(b"")
+    report = tmp_path / "report.json"
+    assert main(["data", "check", "--folder", str(tmp_path), "--workers", "0", "--output", str(report)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("damaged: ") == 20 and "… and 10 more" in out and "the report lists the first 25" in out
+    damaged = json.loads(report.read_text())["damaged"]
+    assert damaged["count"] == 30 and len(damaged["examples"]) == 25
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1)), max_size=30))
+def test_duplicates_are_those_that_a_dictionary_finds(drawn):
+    """Groups in the order of their first pictures, each in the order of the data set; what is damaged is in none."""
+    samples = [Sample(np.full([1, 1, 1], k, "uint8"), label, f"{i}") for i, (k, label) in enumerate(drawn)]
+    samples = [DataError("gone") if sample.image[0, 0, 0] == 0 else sample for sample in samples]
+    expected = {}
+    for i, (k, label) in enumerate(drawn):
+        if k:
+            expected.setdefault(k, []).append((f"{i}", label))
+    expected = [
+        {"pictures": [name for name, _ in group], "across_classes": len({label for _, label in group}) > 1}
+        for group in expected.values()
+        if len(group) > 1
+    ]
+    assert inspect(Listed(samples))["duplicates"] == expected
+
+
+class Numbered:
+    """Pixels that say their number, all different, made when asked for."""
+
+    class_names, max_labels = None, 1
+
+    def __len__(self):
+        return 60_000
+
+    def __getitem__(self, index):
+        return Sample(np.array([index], "int64").view("uint8").reshape(1, 8, 1), 0, "")
+
+
+def test_checking_keeps_little_of_each_sample():
+    """36 bytes are kept of each, and sorting them takes some times that; an object each would take more."""
+    tracemalloc.start()
+    try:
+        report = inspect(Numbered())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report["duplicates"] == [] and report["readable"] == 60_000
+    assert peak < 60_000 * 150
 
 
 @given(counts=st.dictionaries(st.integers(0, 12), st.integers(1, 1000)), classes=st.none() | st.integers(1, 15))
@@ -699,8 +845,11 @@ def test_names_that_are_no_text_are_told(tmp_path, capsys):
     assert report["duplicates"][0]["pictures"] == [str(place / name) for name in ("a.jpg", os.fsdecode(b"\xfe.jpg"))]
     shards = ["data", "prepare", "--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert main(shards) == 1
-    assert main([*given, "--output", str(tmp_path / "out")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    capsys.readouterr()
+    for wrong, told in (("out", "is written as .json"), ("report.json/r.json", "report.json is no folder")):
+        assert main([*given, "--output", str(tmp_path / wrong)]) == 2
+        said = capsys.readouterr()
+        assert told in said.err and said.out == "", "told before a picture is read"
 
 
 def test_a_list_and_a_recipe_are_checked(picture_tree, tmp_path, process_state, capsys):

@@ -153,9 +153,9 @@ def test_averaged_weights(run, other, capsys):
     best.write_text(best.read_text().replace('"raw"', '"ema"'))
     capsys.readouterr()
     evaluated("--weights", copy)
-    assert "--ema measures them" in capsys.readouterr().out
+    assert "--ema takes them" in capsys.readouterr().out
     evaluated("--weights", copy, "--ema")
-    assert "--ema measures them" not in capsys.readouterr().out
+    assert "--ema takes them" not in capsys.readouterr().out
 
 
 def test_a_recipe_as_data_brings_its_own_preparation(run, picture_tree):
@@ -185,19 +185,22 @@ def test_a_list_is_read_like_the_recipes(run, picture_tree):
     config = pictures_config(picture_tree, Path("elsewhere"))
     config["DataLoader"]["Eval"]["dataset"] = listed
     config["Loss"] = {"Train": [{"BCELoss": None}]}
+    config["Metric"]["Eval"] = ["TopkAcc", {"F1": {"activation": "sigmoid"}}]
     found = evaluated(
         *("-c", write_config(Path("c.yaml"), config), "--weights", run),
         *("--data", picture_tree / "multi_list.txt", "--metrics", "mAP,AUC,F1,PrecisionAt1"),
     )
     logits, labels = ours(run, picture_tree / "train")
     right = np.eye(4, dtype=bool)[labels] | np.eye(4, dtype=bool)[(labels + 1) % 4]
+    powers = np.exp(logits.astype("float64"))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)  # the weights come from a softmax loss
     assert_figures(
         found,
         {
             "samples": 48,
-            "mAP": average_precision_score(right, logits, average="macro"),
+            "mAP": average_precision_score(right, probabilities, average="macro"),
             "mAP_classes": 4,
-            "auc": roc_auc_score(right, logits, average="macro"),
+            "auc": roc_auc_score(right, probabilities, average="macro"),
             "f1_macro": f1_score(right, logits > 0, average="macro"),
             "f1_micro": f1_score(right, logits > 0, average="micro"),
             "precision_at_1": right[np.arange(48), logits.argmax(axis=1)].mean(),
@@ -265,6 +268,14 @@ def test_all_failing_is_exit_code_2(capsys):
     assert "gone: no such" in text and "lost: no such" in text
 
 
+def test_all_failing_at_the_data_is_exit_code_2(run, picture_tree):
+    """Rows that could begin, and failed all the same."""
+    shutil.copytree(picture_tree / "val", "broken")
+    Path("broken/class_2/003.jpg").write_bytes(b"no picture")
+    found = evaluated("--weights", run, "--data", "broken", "--data", "again=broken", code=2)["rows"]
+    assert all("class_2/003.jpg" in row["error"] for row in found)
+
+
 def test_what_was_measured_is_kept_when_a_later_row_crashes(run, other, monkeypatch, capsys):
     """A fault of the program in the second row: its traceback, exit code 1, and the first row on disk."""
     measure, calls = Evaluator.run, []
@@ -314,7 +325,7 @@ def test_wrong_use_is_told(arguments, expected, run, picture_tree, capsys):
 def test_a_resolution_that_is_none(text, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["eval", "--weights", "x", f"--resolution={text}"])
-    assert caught.value.code == 2 and "give image sizes in pixels" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is no whole number above 0" in capsys.readouterr().err
 
 
 def test_a_recipe_without_eval(run, picture_tree, capsys):
@@ -369,7 +380,7 @@ def test_what_no_number_is_becomes_null(capsys):
     assert "nan %" in table([row, row])
 
 
-def test_accuracy_class_by_class(run, picture_tree):
+def test_accuracy_class_by_class(run, picture_tree, capsys):
     logits, labels = ours(run, picture_tree / "val")
     evaluated("--weights", run, "--per-class", "sub/classes.csv")
     with open("sub/classes.csv", newline="") as file:
@@ -380,10 +391,15 @@ def test_accuracy_class_by_class(run, picture_tree):
         (str(c), "5", str(right[c])) for c in range(4)
     ]
     assert [float(row["top1"]) for row in rows] == (right / 5).tolist()
+    names = ["--per-class", "named.csv", "--class-names", "names.txt"]
     Path("names.txt").write_text("n00000001 apple\npear, green\nplum\n")
-    evaluated("--weights", run, "--per-class", "named.csv", "--class-names", "names.txt")
+    assert "names.txt: has 3 class names, the model 4 classes" in refused(capsys, "--weights", run, *names)
+    assert not Path("named.csv").exists()
+    with open("names.txt", "a") as file:
+        file.write("quince\n")
+    evaluated("--weights", run, *names)
     with open("named.csv", newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ["apple", "pear, green", "plum", ""]
+        assert [row["name"] for row in csv.DictReader(file)] == ["apple", "pear, green", "plum", "quince"]
 
 
 def test_confusion_as_table_and_picture(run, other, picture_tree, capsys):
@@ -422,9 +438,41 @@ def test_a_matrix_too_large_to_print_says_how_to_get_it():
     assert "--confusion FILE" in confusion_text(np.eye(51, dtype=int), None)
 
 
-def test_an_output_that_cannot_be_written(run, capsys):
+def test_an_output_that_cannot_be_written(run, monkeypatch, capsys):
+    """Told before anything is measured, for the default as well."""
+    monkeypatch.setattr(Evaluator, "run", None)
     Path("file").write_text("")
-    assert "file/r.json: cannot be written" in refused(capsys, "--weights", run, "--output", "file/r.json")
+    for option, name in (("--output", "r.json"), ("--per-class", "c.csv"), ("--confusion", "c.png")):
+        text = refused(capsys, "--weights", run, option, f"file/{name}")
+        assert f"{option} file/{name}: cannot be written: file is no folder" in text
+    config = run / "config.yaml"
+    text = refused(capsys, "-c", config, "--weights", run, "-o", "Global.output_dir=file")
+    assert "file/evaluation.json: cannot be written" in text
+
+
+@pytest.mark.parametrize(
+    "weights", ["", "checkpoints/latest", "checkpoints/STEP", "checkpoints/STEP/model.safetensors"]
+)
+def test_a_run_that_was_moved_keeps_its_results(picture_tree, weights, monkeypatch, capsys):
+    """Its config.yaml names the old place, relative to the directory that it was trained in."""
+    write_config(Path("c.yaml"), pictures_config(picture_tree, Path("old") / "run"))
+    assert main(["train", "-c", "c.yaml"]) == 0
+    moved = Path.cwd() / "a: 'moved' run"
+    Path("old/run").rename(moved)
+    Path("old").rmdir()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    weights = moved / weights.replace("STEP", (moved / "checkpoints" / "latest").read_text().split()[0])
+    assert main(["eval", "--weights", str(weights)]) == 0
+    assert json.loads((moved / "evaluation.json").read_text())["samples"] == 20
+    monkeypatch.setattr(Evaluator, "run", lambda *_: 1 / 0)
+    assert main(["eval", "--weights", str(weights)]) == 1
+    assert "ZeroDivisionError" in (moved / "errors" / "rank-0.txt").read_text()
+    assert list(Path.cwd().iterdir()) == [], "nothing is written where the command runs"
+    monkeypatch.undo()
+    monkeypatch.chdir(moved.parent / "elsewhere")
+    assert main(["eval", "--weights", str(weights), "-o", "Global.output_dir=asked"]) == 0
+    assert [path.name for path in Path("asked").iterdir()] == ["evaluation.json"]
 
 
 # -- exports ------------------------------------------------------------------------------
@@ -453,7 +501,7 @@ def test_an_export_is_measured_like_its_checkpoint(run, monkeypatch, capsys):
 
 def test_an_export_of_other_pictures_is_warned_of(run, monkeypatch, capsys):
     made = as_predictor(run)
-    exported_as(monkeypatch, as_predictor(run, preprocess=made.preprocess.enlarged(2.0)))
+    exported_as(monkeypatch, as_predictor(run, preprocess=made.preprocess.enlarged(32, 16)))
     evaluated("-c", run / "config.yaml", "--weights", "export.onnx")
     assert "prepared otherwise than DataLoader.Eval" in capsys.readouterr().out
 
@@ -528,6 +576,24 @@ def test_two_processes_measure_the_same(run, other, picture_tree, tmp_path):
     for number in (1, 3):
         for ending in (f"-{number}.csv", f"-confusion-{number}.csv"):
             assert (tmp_path / f"one{ending}").read_text() == (tmp_path / f"two{ending}").read_text()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_two_processes_measure_an_export_alike(run, format, tmp_path):
+    """Data that two processes of batch 3 do not divide."""
+    if format == "onnx":
+        pytest.importorskip("paddle2onnx")
+        pytest.importorskip("onnxruntime")
+    plsc("export", "--weights", run, "--format", format, "--output", tmp_path / "export")
+    arguments = ["-c", run / "config.yaml", "--weights", tmp_path / "export", "--metrics", "ECE,mAP"]
+    arguments += ["-o", "DataLoader.Eval.sampler.batch_size=3"]
+    for name, processes in (("one", None), ("two", 2)):
+        plsc("eval", *arguments, "--output", f"{name}.json", processes=processes, cwd=tmp_path)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["samples"] == two["samples"] == 20 and one.keys() == two.keys() >= {"loss", "top1", "ece", "mAP"}
+    figures = [{k: v for k, v in row.items() if isinstance(v, float)} for row in (one, two)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
 
 
 class TwoProcesses(World):

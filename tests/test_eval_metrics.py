@@ -19,11 +19,22 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from plsc import metrics
 from plsc.data.datasets import Sample
 from plsc.data.sampler import evaluation_batches
 from plsc.errors import ConfigError, DataError
-from plsc.metrics import AUC, ECE, F1, ConfusionMatrix, PerClassAccuracy, PrecisionAt1, RealAcc, TopkAcc, mAP
+from plsc.metrics import ECE, F1, ConfusionMatrix, PerClassAccuracy, PrecisionAt1, RealAcc, TopkAcc
 from plsc.targets import Targets
+
+
+def mAP(activation="sigmoid", **options):
+    """Of logits, whose order a sigmoid keeps, unless a test says otherwise."""
+    return metrics.mAP(activation=activation, **options)
+
+
+def AUC(activation="sigmoid", **options):
+    return metrics.AUC(activation=activation, **options)
+
 
 SIZE, CLASSES = 47, 6
 RNG = np.random.default_rng(11)
@@ -228,13 +239,32 @@ def test_precision_at_1(world):
 def test_f1_against_scikit_learn(world, threshold):
     said = sigmoid(LOGITS) > threshold
     present = np.flatnonzero(DENSE.any(axis=0))
-    found = over(world, lambda: F1(threshold), targets_of=multi).compute()
+    found = over(world, lambda: F1(threshold, "sigmoid"), targets_of=multi).compute()
     assert found == {
         "f1_macro": pytest.approx(f1_score(DENSE, said, labels=present, average="macro", zero_division=0)),
         "f1_micro": pytest.approx(f1_score(DENSE, said, average="micro", zero_division=0)),
         "f1_classes": len(present),
     }
     assert len(present) == CLASSES - 1
+
+
+@BOTH
+def test_f1_of_softmax_and_one_label_takes_the_highest_logit(world):
+    """However unsure: of many classes none reaches a half."""
+    said, present = LOGITS.argmax(axis=1), np.unique(LABEL)
+    found = over(world, lambda: F1(0.9, "softmax")).compute()
+    assert found == {
+        "f1_macro": pytest.approx(f1_score(LABEL, said, labels=present, average="macro", zero_division=0)),
+        "f1_micro": pytest.approx(f1_score(LABEL, said, average="micro")),
+        "f1_classes": len(present),
+    }
+
+
+def test_f1_of_softmax_and_several_labels_asks_for_a_probability():
+    said = softmax(LOGITS) > 0.3
+    found = over(1, lambda: F1(0.3, "softmax"), targets_of=multi).compute()
+    assert found["f1_micro"] == pytest.approx(f1_score(DENSE, said, average="micro", zero_division=0))
+    assert said.sum() > 0
 
 
 def average_precision(right, scores) -> float:
@@ -398,7 +428,7 @@ def test_topk_and_f1_like_scikit_learn(data):
     right = rng.random((size, classes)) < 0.3
     ids = np.where(right, np.arange(classes), -1).astype("int32")
     several = Targets(label_ids=paddle.to_tensor(ids), label_weights=paddle.ones(ids.shape))
-    f1 = F1()
+    f1 = F1(activation="sigmoid")
     f1.update(inputs[0], several, inputs[2])
     found, said = f1.compute(), logits[valid] > 0
     present = np.flatnonzero(right[valid].any(axis=0))
@@ -510,3 +540,25 @@ def test_real_accuracy_belongs_in_evaluation(tmp_path):
     metric = RealAcc(real_file(tmp_path, [[0]]))
     with pytest.raises(ConfigError, match=r"belongs in Metric\.Eval"):
         metric.update(paddle.zeros([1, 2]), Targets(label=paddle.zeros([1], "int64"), index=paddle.arange(1)))
+
+
+def test_softmax_models_are_ranked_by_probability():
+    """A class's logits order samples otherwise than its probabilities do."""
+    from scipy.special import softmax
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(60, 4)).astype("float32") * 3 + rng.normal(size=(60, 1)).astype("float32") * 5
+    labels = rng.integers(0, 4, 60)
+    targets = Targets(label=paddle.to_tensor(labels), index=paddle.arange(60, dtype="int64"))
+    for make, figure in ((mAP, average_precision_score), (AUC, roc_auc_score)):
+        found = {}
+        for activation, scores in (("softmax", softmax(logits, axis=1)), ("sigmoid", logits)):
+            metric = make(activation=activation)
+            metric.attach(range(60))
+            metric.update(paddle.to_tensor(logits), targets)
+            metric.reduce(lambda tensor: tensor)
+            found[activation] = metric.compute()[metric.names[0]]
+            expected = np.mean([figure(labels == c, scores[:, c]) for c in range(4)])
+            assert found[activation] == pytest.approx(expected, abs=1e-6)
+        assert abs(found["softmax"] - found["sigmoid"]) > 0.01

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.deploy import cubic_matrix
-from plsc.weights import Source, read, write
+from plsc.models.resnet import StdConv2D, reduced, reduction
+from plsc.weights import Source, infer, read, write
 from tests.helpers import CHECKOUT, SHARED, clean_environment, plsc, tiny_digits, write_config
 
 MODELS = {
@@ -172,6 +174,20 @@ def test_a_dynamic_hybrid_refuses_sizes_that_its_padding_does_not_fit(models, tm
             session.run(None, {"image": images(1, height, width)})
 
 
+@pytest.mark.parametrize("layers", [None, (), (1,), (1, 2), (1, 1, 1), (3, 4, 6, 3)])
+def test_a_resnets_reduction_is_told_alike_everywhere(layers):
+    """By the model, by the weights' own formula, which may not import models, and by the halvings one by one."""
+    expected = 1
+    for _ in () if layers is None else range(2 + len(layers[1:])):
+        expected *= 2
+    assert reduction(layers) == infer._reduction(layers) == expected
+    for size in (1, 2, 31, 224, 225, 383):
+        halved = size
+        for _ in range(expected.bit_length() - 1):
+            halved = math.ceil(halved / 2)
+        assert reduced(size, layers) == infer.behind_resnet(size, layers) == halved
+
+
 def test_a_hybrid_of_an_odd_size_is_not_exported_as_dynamic(tmp_path):
     path = write_model(tmp_path / "model.safetensors", img_size=30, resnet_layers=(1,), patch_size=1)
     with pytest.raises(CheckpointError, match="multiples of 4 pixels"):
@@ -224,6 +240,15 @@ def test_float16_weights_are_the_rounded_ones(models, tmp_path, format, capsys):
         "its float16 weights, computed in float32",
         "the float32 model",
     }
+
+
+def test_a_kernel_is_standardised_channel_by_channel():
+    conv = StdConv2D(3, 5, 4)
+    kernel = 3.0 + 2.0 * np.random.default_rng(0).standard_normal((5, 3, 4, 4))
+    conv.weight.set_value(kernel.astype("float32"))
+    flat = kernel.astype("float32").astype("float64").reshape(5, -1)
+    expected = np.array([(row - row.mean()) / (row.std() + 1e-5) for row in flat])
+    np.testing.assert_allclose(conv.standardised().numpy().reshape(5, -1), expected, atol=1e-5)
 
 
 def test_weights_beyond_float16_are_refused(tmp_path):
@@ -345,6 +370,24 @@ def test_a_runs_own_config_exports_the_models_size(run_directory, tmp_path, proc
     assert predictor.load("out").size == (8, 8)
 
 
+def test_a_run_whose_best_weights_are_averaged_says_so(run_directory, process_state, capsys):
+    run = Path(shutil.copytree(run_directory, "run"))
+    latest = (run / "checkpoints" / "latest").read_text().split()[0]
+    record = {"metric": "top1", "value": 0.5, "step": 4, "weights": "ema"}
+    (run / "checkpoints" / "best").write_text(f"{latest}\n{json.dumps(record)}\n")
+    for options, weights in (([], "raw"), (["--ema"], "ema")):
+        assert main(["export", "--weights", "run", *options, "--output", weights]) == 0
+        assert ("--ema takes them" in capsys.readouterr().out) == (weights == "raw")
+        assert json.loads(Path(weights, "export.json").read_text())["weights"] == weights
+
+
+def test_the_help_tells_the_checks_own_tolerance(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    said = re.search(r"logit in the\s+check; default:\s+([\d.e-]+)", capsys.readouterr().out)[1]
+    assert float(said) == exporting.TOLERANCE
+
+
 def test_ema_exports_the_averaged_weights(run_directory, process_state):
     assert main(["export", "--weights", str(run_directory), "--ema", "--output", "out"]) == 0
     batch = images(2, 8, 8, 1)
@@ -450,6 +493,39 @@ def test_other_things_are_not_overwritten(model, process_state, capsys):
     assert Path("folder/thesis.txt").read_text() == "years of work"
 
 
+def test_what_a_user_put_beside_an_export_is_kept(model, process_state, capsys):
+    options = ["export", "--weights", str(model), "--output", "out"]
+    assert main(options) == 0
+    Path("out/notes").mkdir()
+    names = ["README.md", "labels.csv", "run.sh"]
+    for name in names:
+        Path("out", name).write_text("mine")
+    before = {file.name: file.read_bytes() for file in Path("out").iterdir() if file.is_file()}
+    assert main(options) == 2
+    told = capsys.readouterr().err
+    assert "README.md, labels.csv, notes and 1 more, which would be lost" in told and "another --output" in told
+    assert {file.name: file.read_bytes() for file in Path("out").iterdir() if file.is_file()} == before
+    Path("out/notes").rmdir()
+    for name in names:
+        Path("out", name).unlink()
+    assert main(options) == 0
+
+
+def test_what_comes_into_the_folder_during_the_export_is_kept(model, process_state, monkeypatch, capsys):
+    options = ["export", "--weights", str(model), "--output", "out"]
+    assert main(options) == 0
+    check = exporting._check
+
+    def meanwhile(*arguments):
+        Path("out/thesis.txt").write_text("years of work")
+        return check(*arguments)
+
+    monkeypatch.setattr(exporting, "_check", meanwhile)
+    assert main(options) == 2
+    assert "thesis.txt" in capsys.readouterr().err and Path("out/thesis.txt").read_text() == "years of work"
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["out", "plain.safetensors"]
+
+
 def test_weights_that_do_not_say_how_pictures_enter_need_a_recipe(model, process_state, capsys):
     assert main(["convert", str(model), "--to", "timm", "--output", "timm.safetensors", "--backbone"]) == 0
     assert main(["export", "--weights", "timm.safetensors", "--output", "out"]) == 2
@@ -479,7 +555,12 @@ def test_wrong_uses_are_told(model, process_state, capsys, arguments, told):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--resolution", "large"], ["--resolution", "0"], ["--tolerance", "-1"], ["--format", "tflite"]]
+    "arguments",
+    [
+        *(["--resolution", text] for text in ("large", "0", "²")),
+        *(["--tolerance", text] for text in ("-1", "0", "inf", "nan", "small")),
+        ["--format", "tflite"],
+    ],
 )
 def test_wrong_values_are_told(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
@@ -501,10 +582,10 @@ def test_a_dynamic_export_does_not_resize_bilinear(run_directory, process_state,
 
 
 @pytest.mark.parametrize("missing", ["paddle2onnx", "onnxruntime"])
-def test_a_missing_library_names_the_extra(model, process_state, monkeypatch, capsys, missing):
+def test_a_missing_library_is_told_with_its_remedy(model, process_state, monkeypatch, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["export", "--weights", str(model), "--format", "onnx", "--output", "out"]) == 2
-    assert "pip install 'plsc[onnx]'" in capsys.readouterr().err
+    assert "pip install" in (told := capsys.readouterr().err) and missing in told
     assert not Path("out").exists()
 
 

@@ -194,13 +194,52 @@ def test_the_mode_is_a_key_of_each(tmp_path):
         (lambda: Cutmix(prob=1.5), "prob"),
         (lambda: Mixup(epsilon=1.0), "epsilon"),
         (lambda: TransformOpSampler(), "at least one"),
-        (lambda: TransformOpSampler(Mixup={"alfa": 1.0}), "alfa"),
+        (lambda: TransformOpSampler(Mixup={"prob": 3.0}), "Mixup.prob is 3"),
+        (lambda: TransformOpSampler(Cutmix={"prob": -0.5}), "Cutmix.prob is -0.5"),
         (lambda: TransformOpSampler(Mixup={"prob": 0.7}, Cutmix={"prob": 0.7}), "at most 1"),
     ],
 )
 def test_wrong_arguments_are_refused(make, said):
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+def sampler_config(tmp_path, arguments: dict):
+    tree = tiny_digits()
+    tree["DataLoader"]["Train"]["dataset"]["batch_transform_ops"] = [{"TransformOpSampler": arguments}]
+    return load(str(write_config(tmp_path / "c.yaml", tree)))
+
+
+def test_the_samplers_arguments_become_what_mixup_and_cutmix_take(tmp_path):
+    """A number that YAML 1.1 reads as a text, a key without effect, defaults; the resolved recipe says all."""
+    config = sampler_config(
+        tmp_path, {"Mixup": {"alpha": "8e-1", "prob": "1/4", "class_num": 10}, "Cutmix": {"prob": 0}}
+    )
+    [sampler] = build.mixing(config)
+    assert [mixer.alpha for mixer in sampler.mixers] == [0.8, 0.2] and sampler.chances == [0.25, 0.0]
+    assert any("TransformOpSampler.Mixup.class_num: accepted, without effect" in note for note in config.notes)
+    [resolved] = config.to_dict()["DataLoader"]["Train"]["dataset"]["batch_transform_ops"]
+    assert resolved["TransformOpSampler"] == {
+        "Mixup": {"alpha": 0.8, "prob": 0.25, "epsilon": 0.0},
+        "Cutmix": {"alpha": 0.2, "prob": 0.0, "epsilon": 0.0},
+        "mode": "batch",
+    }
+    assert sampler_config(tmp_path, resolved["TransformOpSampler"]).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"Mixup": {"alpha": None}}, r"TransformOpSampler\.Mixup\.alpha: expected a number, got None"),
+        ({"Cutmix": {"prob": "often"}}, r"TransformOpSampler\.Cutmix\.prob: expected a number, got 'often'"),
+        ({"Mixup": {"alfa": 1.0}}, r"Mixup\.alfa: unknown key of Mixup; did you mean alpha\?"),
+        ({"Mixup": {"mode": "elem"}}, r"Mixup\.mode: unknown key of Mixup"),
+        ({"Mixup": [0.8]}, r"TransformOpSampler\.Mixup: expected keys and values"),
+    ],
+)
+def test_the_samplers_arguments_are_checked_with_the_recipe(tmp_path, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        sampler_config(tmp_path, arguments)
 
 
 def test_a_run_with_mixing_continues_exactly(tmp_path):

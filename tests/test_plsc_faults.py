@@ -662,7 +662,7 @@ class Kill:
         for owner, name in ((Path, "mkdir"), (Path, "rename"), (shutil, "rmtree"), (checkpoint, "_sync")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
         monkeypatch.setattr(Path, "write_text", self.halved_text(Path.write_text))
-        monkeypatch.setattr(checkpoint, "save_file", self.halved_arrays(checkpoint.save_file))
+        monkeypatch.setattr(checkpoint, "save_safetensors", self.halved_arrays(checkpoint.save_safetensors))
 
     def due(self) -> bool:
         self.done += 1
@@ -686,8 +686,8 @@ class Kill:
         return call
 
     def halved_arrays(self, write):
-        def call(arrays, path, **kwargs):
-            write(arrays, path, **kwargs)
+        def call(arrays, path, metadata):
+            write(arrays, path, metadata)
             if self.due():
                 path.write_bytes(path.read_bytes()[:40])
                 raise Killed

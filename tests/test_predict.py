@@ -227,7 +227,7 @@ def test_class_names_come_from_a_file(forms, pictures, capsys):
     assert all(p["name"] == f"thing {p['class']}" for p in record["predictions"])
     Path("names.txt").write_text("one\ntwo\n")
     assert main(["predict", *map(str, options)]) == 2
-    assert "has 2 names, the model 10 classes" in capsys.readouterr().err
+    assert "names.txt: has 2 class names, the model 10 classes" in capsys.readouterr().err
 
 
 def test_classes_without_names_are_numbers(tmp_path, pictures, capsys):
@@ -340,20 +340,52 @@ def test_formats_say_the_same(forms, pictures, capsys):
     picture = pictures / "a" / "2.webp"
     options = ["--weights", forms["onnx"], "--topk", 2, picture]
     (record,) = predicted(capsys, *options)
-    assert main(["predict", *map(str, options), "--format", "csv", "--output", "found.csv"]) == 0
+    assert main(["predict", *map(str, options), "--output", "new/found.csv"]) == 0
+    assert main(["predict", *map(str, options), "--output", "found.JSONL"]) == 0
+    assert main(["predict", *map(str, options), "--output", "found.txt"]) == 0
+    assert main(["predict", *map(str, options), "--format", "csv", "--output", "comma.txt"]) == 0
     assert capsys.readouterr().out == ""
-    rows = list(csv.DictReader(Path("found.csv").read_text(encoding="utf-8").splitlines()))
+    assert json.loads(Path("found.JSONL").read_text()) == record
+    assert Path("new/found.csv").read_text() == Path("comma.txt").read_text()
+    rows = list(csv.DictReader(Path("new/found.csv").read_text(encoding="utf-8").splitlines()))
     best = record["predictions"]
     assert [(int(r["rank"]), int(r["class"]), r["name"], float(r["probability"])) for r in rows] == [
         (k, p["class"], p["name"], p["probability"]) for k, p in enumerate(best, start=1)
     ]
     assert main(["predict", *map(str, options)]) == 0
     line = capsys.readouterr().out
+    assert Path("found.txt").read_text() == line
     cells = re.split(r"\s{2,}", line.strip())
     assert cells[0] == str(picture)
     for cell, p in zip(cells[1:], best, strict=True):
         assert re.fullmatch(rf"kind {p['class']} [\d.]+%", cell)  # the first of its names
         assert abs(float(cell.split()[-1][:-1]) / 100 - p["probability"]) < 1.1e-4
+
+
+def test_an_earlier_output_stays_where_nothing_can_be_predicted(forms, pictures, capsys):
+    Path("found.csv").write_text("of yesterday")
+    Path("damaged.jpg").write_bytes(b"no picture")
+    Path("names.txt").write_text("one\n")
+    good = str(pictures / "a" / "0.jpg")
+    for wrong in (["damaged.jpg"], ["absent.jpg"], [good, "--class-names", "names.txt"], [good, "--format", "jsonl"]):
+        assert main(["predict", "--weights", forms["onnx"], "--output", "found.csv", *wrong]) == 2
+        assert Path("found.csv").read_text() == "of yesterday", wrong
+    assert main(["predict", "--weights", forms["onnx"], "--output", "found.csv", "damaged.jpg", good]) == 1
+    assert Path("found.csv").read_text().startswith("image,rank,class,name,probability\n")
+
+
+def test_a_run_whose_best_weights_are_averaged_says_so_beside_the_answers(forms, pictures, capsys):
+    folder = Path("run/checkpoints/step-00000005")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(Path(forms["checkpoint"]).read_bytes())
+    (folder / "trainer.json").write_text("{}")
+    for weights, told in (("ema", True), ("raw", False)):
+        record = {"metric": "top1", "value": 0.5, "step": 5, "weights": weights}
+        (folder.parent / "best").write_text(f"{folder.name}\n{json.dumps(record)}\n")
+        for path in ("run", folder, folder / "model.safetensors", folder.parent / "best"):
+            assert main(["predict", "--weights", str(path), str(pictures / "a" / "0.jpg")]) == 0
+            said = capsys.readouterr()
+            assert ("--ema takes them" in said.err) == told and "note" not in said.out
 
 
 def test_a_damaged_picture_is_told_and_the_rest_goes_on(forms, pictures, capsys):
@@ -395,7 +427,10 @@ def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys)
         (["--weights", "MODEL", "-o", "Global.seed=1", "picture.png"], "-c RECIPE"),
         (["--weights", "MODEL", "--ema", "picture.png"], "one set of weights"),
         (["--weights", "MODEL", "--resolution", "64", "picture.png"], "--resolution 64"),
-        (["--weights", "MODEL", "--output", "no/such/folder.csv", "picture.png"], "cannot be written"),
+        (["--weights", "MODEL", "--output", "picture.png/found.csv", "picture.png"], "picture.png is no folder"),
+        (["--weights", "MODEL", "--output", "empty", "picture.png"], "--output empty: is a folder"),
+        (["--weights", "MODEL", "--output", "a.csv", "--format", "jsonl", "picture.png"], "contradict each other"),
+        (["--weights", "MODEL", "--output", "a.jsonl", "--format", "table", "picture.png"], "contradict each other"),
         (["--weights", "MODEL", "--class-names", "absent.txt", "picture.png"], "absent.txt: cannot be read"),
     ],
 )
@@ -407,7 +442,7 @@ def test_wrong_uses_are_told(forms, capsys, arguments, told):
 
 
 @pytest.mark.parametrize("option", ["--topk", "--batch-size", "--resolution"])
-@pytest.mark.parametrize("value", ["0", "-3", "many"])
+@pytest.mark.parametrize("value", ["0", "-3", "many", "²", "٣"])
 def test_wrong_numbers_are_told(capsys, option, value):
     with pytest.raises(SystemExit) as stopped:
         main(["predict", "--weights", "x", option, value, "picture.png"])
@@ -467,12 +502,33 @@ def test_benchmark_times_every_form(forms, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch-sizes", "1,0"], ["--seconds", "0"], ["--seconds", "nan"], ["--threads", "0"]]
+    "arguments",
+    [
+        *(["--batch-sizes", text] for text in ("1,0", "1,", "²")),
+        *(["--seconds", text] for text in ("0", "nan", "inf", "long")),
+        *(["--threads", text] for text in ("0", "²")),
+    ],
 )
 def test_wrong_numbers_for_the_benchmark_are_told(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(["benchmark", "x", *arguments])
     assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "told"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is no folder")]
+)
+def test_an_output_that_a_benchmark_cannot_write_is_told_before_it_runs(forms, monkeypatch, capsys, output, told):
+    monkeypatch.setattr(predictor, "load", None)
+    Path("file").write_text("")
+    assert main(["benchmark", forms["onnx"], "--output", output]) == 2
+    assert f"--output {output}: " in (said := capsys.readouterr().err) and told in said
+
+
+def test_a_benchmark_makes_the_folder_of_its_output(forms):
+    options = ["--batch-sizes", "1", "--seconds", "0.01", "--output", "deep/er/speed.json"]
+    assert main(["benchmark", forms["onnx"], *options]) == 0
+    assert len(json.loads(Path("deep/er/speed.json").read_text())["rows"]) == 1
 
 
 def test_a_benchmark_of_nothing_is_told():

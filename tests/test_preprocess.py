@@ -1,7 +1,14 @@
 """Where each transform runs, PLSC's torchvision names, and what the device does with samples' own draws."""
 
+import dataclasses
+import json
+
 import numpy as np
+import paddle.vision.transforms.functional as F
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
@@ -87,7 +94,34 @@ def test_the_saved_preprocessing_says_what_torchvision_names_mean():
         ToTensor(),
         Normalize(mean=[0.5] * 3, std=[0.25] * 3),
     ]
-    assert Preprocess.of(by_plsc) == Preprocess.of(by_torchvision)
+    by_torchvision = Preprocess.of(by_torchvision)
+    assert dataclasses.replace(Preprocess.of(by_plsc), truncate=True, round_corner=True) == by_torchvision
+    assert Preprocess.of([Resize((20, 24), backend="cv2")]) == Preprocess.of([ResizeImage((24, 20))])
+
+
+@pytest.mark.parametrize("backend", ["pil", "cv2"])
+@given(height=st.integers(8, 60), width=st.integers(8, 60), short=st.integers(8, 40), crop=st.integers(3, 8))
+@settings(max_examples=60, deadline=None)
+def test_resize_and_crop_are_torchvisions(backend, height, width, short, crop):
+    """Bit-equal to paddle.vision's, which are torchvision's; so is the preprocessing that is saved."""
+    picture = np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    theirs = F.resize(Image.fromarray(picture) if backend == "pil" else picture, short, "bicubic")
+    ours = Resize(short, "bicubic", backend)
+    np.testing.assert_array_equal(ours(picture, None), np.asarray(theirs))
+    cut = CenterCrop((crop, crop + 1 if crop < 8 else crop))
+    theirs = np.asarray(F.center_crop(theirs, (cut.height, cut.width)))
+    np.testing.assert_array_equal(cut(ours(picture, None), None), theirs)
+    saved = json.loads(json.dumps(Preprocess.of([ours, cut]).to_dict()))
+    np.testing.assert_array_equal(Preprocess.from_dict(saved)(picture), theirs)
+
+
+def test_a_preprocessing_saved_before_it_said_how_pixels_are_rounded_means_plscs():
+    saved = Preprocess.of([ResizeImage(resize_short=11, backend="pil"), CenterCropImage(8)]).to_dict()
+    old = {key: value for key, value in saved.items() if key not in ("truncate", "round_corner")}
+    assert len(old) == len(saved) - 2
+    pixels = Preprocess.from_dict(old)(PICTURE)  # 30 x 40, so 11 x 14.67
+    resized = np.asarray(Image.fromarray(PICTURE).resize((15, 11), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(pixels, resized[1:9, 3:11])
 
 
 def test_evaluation_refuses_random_erasing():

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from plsc.visualize import (
     schedule,
     sheet,
 )
-from tests.helpers import SHARED, plsc, tiny_digits, write_config
+from tests.helpers import CHECKOUT, SHARED, clean_environment, plsc, tiny_digits, write_config
 
 SMALL = dict(img_size=32, patch_size=8, class_num=3, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0)
 MODELS = {
@@ -583,6 +585,17 @@ def test_position_of_every_kind_of_model(here, figures, capsys, name, with_pictu
     assert f"{rows} × {columns} patches" in said and ("learned" in said) == (name != "fixed embedding")
 
 
+def test_weights_that_the_recipe_names_are_drawn(here, figures):
+    """Global.pretrained_model stands for --weights, as in other commands; the recipe says the model."""
+    tree = tiny_digits()
+    tree["Model"] |= SMALL | {"in_chans": 3}
+    tree["Global"]["pretrained_model"] = write_weights("model.safetensors", a_model())
+    write_config(here / "recipe.yaml", tree)
+    for name in ("position", "filters"):
+        assert main(["visualize", name, "-c", "recipe.yaml"]) == 0 and opens(f"{name}.png")
+        assert texts(figures[-1]).startswith("model.safetensors: ")
+
+
 def test_position_embedding_is_resized_as_when_it_is_loaded(here, figures):
     network = a_model()
     weights = write_weights("model.safetensors", network)
@@ -665,6 +678,54 @@ def test_curves_of_many_runs_have_a_colour_and_a_name_each(here, figures):
     assert len(drawn) == 2 * 13 and len({str(line.get_color()) for line in drawn}) == 13
 
 
+def write_records(folder, *records) -> None:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+@pytest.mark.parametrize(
+    ("logged", "name", "title", "label", "factor"),
+    [
+        ({"mAP": 0.25, "mAP_classes": 4, "f1_macro": 0.5}, "mAP", "Mean average precision", "mAP (%)", 100),
+        ({"auc": 0.75, "precision_at_1": 0.5}, "precision_at_1", "Precision at 1", "precision at 1 (%)", 100),
+        ({"auc": 0.75, "auc_classes": 4}, "auc", "Area under the ROC curve", "AUC (%)", 100),
+        ({"f1_macro": 0.5, "f1_micro": 0.25}, "f1_macro", "F1, mean over classes", "F1 (%)", 100),
+        ({"top5": 0.5, "top10": 0.75}, "top5", "Accuracy", "top-5 (%)", 100),
+        ({"top5": 0.5, "mAP": 0.25, "top1": 0.125}, "top1", "Accuracy", "top-1 (%)", 100),
+    ],
+)
+def test_the_second_panel_is_the_accuracy_that_was_logged(here, figures, logged, name, title, label, factor):
+    """Of several labels there is no top-1; what any run of them has is drawn."""
+    write_records(here / "loss", *({"kind": "train", "step": s, "loss": 2.0} for s in (5, 10)))
+    write_records(
+        here / "run", *({"kind": "eval", "step": s, "weights": "raw", "loss": 1.0, **logged} for s in (5, 10))
+    )
+    assert main(["visualize", "curves", "loss", "run"]) == 0
+    panel = figures[0].axes[1]
+    assert (panel.get_title(), panel.get_ylabel()) == (title, label)
+    assert lines_of(panel) == [([5, 10], [factor * logged[name]] * 2)]
+
+
+def test_a_run_without_accuracy_says_so(here, figures):
+    write_records(here / "run", {"kind": "train", "step": 5, "loss": 2.0, "lr": 0.1})
+    assert main(["visualize", "curves", "run"]) == 0
+    panel = figures[0].axes[1]
+    assert (
+        "no accuracy was logged" in texts(panel) and not panel.lines and "no accuracy" not in texts(figures[0].axes[0])
+    )
+
+
+@pytest.mark.parametrize(("steps", "mark"), [(40, "o"), (400, "None")])
+def test_the_legend_shows_lines_as_they_are_drawn(here, figures, steps, mark):
+    """Four updates have a mark each, forty none."""
+    write_run(here / "run", steps=steps)
+    assert main(["visualize", "curves", "run"]) == 0
+    for panel in figures[0].axes:
+        training = panel.get_legend().get_lines()[0]
+        assert training.get_marker() == panel.lines[0].get_marker() == mark
+        assert training.get_linestyle() == panel.lines[0].get_linestyle() == "-"
+
+
 def test_a_line_cut_short_and_a_line_of_something_else_are_left_out(here):
     records = write_run(here / "run")
     with open(here / "run" / "metrics.jsonl", "a") as file:
@@ -742,8 +803,8 @@ def test_wrong_uses_are_told(here, capsys):
     write_config(here / "odd.yaml", odd)
     draw = ["visualize", "attention", "--weights", weights]
     cases = [
-        ([*draw, "red.png", "--output", "sheet.jpg"], "sheet.jpg: pictures are written as .png or .svg"),
-        ([*draw, "red.png", "--output", "sheet"], "written as .png or .svg"),
+        ([*draw, "red.png", "--output", "sheet.jpg"], "--output sheet.jpg: is written as .png, .svg; end the name so"),
+        ([*draw, "red.png", "--output", "sheet"], "is written as .png, .svg"),
         ([*draw], "the following arguments are required: IMAGE"),
         ([*draw, "none.png"], "none.png: cannot be read: No such file"),
         ([*draw, "folder"], "folder: is a folder; name the pictures in it"),
@@ -751,12 +812,13 @@ def test_wrong_uses_are_told(here, capsys):
         ([*draw, "red.png", "--by", "depth"], "invalid choice: 'depth'"),
         ([*draw, "red.png", "--layer", "2"], "--layer goes with --by head"),
         ([*draw, "red.png", "--by", "head", "--layer", "4"], "--layer 4: the model has the layers 1 to 3"),
-        ([*draw, "red.png", "--by", "head", "--layer", "0"], "expected a whole number above 0, got '0'"),
+        ([*draw, "red.png", "--by", "head", "--layer", "0"], "'0' is no whole number above 0"),
+        ([*draw, "red.png", "--resolution", "²"], "'²' is no whole number above 0"),
         ([*draw, "red.png", "--raw"], "--raw goes with --by layer or --by head"),
-        ([*draw, "red.png", "--resolution", "big"], "expected a whole number above 0, got 'big'"),
+        ([*draw, "red.png", "--resolution", "big"], "'big' is no whole number above 0"),
         ([*draw, "red.png", "--resolution", "4"], "img_size 4 holds no patch of patch_size 8"),
         ([*draw, "red.png", "--ema"], "holds no averaged weights"),
-        ([*draw, "red.png", "-o", "Model.depth=2"], "-o changes a key of a recipe; give -c RECIPE"),
+        ([*draw, "red.png", "-o", "Model.depth=2"], "-o changes a recipe; give one with -c RECIPE"),
         ([*draw, "red.png", "-c", "no_eval.yaml"], "does not fit the model as it is"),
         ([*draw, "red.png", "--class-names", "two.txt"], "two.txt: has 2 class names, the model 3 classes"),
         ([*draw, "red.png", "--class-names", "three.txt"], "three.txt: cannot be read"),
@@ -765,12 +827,14 @@ def test_wrong_uses_are_told(here, capsys):
         (["visualize", "attention", "--weights", silent, "red.png"], "give -c RECIPE, whose DataLoader.Eval says it"),
         (["visualize", "attention", "--weights", "none", "red.png"], "none: no such file or folder"),
         (["visualize", "attention", "--weights", "text.jpg", "red.png"], "text.jpg"),
-        (["visualize", "attention", "red.png"], "required: --weights"),
+        (["visualize", "attention", "red.png"], "nothing says which weights to draw: give --weights PATH"),
+        (["visualize", "position", "-c", "digits"], "nothing says which weights to draw: give --weights PATH"),
+        (["visualize", "filters", "-o", "Model.depth=2"], "-o changes a recipe; give one with -c RECIPE"),
         (["visualize"], "required: picture"),
         (["visualize", "attentoin"], "invalid choice: 'attentoin'"),
         (["visualize", "position", "--weights", silent, "red.png"], "does not say how pictures enter the model"),
         (["visualize", "position", "--weights", weights, "--resolution", "7"], "holds no patch"),
-        (["visualize", "filters", "--weights", weights, "--components", "0"], "expected a whole number above 0"),
+        (["visualize", "filters", "--weights", weights, "--components", "0"], "'0' is no whole number above 0"),
         (["visualize", "filters", "--weights", weights, "red.png"], "unrecognized arguments: red.png"),
         (["visualize", "patches", "red.png"], "give --weights PATH or -c RECIPE"),
         (["visualize", "patches", "-c", "digits", "--ema", "red.png"], "--ema goes with --weights"),
@@ -821,6 +885,33 @@ def test_help_of_each_picture_shows_examples_that_parse(name, capsys):
     for words in lines:
         assert words[:3] == ["plsc", "visualize", name]
         assert parser().parse_args(words[1:]).picture == name
+
+
+def test_a_run_whose_best_weights_are_averaged_says_so(here, capsys):
+    folder = here / "run" / "checkpoints" / "step-00000005"
+    folder.mkdir(parents=True)
+    write_weights(folder / "model.safetensors", a_model())
+    (folder / "trainer.json").write_text("{}")
+    for weights, told in (("ema", True), ("raw", False)):
+        record = {"metric": "top1", "value": 0.5, "step": 5, "weights": weights}
+        (folder.parent / "best").write_text(f"{folder.name}\n{json.dumps(record)}\n")
+        assert main(["visualize", "filters", "--weights", "run"]) == 0
+        assert ("--ema takes them" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("picture", ["attention", "position", "filters"])
+def test_the_recipes_device_is_taken(here, capsys, picture):
+    weights = write_weights("model.safetensors", a_model())
+    pictures_ = ["red.png"] if picture == "attention" else []
+    arguments = ["visualize", picture, "--weights", weights, *pictures_, "-c", "digits", "-o", "Global.device=npu"]
+    assert "Global.device is 'npu', which the installed Paddle" in refused(capsys, *arguments)
+
+
+def test_the_pictures_of_the_guide_can_be_drawn_from_a_checkout(here):
+    """The script finds plsc beside itself, installed or not."""
+    script = [sys.executable, "-I", str(CHECKOUT / "tools" / "draw_docs_pictures.py"), "--help"]
+    done = subprocess.run(script, env=clean_environment(), cwd=here, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--class-names" in done.stdout, done.stderr
 
 
 def test_in_a_process_of_its_own(here):

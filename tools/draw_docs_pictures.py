@@ -9,11 +9,14 @@ The curves are of two short runs on digits, trained here, which takes a minute o
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from plsc.cli import main
 

@@ -4,11 +4,12 @@ A checkpoint is timed in dygraph and with its blocks compiled (Global.to_static)
 Images are random; the time runs from an array in memory to the logits in memory, without reading pictures.
 """
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from plsc.cli.common import above_zero, checked_output, positive, several_above_zero
 
 EXAMPLES = """\
   plsc benchmark output/mine
@@ -20,7 +21,7 @@ _ROUNDS = 5  # contenders take turns, so that a slow moment of the machine meets
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """What one runtime took for one batch size. Times in milliseconds a batch."""
 
     path: str
@@ -37,73 +38,56 @@ class Row:
 
 def add_arguments(parser):
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run directories, checkpoints, weights files, exports")
-    parser.add_argument("--batch-sizes", type=_sizes, default=[1, 8, 32], metavar="N,N,…", help="default: 1,8,32")
-    parser.add_argument("--threads", type=_above_zero, metavar="N", help="on CPU; default: as many as cores")
     parser.add_argument(
-        "--seconds", type=_duration, default=3.0, metavar="S", help="for each row of the table (default: %(default)s)"
+        "--batch-sizes", type=several_above_zero, default=[1, 8, 32], metavar="N,N,…", help="default: 1,8,32"
     )
-    parser.add_argument("--resolution", type=_above_zero, metavar="PIXELS", help="another image size than the model's")
+    parser.add_argument("--threads", type=above_zero, metavar="N", help="on CPU; default: as many as cores")
+    parser.add_argument(
+        "--seconds", type=positive, default=3.0, metavar="S", help="for each row of the table (default: %(default)s)"
+    )
+    parser.add_argument("--resolution", type=above_zero, metavar="PIXELS", help="another image size than the model's")
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, gpu, …; default: a GPU where there is one"
     )
-    parser.add_argument("--output", metavar="FILE", help="also write the table as JSON")
-
-
-def _above_zero(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _sizes(text: str) -> list[int]:
-    return [_above_zero(part.strip()) for part in text.split(",")]
-
-
-def _duration(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
+    parser.add_argument("--output", metavar="FILE", help="also write the table, as .json")
 
 
 def run(arguments) -> int:
     from plsc import environment
 
+    output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
     environment.prepare(device=arguments.device, cpu_threads=arguments.threads)
     environment.import_paddle()
     from plsc.engine.distributed import select_device
 
     device = select_device(arguments.device)
     contenders = [found for path in arguments.paths for found in _contenders(path, arguments.resolution, device)]
-    rows = []
+    timings = []
     for batch in arguments.batch_sizes:
-        rows += _measure(contenders, batch, arguments.seconds)
+        timings += _measure(contenders, batch, arguments.seconds)
     where = f"{device}, {environment.thread_count()} threads" if device == "cpu" else device
     print(f"{where}; random images in memory; milliseconds are of one batch")
-    _print(rows)
-    if arguments.output:
-        _write(Path(arguments.output), rows, device, arguments.seconds)
+    _print(timings)
+    if output:
+        _write(output, timings, device, arguments.seconds)
     return 0
 
 
 def _contenders(path: str, resolution: int | None, device: str) -> list:
     """(path, name of the runtime, predictor) of each way in which a path can run."""
-    from plsc import predictor
+    from plsc import predictor, runtimes
     from plsc.engine.blocks import compile_blocks
 
     if predictor.is_export(path):
         exported = predictor.load(path, img_size=resolution, device=device)
-        return [(path, {"paddle": "Paddle Inference", "onnx": "onnxruntime"}[exported.kind], exported)]
+        return [(path, runtimes.NAMES[exported.kind], exported)]
     compiled = predictor.load_model(path, img_size=resolution)
     compile_blocks(compiled.network)
     plain = predictor.load_model(path, img_size=resolution)
     return [(path, "dygraph", predictor.of_network(plain)), (path, "to_static", predictor.of_network(compiled))]
 
 
-def _measure(contenders, batch: int, seconds: float) -> list[Row]:
+def _measure(contenders, batch: int, seconds: float) -> list[Timing]:
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -119,7 +103,7 @@ def _measure(contenders, batch: int, seconds: float) -> list[Row]:
         for (_, _, model), array, taken in zip(contenders, images, times, strict=True):
             taken += _timed(model, array, seconds / _ROUNDS)
     return [
-        _row(path, runtime, array.shape, taken)
+        _timing(path, runtime, array.shape, taken)
         for (path, runtime, _), array, taken in zip(contenders, images, times, strict=True)
     ]
 
@@ -143,28 +127,28 @@ def _timed(model, images, seconds: float) -> list[float]:
     return taken
 
 
-def _row(path: str, runtime: str, shape, taken: list[float]) -> Row:
+def _timing(path: str, runtime: str, shape, taken: list[float]) -> Timing:
     import numpy as np
 
     batch, _, height, width = shape
     p50, p90, p99 = (round(1000 * float(value), 3) for value in np.percentile(taken, [50, 90, 99]))
     speed = round(batch * len(taken) / sum(taken), 2)
-    return Row(path, runtime, batch, height, width, speed, p50, p90, p99, len(taken))
+    return Timing(path, runtime, batch, height, width, speed, p50, p90, p99, len(taken))
 
 
-def _print(rows: list[Row]):
+def _print(timings: list[Timing]):
     titles = ["path", "runtime", "batch", "size", "images/s", "p50 ms", "p90 ms", "p99 ms", "runs"]
     table = [
         [
-            r.path,
-            r.runtime,
-            str(r.batch),
-            f"{r.height}x{r.width}",
-            f"{r.images_per_second:,.1f}",
-            *(f"{value:,.1f}" for value in (r.p50_ms, r.p90_ms, r.p99_ms)),
-            str(r.runs),
+            t.path,
+            t.runtime,
+            str(t.batch),
+            f"{t.height}x{t.width}",
+            f"{t.images_per_second:,.1f}",
+            *(f"{value:,.1f}" for value in (t.p50_ms, t.p90_ms, t.p99_ms)),
+            str(t.runs),
         ]
-        for r in rows
+        for t in timings
     ]
     widths = [max(map(len, column)) for column in zip(titles, *table, strict=True)]
     for line in (titles, *table):
@@ -173,7 +157,7 @@ def _print(rows: list[Row]):
         print("  ".join(left + right))
 
 
-def _write(output: Path, rows: list[Row], device: str, seconds: float):
+def _write(output: Path, timings: list[Timing], device: str, seconds: float):
     import paddle
 
     import plsc
@@ -186,7 +170,7 @@ def _write(output: Path, rows: list[Row], device: str, seconds: float):
         "seconds": seconds,
         "images": "random",
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(timing) for timing in timings],
     }
     try:
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,13 @@
 """What commands share: arguments, and loading a configuration before Paddle."""
 
+import argparse
+import math
 import os
 import sys
+from pathlib import Path
 
 from plsc import environment
-from plsc.errors import ConfigError
+from plsc.errors import CheckpointError, ConfigError
 
 
 def add_config_arguments(parser, *, required: bool = True):
@@ -22,9 +25,57 @@ def add_config_arguments(parser, *, required: bool = True):
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override one key, for instance Global.epochs=3 or DataLoader.Train.dataset.transform_ops.1.RandCropImage"
-        ".size=192; may be given several times",
+        help="override one key, for instance Global.epochs=3 or DataLoader.Train.sampler.batch_size=64; may be given "
+        "several times",
     )
+
+
+def above_zero(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def several_above_zero(text: str) -> list[int]:
+    """Whole numbers above 0 with commas between them, each once, for argparse."""
+    return list(dict.fromkeys(above_zero(part.strip()) for part in text.split(",")))
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def checked_output(option: str, path, endings=None) -> Path:
+    """The file that an option names, made sure of before any work is done: its folder is made.
+
+    Args:
+        endings: those that it may have; None for any.
+
+    Raises:
+        ConfigError: it has another ending, is a folder, or cannot be written.
+    """
+    path = Path(path).expanduser()
+    if endings is not None and path.suffix.lower() not in endings:
+        raise ConfigError(f"{option} {path}: is written as {', '.join(endings)}; end the name so")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{option} {path}: cannot be written: {error.filename} is no folder") from error
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be written: {error.strerror}") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: cannot be written: Permission denied")
+    return path
 
 
 def load_config(recipe: str, overrides):
@@ -43,6 +94,58 @@ def load_config(recipe: str, overrides):
     from plsc.config import check
 
     return check(source)
+
+
+def optional_config(arguments):
+    """The configuration of -c with -o, as `load_config`; None without -c.
+
+    Raises:
+        ConfigError: there is -o without -c.
+    """
+    if arguments.config:
+        return load_config(arguments.config, arguments.override)
+    if arguments.override:
+        raise ConfigError("-o changes a recipe; give one with -c RECIPE")
+    return None
+
+
+def weights_of(given: str | None, config, purpose: str) -> str:
+    """What --weights gives, else Global.pretrained_model or Global.checkpoint of the configuration, if there is one.
+
+    Args:
+        purpose: for the message, what is to be done with them.
+
+    Raises:
+        CheckpointError: none of them says it.
+    """
+    weights = given or (config and (config.Global.pretrained_model or config.Global.checkpoint))
+    if not weights:
+        raise CheckpointError(
+            f"nothing says which weights to {purpose}: give --weights PATH, or -c RECIPE with "
+            "-o Global.pretrained_model=PATH"
+        )
+    return weights
+
+
+def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
+    """Say so where a run's best result was one of its averaged weights, and --ema does not ask for them.
+
+    Args:
+        file: where it is printed; None for standard output.
+    """
+    if ema:
+        return
+    from plsc.engine.checkpoint import Checkpoints
+
+    path = Path(weights).expanduser()
+    if path.name == "model.safetensors":  # of a checkpoint, whose folder has the averaged ones as well
+        path = path.parent
+    for folder in (path / "checkpoints", path.parent):
+        record = Checkpoints(folder).best_record()
+        if record and record["weights"] == "ema":
+            told = f"note: the best {record['metric']} of this run was one of the averaged weights; --ema takes them"
+            print(told, file=file)
+            return
 
 
 def apply_flags(flags: dict) -> None:

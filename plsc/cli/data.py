@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from plsc.cli.common import add_config_arguments, load_config
+from plsc.cli.common import add_config_arguments, checked_output, load_config
 from plsc.errors import ConfigError, DataError
 
 EXAMPLES = """\
@@ -109,7 +109,7 @@ def _prepare(arguments) -> int:
             data, arguments.output, settings, source=source, workers=_workers(arguments), progress=bar.update
         )
     skipped = manifest["skipped"]
-    _print_damaged(skipped)
+    _print_damaged(skipped, len(skipped))
     left_out = f", {len(skipped):,} damaged pictures left out" if skipped else ""
     print(
         f"{manifest['count']:,} samples in {len(manifest['shards']):,} shards, {manifest['bytes'] / 1e6:,.1f} MB"
@@ -137,32 +137,32 @@ def _shard_size(text: str) -> tuple[int, float | None]:
 
 def _check_arguments(parser):
     _add_source(parser)
-    parser.add_argument("--output", metavar="FILE", help="write the whole report as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the whole report, as .json")
     _add_workers(parser)
 
 
 def _check(arguments) -> int:
     from plsc.data.inspect import inspect
 
+    output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
     data, source, class_num = _source(arguments)
     with _progress(len(data), "reading") as bar:
         report = inspect(data, class_num=class_num, workers=_workers(arguments), progress=bar.update)
     _print_report(report)
-    if arguments.output:
-        _write_report({"source": source, **report}, Path(arguments.output))
-    return 1 if report["damaged"] or report["labels_out_of_range"] else 0
+    if output:
+        _write_report({"source": source, **report}, output)
+    return 1 if report["damaged"]["count"] or report["labels_out_of_range"]["count"] else 0
 
 
 def _write_report(report: dict, output: Path):
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
     print(f"written to {output}")
 
 
-_SHOWN = 20  # of a long list; the JSON has all
+_SHOWN = 20  # of a long list; the JSON has more
 
 
 def _print_report(report: dict):
@@ -177,11 +177,13 @@ def _print_report(report: dict):
         _say(f"{found['count']:,} x {remark}: {_some(found['examples'], found['count'], 3)}")
     _print_classes(report["classes"])
     _print_duplicates(report["duplicates"])
-    _print_damaged(report["damaged"])
-    beyond = report["labels_out_of_range"]
-    for found in beyond[:_SHOWN]:
+    damaged, beyond = report["damaged"], report["labels_out_of_range"]
+    _print_damaged(damaged["examples"], damaged["count"])
+    if damaged["count"] > len(damaged["examples"]):
+        print(f"damaged pictures are counted; the report lists the first {len(damaged['examples']):,}")
+    for found in beyond["examples"]:
         _say(f"label out of range: {found['name']}: {found['label']}")
-    _print_rest(beyond)
+    _print_rest(beyond["count"] - len(beyond["examples"]))
     if report["thresholds"]:
         print("label probability   labels per kept picture   pictures kept")
         for row in report["thresholds"]:
@@ -219,18 +221,19 @@ def _print_duplicates(groups: list[dict]):
     for group in sorted(groups, key=lambda group: not group["across_classes"])[:_SHOWN]:
         remark = "different labels: " if group["across_classes"] else ""
         _say(f"  {remark}{' = '.join(group['pictures'])}")
-    _print_rest(groups)
+    _print_rest(len(groups) - _SHOWN)
 
 
-def _print_damaged(damaged: list[dict]):
-    for found in damaged[:_SHOWN]:
-        _say(f"damaged: {found['reason']}")
-    _print_rest(damaged)
+def _print_damaged(found: list[dict], count: int):
+    shown = found[:_SHOWN]
+    for picture in shown:
+        _say(f"damaged: {picture['reason']}")
+    _print_rest(count - len(shown))
 
 
-def _print_rest(found: list):
-    if len(found) > _SHOWN:
-        print(f"  … and {len(found) - _SHOWN:,} more")
+def _print_rest(count: int):
+    if count > 0:
+        print(f"  … and {count:,} more")
 
 
 def _say(text: str):
@@ -256,9 +259,9 @@ def _show_arguments(parser):
 
 
 def _show(arguments) -> int:
-    from plsc.visualize.sheet import output_path
+    from plsc.visualize import sheet
 
-    output = output_path(arguments.output)
+    output = checked_output("--output", arguments.output, sheet.ENDINGS)
     for name in ("count", "copies"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
@@ -282,6 +285,9 @@ def _add_source(parser):
     parser.add_argument("--folder", metavar="DIR", help="instead of a recipe: pictures in one folder a class")
     parser.add_argument("--list", metavar="FILE", help="instead of a recipe: a list file with one `path label` a line")
     parser.add_argument("--root", metavar="DIR", help="where the paths of --list begin; default: the list's folder")
+    parser.add_argument(
+        "--delimiter", default=" ", metavar="TEXT", help="between path and label in --list; default: one space"
+    )
     parser.add_argument("--multi-label", action="store_true", help="the lines of --list are `path 3,17,240`")
 
 
@@ -350,10 +356,13 @@ def _folder_source(folder: str) -> tuple:
 def _list_source(arguments) -> tuple:
     from plsc.data.datasets import ImageNetDataset
 
+    if not arguments.delimiter:
+        raise ConfigError("--delimiter is empty; it is what stands between path and label")
     root = arguments.root or str(Path(arguments.list).parent)
-    data = ImageNetDataset(root, arguments.list, multi_label=arguments.multi_label)
+    how = {"delimiter": arguments.delimiter, "multi_label": arguments.multi_label}
+    data = ImageNetDataset(root, arguments.list, **how)
     places = {"image_root": os.path.abspath(root), "cls_label_path": os.path.abspath(arguments.list)}
-    return data, {"dataset": "ImageNetDataset", **places, "multi_label": arguments.multi_label}
+    return data, {"dataset": "ImageNetDataset", **places, **how}
 
 
 def _progress(total: int, description: str):

@@ -5,12 +5,17 @@ table and writes it as JSON, CSV or Markdown. Without -c the configuration is th
 checkpoint was trained with. Weights must fit the model as they are.
 """
 
-import argparse
 from pathlib import Path
 
 from plsc import environment
 from plsc.cli import results
-from plsc.cli.common import add_config_arguments, in_world
+from plsc.cli.common import (
+    add_config_arguments,
+    checked_output,
+    hint_at_averaged,
+    in_world,
+    several_above_zero,
+)
 from plsc.cli.eval_plan import plan
 from plsc.errors import CheckpointError, ConfigError, PlscError
 
@@ -39,7 +44,7 @@ def add_arguments(parser):
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument(
         "--resolution",
-        type=_resolutions,
+        type=several_above_zero,
         metavar="PIXELS",
         help="evaluate at this image size, or several such as 224,384: the resize and crop of DataLoader.Eval change "
         "in proportion, and the position embedding is resized",
@@ -79,15 +84,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where the table goes, as .json, .csv or .md; default: evaluation.json in output_dir",
+        help="where the table goes, as .json, .csv or .md; default: evaluation.json in the run directory, with -c in "
+        "Global.output_dir",
     )
-
-
-def _resolutions(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: give image sizes in pixels, for instance 224,384")
-    return list(dict.fromkeys(map(int, parts)))
 
 
 def _names(text: str) -> list[str]:
@@ -95,13 +94,11 @@ def _names(text: str) -> list[str]:
 
 
 def run(arguments) -> int:
-    for option, path, endings in (
-        ("--output", arguments.output, results.TABLE_ENDINGS),
-        ("--per-class", arguments.per_class, results.CLASSES_ENDINGS),
-        ("--confusion", arguments.confusion, results.CONFUSION_ENDINGS),
-    ):
-        if path:
-            results.check_path(option, path, endings)
+    output = arguments.output and checked_output("--output", arguments.output, results.TABLE_ENDINGS)
+    if arguments.per_class:
+        arguments.per_class = checked_output("--per-class", arguments.per_class, results.CLASSES_ENDINGS)
+    if arguments.confusion:
+        arguments.confusion = checked_output("--confusion", arguments.confusion, results.CONFUSION_ENDINGS)
     planned = plan(arguments)
     config = next((config for _, config in planned if config is not None), None)
     if config is None:
@@ -109,12 +106,12 @@ def run(arguments) -> int:
     from plsc.engine import tracking
 
     tracking.start_logging(None, verbose=environment.rank() == 0)
-    output = Path(arguments.output or Path(config.Global.output_dir) / "evaluation.json")
+    output = output or checked_output("--output", Path(config.Global.output_dir) / "evaluation.json")
     return in_world(config, lambda world: _measure_all(planned, output, world, arguments))
 
 
 def _measure_all(planned, output: Path, world, arguments) -> int:
-    """Measure row after row, print and write; returns the exit code: 1 where some row failed."""
+    """Measure row after row, print and write; returns the exit code: 1 where some rows failed, 2 where all did."""
     from plsc.engine import tracking
 
     rows, count = [], len(planned)
@@ -126,14 +123,15 @@ def _measure_all(planned, output: Path, world, arguments) -> int:
         if row.error is not None:
             tracking.log.error("%s", row.error)
         elif world.is_first:
-            _hint_at_averaged(row.about["weights"], arguments.ema)
+            hint_at_averaged(row.about["weights"], ema=arguments.ema)
             _write_details(*measured, arguments, number=number, count=count)
         if world.is_first:  # after each row, so that an interruption loses none that was measured
             results.write(rows, output, alone=count == 1)
     if world.is_first:
         print(results.list_of_figures(rows[0]) if count == 1 else results.table(rows))
         print(f"written to {output}")
-    return 1 if any(row.error for row in rows) else 0
+    failed = [row.error is not None for row in rows]
+    return 2 if all(failed) else int(any(failed))
 
 
 def _measure(row, config, world, arguments, *, alone: bool):
@@ -190,21 +188,37 @@ def _prepare(row, config, world, arguments):
     for note in config.notes:
         tracking.log.info("%s", note)
     feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
-    network, class_names = _network(row, config, feed, arguments, on_cpu=world.on_cpu)
+    network, class_names, activation = _network(row, config, feed, arguments, on_cpu=world.on_cpu)
+    _check_numbering(config, feed.data.class_names, class_names)
     precision = Precision(config.FP16, world.on_cpu)
     if isinstance(network, paddle.nn.Layer):
         network, _ = precision.decorate(network)
     if arguments.class_names:
         from plsc.data.class_names import read_class_names
 
-        class_names = read_class_names(arguments.class_names)
+        class_names = read_class_names(arguments.class_names, build.class_num(config))
     else:
         class_names = feed.data.class_names or class_names
-    return Evaluator.of(config, feed, world, precision), network, class_names
+    return Evaluator.of(config, feed, world, precision, weights_activation=activation), network, class_names
+
+
+def _check_numbering(config, names, theirs) -> None:
+    """Refuse data whose few classes are numbered from 0 for a model of more: its answers mean others."""
+    from plsc import build
+
+    wanted = build.class_num(config)
+    if names is None or len(names) >= wanted or (theirs is not None and names == theirs[: len(names)]):
+        return
+    raise ConfigError(
+        f"the data's {len(names)} classes ({', '.join(names[:3])}, …) are numbered from 0, but the model has {wanted}: "
+        "its classes would be taken for others; evaluate with a list file that has the model's numbers, or all folders"
+    )
 
 
 def _network(row, config, feed, arguments, *, on_cpu: bool):
-    """(what maps pictures to logits, its classes' names or None)."""
+    """(what maps pictures to logits, its classes' names or None, what it says of its activation or None)."""
+    import paddle
+
     from plsc import build, predictor
     from plsc.engine import tracking
     from plsc.weights import read
@@ -212,9 +226,11 @@ def _network(row, config, feed, arguments, *, on_cpu: bool):
     path, part = row.about["weights"], "ema" if arguments.ema else "model"
     resized = row.about["resolution"] if arguments.resolution else None
     if predictor.is_export(path):
-        device = "cpu" if on_cpu else "auto"
+        # onnxruntime knows nothing of the device that this process was given
+        device = "cpu" if on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
         exported = predictor.load(path, weights=part, img_size=resized, device=device)
-        return _exported_network(exported, config, feed), exported.class_names
+        _warn_of_preprocess(exported.path, exported.preprocess, feed)
+        return _exported_network(exported, config, feed), exported.class_names, exported.activation
     source = read(path, part)
     model = build.model(config)
     report = build.load_pretrained(
@@ -223,11 +239,18 @@ def _network(row, config, feed, arguments, *, on_cpu: bool):
         strict=True,
         allowed=("pos_embed",) if resized else (),
         class_names=feed.data.class_names,
-        position=config.Global.position_embedding,
+        position=build.position_method(config, source),
     )
     for name, how in report.adapted.items():
         tracking.log.info("%s: %s", name, how)
-    return model, source.class_names
+    _warn_of_preprocess(source.path, build.own_preprocess(source, resized), feed)
+    return model, source.class_names, source.activation
+
+
+def _warn_of_preprocess(path, own, feed):
+    from plsc import build
+
+    build.warn_of_preprocess(path, own, feed.preprocess, used="the recipe's is measured")
 
 
 def _exported_network(exported, config, feed):
@@ -235,19 +258,11 @@ def _exported_network(exported, config, feed):
     import paddle
 
     from plsc import build
-    from plsc.engine import tracking
     from plsc.engine.evaluator import ExportedNetwork
 
     theirs, ours = exported.class_names, feed.data.class_names
     if theirs and ours and theirs != ours:
         raise CheckpointError(f"{exported.path}: its classes are not those of the data set, or are in another order")
-    if exported.preprocess and exported.preprocess != feed.preprocess:
-        tracking.log.warning(
-            "%s was exported for pictures prepared otherwise than DataLoader.Eval does:\n  export  %s\n  recipe  %s",
-            exported.path,
-            exported.preprocess,
-            feed.preprocess,
-        )
     network = ExportedNetwork(exported.run)
     height, width, channels = feed.loader.fetcher.fields()["image"].shape
     classes = network(paddle.zeros([1, channels, height, width])).shape[1]
@@ -256,28 +271,17 @@ def _exported_network(exported, config, feed):
     return network
 
 
-def _hint_at_averaged(weights, ema: bool):
-    """Say so where a run's best result was one of its averaged weights, and the raw ones were measured."""
-    from plsc.engine.checkpoint import Checkpoints
-
-    for folder in (Path(weights) / "checkpoints", Path(weights).parent):
-        record = Checkpoints(folder).best_record()
-        if record and record["weights"] == "ema" and not ema:
-            print(f"note: the best {record['metric']} of this run was one of the averaged weights; --ema measures them")
-            return
-
-
 def _write_details(metrics, class_names, arguments, *, number: int, count: int):
     """What does not fit into a table: accuracy class by class, and the confusion matrix."""
     from plsc.metrics import ConfusionMatrix, PerClassAccuracy
 
     for metric in metrics:
         if isinstance(metric, PerClassAccuracy) and arguments.per_class:
-            path = results.numbered(Path(arguments.per_class), number, count)
+            path = results.numbered(arguments.per_class, number, count)
             results.write_classes(path, metric.samples, metric.right, class_names)
             print(f"written to {path}")
         if isinstance(metric, ConfusionMatrix) and arguments.confusion:
-            path = results.numbered(Path(arguments.confusion), number, count)
+            path = results.numbered(arguments.confusion, number, count)
             results.write_confusion(path, metric.matrix, class_names)
             print(f"written to {path}")
         elif isinstance(metric, ConfusionMatrix):

@@ -1,12 +1,16 @@
 """What `plsc eval` measures: every combination of weights, data and resolution, each with its configuration."""
 
 import dataclasses
+import json
 from pathlib import Path
 
-from plsc.cli.common import load_config
+from plsc.cli.common import load_config, weights_of
 from plsc.cli.results import Row
-from plsc.errors import CheckpointError, ConfigError, PlscError
+from plsc.errors import ConfigError, PlscError
 from plsc.registry import METRICS
+
+# endings of shards → the data set that reads them
+_SHARDS = {".tar": "WebDataset", ".tfrecord": "TFRecord", ".parquet": "Parquet"}
 
 
 def plan(arguments) -> list:
@@ -44,13 +48,13 @@ def plan(arguments) -> list:
 
 def _configured(about: dict, arguments):
     """The configuration of one row; what the options left open about it is filled in."""
-    about["config"] = arguments.config or _recipe_of(about["weights"])
-    config = load_config(about["config"], arguments.override)
-    about["weights"] = about["weights"] or config.Global.pretrained_model or config.Global.checkpoint
-    if not about["weights"]:
-        raise CheckpointError(
-            "nothing says which weights to evaluate: give --weights PATH or -o Global.pretrained_model=PATH"
-        )
+    if arguments.config:
+        about["config"], overrides = arguments.config, arguments.override
+    else:
+        about["config"] = _recipe_of(about["weights"])
+        overrides = [f"Global.output_dir={json.dumps(_run_directory(about['config']))}", *arguments.override]
+    config = load_config(about["config"], overrides)
+    about["weights"] = weights_of(about["weights"], config, "evaluate")
     if about["data"] is not None:
         about["data"] = _set_data(config, about["data"])
     elif "Eval" in config.DataLoader:
@@ -81,6 +85,14 @@ def _recipe_of(weights: str | None) -> str:
     return str(folder / "config.yaml")
 
 
+def _run_directory(recipe: str) -> str:
+    """The run that a checkpoint's config.yaml is of, wherever it lies by now."""
+    folder = Path(recipe).absolute().parent
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    return str(folder)
+
+
 def _set_data(config, text: str) -> str:
     """Evaluate on other data, --data's NAME=PATH or PATH; returns what to call it."""
     name, equals, path = text.partition("=")
@@ -104,6 +116,13 @@ def _dataset_at(path: str, instead_of):
     from plsc.config.schema import Component
 
     place = Path(path).expanduser()
+    for ending, name in _SHARDS.items():
+        files = str(place / f"*{ending}") if place.is_dir() else str(place)
+        if place.name.endswith(ending) or (place.is_dir() and any(place.glob(f"*{ending}"))):
+            from plsc.registry import DATASETS
+
+            defaults = {key: p.default for key, p in DATASETS.get(name).parameters().items()}
+            return Component(name, {**defaults, "files": files}, ("--data",))
     if place.is_dir():
         return Component("ImageFolder", {"root": str(place)}, ("--data",))
     if not place.is_file():
@@ -117,17 +136,17 @@ def _dataset_at(path: str, instead_of):
 
 def _set_resolution(config, pixels: int) -> None:
     """Change the model's image size, and the evaluation's resize and crop in proportion."""
-    old = config.Model.arguments["img_size"]
-    if not isinstance(old, int):
-        raise ConfigError(f"--resolution needs a square Model.img_size, not {list(old)}; use -o overrides")
+    from plsc.data.preprocess import enlarged
+    from plsc.models.layers import pair
+
+    old, width = pair(config.Model.arguments["img_size"])
+    if old != width:
+        raise ConfigError(f"--resolution needs a square Model.img_size, not {[old, width]}; use -o overrides")
     config.Model.arguments["img_size"] = pixels
     for part in config.DataLoader["Eval"].transforms:
         for name in ("size", "resize_short", "keep_above"):
-            value = part.arguments.get(name)
-            if isinstance(value, int):
-                part.arguments[name] = round(value * pixels / old)
-            elif isinstance(value, tuple):
-                part.arguments[name] = tuple(round(v * pixels / old) for v in value)
+            if name in part.arguments:
+                part.arguments[name] = enlarged(part.arguments[name], pixels, old)
 
 
 def _add_metrics(config, arguments) -> None:

@@ -7,6 +7,16 @@ export.json. It stays away where the runtime's logits are not the model's.
 import argparse
 from pathlib import Path
 
+from plsc.cli.common import (
+    above_zero,
+    add_config_arguments,
+    hint_at_averaged,
+    optional_config,
+    positive,
+    weights_of,
+)
+from plsc.errors import CheckpointError, ConfigError
+
 DYNAMIC = "dynamic"
 
 EXAMPLES = """\
@@ -19,8 +29,6 @@ EXAMPLES = """\
 
 
 def add_arguments(parser):
-    from plsc.cli.common import add_config_arguments
-
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--weights",
@@ -49,67 +57,38 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--tolerance",
-        type=_positive,
-        default=1e-4,
+        type=positive,
         metavar="X",
-        help="largest difference of a logit in the check (default: %(default)s)",
+        help="largest difference of a logit in the check; default: 0.0001",
     )
 
 
 def _resolution(text: str) -> int | str:
     if text == DYNAMIC:
         return text
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor {DYNAMIC}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
+        return above_zero(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor {DYNAMIC}") from error
 
 
 def run(arguments) -> int:
     from plsc import environment
-    from plsc.cli.common import load_config
-    from plsc.errors import CheckpointError, ConfigError
 
-    if arguments.config:
-        config = load_config(arguments.config, arguments.override)
-    elif arguments.override:
-        raise ConfigError("-o changes a recipe; give one with -c RECIPE")
-    else:
-        config = None
+    config = optional_config(arguments)
+    if config is None:
         environment.prepare()
         environment.import_paddle()
-    weights = arguments.weights or (config and (config.Global.pretrained_model or config.Global.checkpoint))
-    if not weights:
-        raise CheckpointError(
-            "nothing says which weights to export: give --weights PATH or -o Global.pretrained_model=PATH"
-        )
-    if not (arguments.output or config):
-        raise ConfigError("give --output FOLDER, where the export goes")
-    output = Path(arguments.output or Path(config.Global.output_dir) / "export")
-    format = arguments.format or (config.Export.export_type if config else "paddle")
+    weights = weights_of(arguments.weights, config, "export")
+    output, format = _destination(arguments, config)
     batch, size = (None, None) if config is None else _shape_of(config)
     size = arguments.resolution or size
+    _check(weights, config, size)
     import paddle
 
-    from plsc.export import export
-    from plsc.predictor import is_export, load_model
+    from plsc.export import TOLERANCE, export
+    from plsc.predictor import load_model
 
-    if is_export(weights):
-        raise CheckpointError(f"{weights}: is an export already; export the checkpoint that it was made of")
-    if size == DYNAMIC and config is not None and config.Global.position_embedding != "bicubic":
-        raise config.error(
-            ("Global", "position_embedding"),
-            f"is {config.Global.position_embedding}; a dynamic export resizes it bicubic; give --resolution PIXELS",
-        )
     paddle.set_device("cpu")  # where the check runs, whatever the recipe trains on
     part = "ema" if arguments.ema else "model"
     loaded = load_model(weights, weights=part, img_size=None if size == DYNAMIC else size, config=config)
@@ -118,13 +97,36 @@ def run(arguments) -> int:
         loaded,
         output,
         format=format,
+        weights="ema" if arguments.ema else "raw",
         precision=arguments.precision,
         dynamic=size == DYNAMIC,
         batch=batch,
-        tolerance=arguments.tolerance,
+        tolerance=TOLERANCE if arguments.tolerance is None else arguments.tolerance,
     )
     _report(source, output, format, arguments.precision, found)
+    hint_at_averaged(weights, ema=arguments.ema)
     return 0
+
+
+def _destination(arguments, config) -> tuple[Path, str]:
+    """(folder, format) of the export. Raises ConfigError where neither an option nor the recipe says the folder."""
+    if not (arguments.output or config):
+        raise ConfigError("give --output FOLDER, where the export goes")
+    output = Path(arguments.output or Path(config.Global.output_dir) / "export")
+    return output, arguments.format or (config.Export.export_type if config else "paddle")
+
+
+def _check(weights: str, config, size) -> None:
+    """Raise for what can be told before any weights are read."""
+    from plsc.predictor import is_export
+
+    if is_export(weights):
+        raise CheckpointError(f"{weights}: is an export already; export the checkpoint that it was made of")
+    if size == DYNAMIC and config is not None and config.Global.position_embedding != "bicubic":
+        raise config.error(
+            ("Global", "position_embedding"),
+            f"is {config.Global.position_embedding}; a dynamic export resizes it bicubic; give --resolution PIXELS",
+        )
 
 
 def _shape_of(config):
@@ -152,8 +154,9 @@ def _shape_of(config):
 
 
 def _report(source, output: Path, format: str, precision: str, found):
-    runtime = {"paddle": "Paddle Inference", "onnx": "onnxruntime"}[format]
-    print(f"{source}, checked in {runtime} on two photos and the same moved sideways:")
+    from plsc import runtimes
+
+    print(f"{source}, checked in {runtimes.NAMES[format]} on two photos and the same moved sideways:")
     for comparison in found:
         print(f"  {comparison}")
     if precision == "fp16":

@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+import typing
 
 EXAMPLES = """\
   plsc list models
@@ -56,16 +57,21 @@ def _components(kind: str):
         aliases = entries.aliases_of(name)
         print(name + (f"  (also {', '.join(aliases)})" if aliases else ""))
         print(f"    {entry.summary}")
-        shown = ", ".join(_shown(p) for p in entry.parameters().values()) or "no arguments"
+        shown = [_shown(p) for p in entry.parameters().values()]
+        if kind == "datasets":
+            shown.append("slice=None")  # every data set can be cut
+        shown = ", ".join(shown) or "no arguments"
         print(textwrap.fill(shown, width=110, initial_indent="    ", subsequent_indent="      "))
 
 
 def _shown(parameter: inspect.Parameter) -> str:
-    if parameter.default is inspect.Parameter.empty:
-        return f"{parameter.name} (required)"
-    default = parameter.default
+    """`name=default`, with the choices where there are some."""
+    default, choices = parameter.default, ()
+    if typing.get_origin(parameter.annotation) is typing.Literal:
+        choices = typing.get_args(parameter.annotation)
     if isinstance(default, tuple):
         default = list(default)
     if isinstance(default, str) and not default.strip():
         default = repr(default)
-    return f"{parameter.name}={default}"
+    shown = f"{parameter.name} (required)" if default is parameter.empty else f"{parameter.name}={default}"
+    return shown + (f" ({'|'.join(map(str, choices))})" if choices else "")

@@ -1,10 +1,10 @@
 """Name the classes of pictures, by a checkpoint or an export.
 
-How pictures enter the model comes from the checkpoint or export itself. A picture that cannot be read is told
+How pictures enter the model comes from the checkpoint or export itself; -c RECIPE is asked only where that does
+not say it. A picture that cannot be read is told
 on standard error and left out; the exit code is then 1.
 """
 
-import argparse
 import contextlib
 import csv
 import glob
@@ -14,11 +14,22 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from plsc.cli.common import (
+    above_zero,
+    add_config_arguments,
+    checked_output,
+    hint_at_averaged,
+    optional_config,
+    weights_of,
+)
+from plsc.errors import ConfigError, DataError
 
 EXAMPLES = """\
   plsc predict --weights output/mine photo.jpg
   plsc predict --weights mine_onnx --topk 3 pictures/ "more/**/*.png"
-  find /data -name "*.jpg" | plsc predict --weights output/mine --format jsonl --output found.jsonl -
+  find /data -name "*.jpg" | plsc predict --weights output/mine --output found.jsonl -
   plsc predict --weights deit.npz -c DeiT_tiny_patch16_224_eval --class-names imagenet.txt photo.jpg
 """
 
@@ -27,8 +38,6 @@ _DIGITS = 4  # of probabilities: runtimes differ in the sixth
 
 
 def add_arguments(parser):
-    from plsc.cli.common import add_config_arguments
-
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -46,35 +55,41 @@ def add_arguments(parser):
     parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
     parser.add_argument(
         "--resolution",
-        type=_above_zero,
+        type=above_zero,
         metavar="PIXELS",
         help="another image size; resize and crop change in proportion",
     )
     parser.add_argument(
-        "--topk", type=_above_zero, default=5, metavar="K", help="classes a picture (default: %(default)s)"
+        "--topk", type=above_zero, default=5, metavar="K", help="classes a picture (default: %(default)s)"
     )
-    parser.add_argument(
-        "--sigmoid", action="store_true", help="a probability for each class by itself, for models of several labels"
+    activation = parser.add_mutually_exclusive_group()
+    activation.add_argument(
+        "--sigmoid",
+        action="store_true",
+        help="a probability for each class by itself; default: as the loss that the model was trained with",
+    )
+    activation.add_argument(
+        "--softmax",
+        action="store_true",
+        help="probabilities that sum to one; default: as the loss that the model was trained with, where nothing says "
+        "it softmax",
     )
     parser.add_argument("--class-names", metavar="FILE", help="a name a line, instead of those that the weights hold")
     parser.add_argument(
-        "--format", choices=("table", "jsonl", "csv"), default="table", help="what is written (default: %(default)s)"
+        "--format",
+        choices=tuple(_WRITERS),
+        help="what is written; default: as --output ends, .csv or .jsonl, else table",
     )
     parser.add_argument("--output", metavar="FILE", help="where it is written; default: standard output")
-    parser.add_argument("--batch-size", type=_above_zero, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=above_zero, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", metavar="NAME", help="cpu, gpu, gpu:1, …; default: a GPU where there is one")
-
-
-def _above_zero(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def run(arguments) -> int:
     from plsc import environment, predictor
-    from plsc.errors import DataError
 
+    output = checked_output("--output", arguments.output) if arguments.output else None
+    format = _format(arguments.format, output)
     paths = itertools.chain.from_iterable([_expanded(argument) for argument in arguments.pictures])
     model = _model(arguments)
     damaged = []
@@ -91,28 +106,36 @@ def run(arguments) -> int:
         workers=min(4, environment.thread_count()),
         on_damaged=on_damaged,
     )
-    with _opened(arguments.output) as stream:
-        read = _write(arguments, model, batches, stream)
-    if not read:
+    first = next(batches, None)
+    if first is None:
         raise DataError(f"none of {len(damaged)} pictures could be read" if damaged else "no pictures were given")
+    if arguments.class_names:
+        from plsc.data.class_names import read_class_names
+
+        model.class_names = read_class_names(arguments.class_names, first[1].shape[1])
+    with _opened(output) as stream:
+        read = _write(_WRITERS[format](stream), arguments, model, itertools.chain([first], batches), stream)
     if damaged:
         print(f"{len(damaged)} of {len(damaged) + read} pictures could not be read", file=sys.stderr)
         return _NOT_READ
     return 0
 
 
+def _format(asked: str | None, output: Path | None) -> str:
+    """What is written: --format, else as --output ends. Raises ConfigError where they contradict each other."""
+    ending = output.suffix.lower().lstrip(".") if output else ""
+    said = ending if ending in _WRITERS else None
+    if asked and said and asked != said:
+        raise ConfigError(f"--format {asked} and --output {output} contradict each other; leave one out or change it")
+    return asked or said or "table"
+
+
 def _model(arguments):
     """The predictor that the arguments ask for, on its device."""
     from plsc import environment, predictor, runtimes
-    from plsc.cli.common import load_config
-    from plsc.errors import CheckpointError, ConfigError
 
-    if arguments.override and not arguments.config:
-        raise ConfigError("-o changes a recipe; give one with -c RECIPE")
-    config = load_config(arguments.config, arguments.override) if arguments.config else None
-    weights = arguments.weights or (config and (config.Global.pretrained_model or config.Global.checkpoint))
-    if not weights:
-        raise CheckpointError("nothing says what predicts: give --weights PATH or -o Global.pretrained_model=PATH")
+    config = optional_config(arguments)
+    weights = weights_of(arguments.weights, config, "predict with")
     device = arguments.device or (config.Global.device if config else "auto")
     if runtimes.needs_paddle(weights):
         environment.prepare(device=device)
@@ -122,26 +145,18 @@ def _model(arguments):
         select_device(device)
     part = "ema" if arguments.ema else "model"
     model = predictor.load(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
-    if arguments.class_names:
-        from plsc.data.class_names import read_class_names
-
-        model.class_names = read_class_names(arguments.class_names)
+    hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
     return model
 
 
-def _write(arguments, model, batches, stream) -> int:
+def _write(write, arguments, model, batches, stream) -> int:
     """Write the best classes of all pictures; returns how many pictures."""
     from plsc import predictor
-    from plsc.errors import DataError
 
-    write, count = _WRITERS[arguments.format](stream), 0
+    count = 0
     for paths, logits in batches:
-        if arguments.class_names and len(model.class_names) != logits.shape[1]:
-            raise DataError(
-                f"--class-names {arguments.class_names}: has {len(model.class_names)} names, the model "
-                f"{logits.shape[1]} classes"
-            )
-        shares = predictor.probabilities(logits, sigmoid=arguments.sigmoid)
+        sigmoid = arguments.sigmoid or (model.activation == "sigmoid" and not arguments.softmax)
+        shares = predictor.probabilities(logits, sigmoid=sigmoid)
         write([(path, _best(row, arguments.topk, model)) for path, row in zip(paths, shares, strict=True)])
         stream.flush()
         count += len(paths)
@@ -150,8 +165,6 @@ def _write(arguments, model, batches, stream) -> int:
 
 def _expanded(argument: str) -> Iterable[str]:
     """The paths that one argument means. Raises DataError where it means none."""
-    from plsc.errors import DataError
-
     if argument == "-":
         return _lines(sys.stdin.buffer)
     if os.path.isdir(argument):
@@ -168,7 +181,6 @@ def _expanded(argument: str) -> Iterable[str]:
 
 def _in_folder(folder: str) -> list[str]:
     from plsc.data.datasets.image_folder import EXTENSIONS
-    from plsc.errors import DataError
 
     found = [
         os.path.join(place, name)
@@ -204,9 +216,7 @@ def _best(shares, topk: int, model) -> list[tuple[int, str, float]]:
     return [(int(index), model.class_name(int(index)), float(shares[index])) for index in order]
 
 
-def _opened(output: str | None):
-    from plsc.errors import ConfigError
-
+def _opened(output: Path | None):
     if output is None:
         return contextlib.nullcontext(sys.stdout)
     try:

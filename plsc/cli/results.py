@@ -52,15 +52,6 @@ class Row:
         return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def check_path(option: str, path, endings) -> None:
-    """Raise ConfigError where the file of an option has another ending, or cannot be a file."""
-    path = Path(path)
-    if path.suffix.lower() not in endings:
-        raise ConfigError(f"{option} {path}: is written as {', '.join(endings)}; end the name so")
-    if path.is_dir():
-        raise ConfigError(f"{option} {path}: is a folder; name a file in it")
-
-
 def numbered(path: Path, number: int, count: int) -> Path:
     """The file of one row among `count`: confusion.csv of the second is confusion-2.csv."""
     return path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from plsc import environment
-from plsc.cli.common import add_config_arguments, load_config
+from plsc.cli.common import (
+    above_zero,
+    add_config_arguments,
+    checked_output,
+    hint_at_averaged,
+    optional_config,
+    weights_of,
+)
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
@@ -40,9 +47,9 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    from plsc.visualize.sheet import output_path
+    from plsc.visualize import sheet
 
-    path = arguments.draw(arguments, output_path(arguments.output))
+    path = arguments.draw(arguments, checked_output("--output", arguments.output, sheet.ENDINGS))
     print(f"written to {path}")
     return 0
 
@@ -61,7 +68,7 @@ def _attention_arguments(parser):
         help="one map through all layers, one up to each layer, or one for each head of a layer; default: rollout",
     )
     parser.add_argument(
-        "--layer", type=_positive, metavar="N", help="the layer of --by head, 1 is the first; default: the last"
+        "--layer", type=above_zero, metavar="N", help="the layer of --by head, 1 is the first; default: the last"
     )
     parser.add_argument(
         "--raw",
@@ -78,16 +85,9 @@ def _attention(arguments, output):
         raise ConfigError("--raw goes with --by layer or --by head: a rollout is made of all layers")
     if arguments.layer is not None and arguments.by != "head":
         raise ConfigError("--layer goes with --by head")
-    config = _prepared(arguments.config, arguments.override)
+    subject = _opened(arguments, resolution=arguments.resolution, class_names=arguments.class_names)
     from plsc.visualize import attention, loading
 
-    subject = loading.open_weights(
-        arguments.weights,
-        ema=arguments.ema,
-        resolution=arguments.resolution,
-        config=config,
-        class_names=arguments.class_names,
-    )
     view = attention.View(subject.spec, by=arguments.by, layer=arguments.layer, raw=arguments.raw)
     view.check(pictures=len(arguments.images))
     return attention.draw_attention(subject, view, loading.read_pictures(subject, arguments.images), output)
@@ -103,10 +103,9 @@ def _position_arguments(parser):
 
 
 def _position(arguments, output):
-    config = _prepared(arguments.config, arguments.override)
+    subject = _opened(arguments)
     from plsc.visualize import distance, loading, position
 
-    subject = loading.open_weights(arguments.weights, ema=arguments.ema, config=config)
     resized = position.resized_spec(subject.spec, arguments.resolution)
     distances = None
     if arguments.images:
@@ -119,16 +118,16 @@ def _position(arguments, output):
 
 def _filters_arguments(parser):
     _add_weights(parser)
+    add_config_arguments(parser, required=False)
     parser.add_argument(
-        "--components", type=_positive, default=28, metavar="N", help="how many principal components; default: 28"
+        "--components", type=above_zero, default=28, metavar="N", help="how many principal components; default: 28"
     )
 
 
 def _filters(arguments, output):
-    _prepared()
-    from plsc.visualize import filters, loading
+    subject = _opened(arguments)
+    from plsc.visualize import filters
 
-    subject = loading.open_weights(arguments.weights, ema=arguments.ema)
     return filters.draw_filters(subject, output, count=arguments.components)
 
 
@@ -136,7 +135,7 @@ def _filters(arguments, output):
 
 
 def _patches_arguments(parser):
-    _add_weights(parser, required=False)
+    _add_weights(parser, default="none, only the model of -c RECIPE")
     _add_resolution(parser, "another image size; resize and crop follow")
     _add_pictures(parser, count="+", what="picture files")
 
@@ -146,15 +145,12 @@ def _patches(arguments, output):
         raise ConfigError("give --weights PATH or -c RECIPE: they say how the model cuts pictures")
     if arguments.ema and not arguments.weights:
         raise ConfigError("--ema goes with --weights")
-    config = _prepared(arguments.config, arguments.override)
+    if arguments.weights:
+        subject = _opened(arguments, resolution=arguments.resolution)
+    else:
+        subject = _opened_recipe(arguments)
     from plsc.visualize import loading, patches
 
-    if arguments.weights:
-        subject = loading.open_weights(
-            arguments.weights, ema=arguments.ema, resolution=arguments.resolution, config=config
-        )
-    else:
-        subject = loading.open_recipe(arguments.config, config, resolution=arguments.resolution)
     return patches.draw_patches(subject, loading.read_pictures(subject, arguments.images), output)
 
 
@@ -166,12 +162,12 @@ def _curves_arguments(parser):
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--steps",
-        type=_positive,
+        type=above_zero,
         metavar="N",
         help="with -c: updates of the whole run; default: counted from the training data, which must then be there",
     )
     parser.add_argument(
-        "--processes", type=_positive, metavar="N", help="with -c: processes that the run is to have; default: 1"
+        "--processes", type=above_zero, metavar="N", help="with -c: processes that the run is to have; default: 1"
     )
 
 
@@ -188,7 +184,7 @@ def _curves(arguments, output):
         return draw_curves(arguments.runs, output)
     if arguments.steps and arguments.processes:
         raise ConfigError("--processes helps to count the updates, which --steps says already; keep one")
-    config = _prepared(arguments.config, arguments.override)
+    config = optional_config(arguments)
     from plsc.visualize.schedule import draw_schedule, length_of
 
     length = length_of(config, steps=arguments.steps, processes=arguments.processes or 1)
@@ -198,25 +194,17 @@ def _curves(arguments, output):
 # -- what they share ----------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _add_weights(parser, *, required: bool = True):
+def _add_weights(parser, *, default: str = "Global.pretrained_model"):
     parser.add_argument(
         "--weights",
-        required=required,
         metavar="PATH",
-        help="a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md)",
+        help=f"a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md); default: {default}",
     )
     parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
 
 
 def _add_resolution(parser, what: str):
-    parser.add_argument("--resolution", type=_positive, metavar="PIXELS", help=what)
+    parser.add_argument("--resolution", type=above_zero, metavar="PIXELS", help=what)
 
 
 def _add_pictures(parser, *, count: str, what: str):
@@ -225,15 +213,28 @@ def _add_pictures(parser, *, count: str, what: str):
     add_config_arguments(parser, required=False)
 
 
-def _prepared(recipe: str | None = None, overrides=()):
-    """Import Paddle; returns the recipe's configuration, None without one."""
-    if recipe:
-        return load_config(recipe, overrides)
-    if overrides:
-        raise ConfigError("-o changes a key of a recipe; give -c RECIPE with it")
-    environment.prepare()
+def _opened(arguments, **options):
+    """The model of --weights or -c on its device, to be drawn: plsc.visualize.loading.open_weights with `options`."""
+    config = optional_config(arguments)
+    weights = weights_of(arguments.weights, config, "draw")
+    device = config.Global.device if config else "auto"
+    environment.prepare(device=device)
     environment.import_paddle()
-    return None
+    from plsc.engine.distributed import select_device
+    from plsc.visualize.loading import open_weights
+
+    select_device(device)
+    subject = open_weights(weights, ema=arguments.ema, config=config, **options)
+    hint_at_averaged(weights, ema=arguments.ema)
+    return subject
+
+
+def _opened_recipe(arguments):
+    """The model of -c without weights, to be drawn."""
+    config = optional_config(arguments)
+    from plsc.visualize.loading import open_recipe
+
+    return open_recipe(arguments.config, config, resolution=arguments.resolution)
 
 
 class _Picture(NamedTuple):

@@ -1,6 +1,7 @@
 """A parsed tree → Config: every key known, every value of its type, all problems told together."""
 
 import inspect
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -24,7 +25,9 @@ from plsc.registry import (
     SCHEDULERS,
     TRANSFORMS,
     Entry,
+    KeysOf,
     Registry,
+    keys_of,
     list_of,
     nearest,
 )
@@ -177,6 +180,8 @@ class _Checker:
                     values[target] = self.section(_section_of(annotation), value, here)
                 elif list_of(annotation):
                     values[target] = self.items(list_of(annotation), value, here)
+                elif keys_of(annotation) and value is not None:
+                    values[target] = self.arguments(keys_of(annotation), value, here)
                 else:
                     values[target] = self.value(value, annotation, here)
             elif key in inert:
@@ -229,8 +234,9 @@ class _Checker:
             self.problem(at, str(error))
             return None
         fields = {k: (_annotation(p), p.default) for k, p in entry.parameters().items()}
-        if registry is DATASETS:
-            fields["slice"] = (str | None, None)  # every data set can be cut; see datasets/combine.py
+        if registry is DATASETS:  # every data set can be cut; see datasets/combine.py
+            fields["slice"] = (str | None, None)
+            raw = self._with_slice(dict(raw), path)
         arguments = self.fields(
             dict(raw),
             fields,
@@ -245,6 +251,30 @@ class _Checker:
             if key in raw and arguments[key] != harmless:
                 self.note((*path, key), remark)
         return Component(entry.name, arguments, path)
+
+    def arguments(self, keys: KeysOf, raw, path: tuple) -> dict:
+        """Another factory's arguments where a parameter takes them."""
+        entry = keys.registry.get(keys.name)
+        fields = {k: (_annotation(p), p.default) for k, p in entry.parameters().items() if k not in keys.without}
+        return self.fields(self.mapping(raw, path), fields, path, owner=entry.name, inert=entry.inert)
+
+    def _with_slice(self, raw: dict, path: tuple) -> dict:
+        """The key `slice` as text. Without quotes YAML makes a list or a mapping of [:5] and [-5:]."""
+        if raw.get("slice") is None:
+            return raw
+        text = raw["slice"]
+        if isinstance(text, list) and len(text) == 1:
+            text = text[0]
+        if isinstance(text, dict) and list(text.values()) == [None]:
+            text = f"{next(iter(text))}:"
+        if not isinstance(text, str) or not re.fullmatch(r"\[?\s*(-?\d+)?\s*:\s*(-?\d+)?\s*\]?", text):
+            given = raw.pop("slice")
+            self.problem(
+                (*path, "slice"),
+                f"got {given!r}; write it in quotes as in Python, for instance '[1000:2000]' or '[-50:]'",
+            )
+            return raw
+        return {**raw, "slice": text}
 
     def _at(self, path: tuple):
         at: Any = self.source.tree

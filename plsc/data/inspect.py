@@ -3,21 +3,22 @@
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from plsc.data.datasets.base import Dataset, Sample, name_of
+from plsc.data.fetch import DAMAGE
 from plsc.data.parallel import each
 from plsc.data.transforms.decode import decode
 from plsc.errors import DataError
 
 THRESHOLDS = (0.05, 0.10, 0.20, 0.25)  # COYO-Labeled-300M's own table has these
-DAMAGE = (DataError, OSError, cv2.error)
 _CHUNK = 256
-_EXAMPLES = 10  # names kept for each oddity
+_EXAMPLES = 10  # kept of each oddity, and of labels out of range
+_MOST_DAMAGED = 100_000  # listed; all are counted
 _ENDINGS = {
     "JPEG": {".jpg", ".jpeg"},
     "MPO": {".jpg", ".jpeg"},  # a JPEG with further pictures behind it, as some cameras write
@@ -48,29 +49,50 @@ def inspect(data: Dataset, *, class_num: int | None = None, workers: int = 0, pr
 
     Returns:
         A report of plain values: samples, readable, damaged, labels_out_of_range, duplicates, classes, sizes,
-        kinds, oddities, and thresholds where labels have weights.
+        kinds, oddities, and thresholds where labels have weights. damaged, labels_out_of_range and each oddity
+        have a count and the first of them as examples, at most 100,000 damaged pictures and 10 of the others.
     """
     names = data.class_names
     limit = class_num if class_num is not None else len(names) if names is not None else None
     chunk = max(_CHUNK, len(data) // 10_000)
     tasks = (range(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk))
     parts = each(lambda indices, tick: _look(data, indices, limit, tick), tasks, workers=workers, progress=progress)
-    parts = sorted(parts, key=lambda part: part.start)
-    sizes = np.concatenate([part.sizes for part in parts])
-    readable = sizes[:, 0] > 0
-    kinds = sum((part.kinds for part in parts), Counter())
+    whole = _Part.of(range(len(data)))
+    for part in _in_order(parts):
+        whole.add(part)
+    readable = whole.sizes[:, 0] > 0
     return {
         "samples": len(data),
         "readable": int(readable.sum()),
-        "damaged": [found for part in parts for found in part.damaged],
-        "labels_out_of_range": [found for part in parts for found in part.beyond],
-        "duplicates": _duplicates(data, parts, readable),
-        "classes": class_summary(sum((part.classes for part in parts), Counter()), names, limit),
-        "sizes": _size_summary(sizes[readable]),
-        "kinds": dict(kinds.most_common()),
-        "oddities": _oddities(parts),
-        "thresholds": threshold_table(sum(part.above for part in parts), sum(part.weighted for part in parts)),
+        "damaged": whole.damaged.summary(),
+        "labels_out_of_range": whole.beyond.summary(),
+        "duplicates": _duplicates(data, whole, readable),
+        "classes": class_summary(whole.classes, names, limit),
+        "sizes": _size_summary(whole.sizes[readable]),
+        "kinds": dict(whole.kinds.most_common()),
+        "oddities": {remark: found.summary() for remark, found in whole.odd.items()},
+        "thresholds": threshold_table(whole.above, whole.weighted),
     }
+
+
+@dataclass
+class _Some:
+    """The first of things found, at most `most`, and how many there are."""
+
+    most: int = _EXAMPLES
+    count: int = 0
+    first: list = field(default_factory=list)
+
+    def append(self, found):
+        self.update(_Some(count=1, first=[found]))
+
+    def update(self, later: "_Some"):
+        """Add what was found later."""
+        self.count += later.count
+        self.first += later.first[: self.most - len(self.first)]
+
+    def summary(self) -> dict:
+        return {"count": self.count, "examples": self.first}
 
 
 @dataclass
@@ -78,6 +100,7 @@ class _Part:
     """What was found in a range of samples.
 
     Attributes:
+        start: the first sample.
         digests: [n, 2] uint64, of the stored content. labels: [n] int64, equal for equal labels.
         sizes: [n, 2] height and width, 0 where the picture cannot be read.
         above: [T, 2], see count_above. weighted: pictures whose labels have weights.
@@ -87,24 +110,53 @@ class _Part:
     digests: np.ndarray
     labels: np.ndarray
     sizes: np.ndarray
-    damaged: list = field(default_factory=list)
-    beyond: list = field(default_factory=list)
+    damaged: _Some = field(default_factory=lambda: _Some(_MOST_DAMAGED))
+    beyond: _Some = field(default_factory=_Some)
     classes: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)
-    odd: dict = field(default_factory=dict)  # what → [count, names]
+    odd: dict[str, _Some] = field(default_factory=dict)  # remark → names
     above: np.ndarray | int = 0
     weighted: int = 0
 
+    @classmethod
+    def of(cls, indices: range) -> "_Part":
+        """Nothing found yet in these samples."""
+        n = len(indices)
+        return cls(
+            start=indices.start,
+            digests=np.zeros([n, 2], "uint64"),
+            labels=np.zeros(n, "int64"),
+            sizes=np.zeros([n, 2], "int32"),
+        )
+
+    def add(self, part: "_Part"):
+        """Add what was found in a part of these samples, behind the parts added before."""
+        first = part.start - self.start
+        rows = slice(first, first + len(part.labels))
+        self.digests[rows], self.labels[rows], self.sizes[rows] = part.digests, part.labels, part.sizes
+        self.damaged.update(part.damaged)
+        self.beyond.update(part.beyond)
+        self.classes.update(part.classes)
+        self.kinds.update(part.kinds)
+        for remark, found in part.odd.items():
+            self.odd.setdefault(remark, _Some()).update(found)
+        self.above = self.above + part.above
+        self.weighted += part.weighted
+
+
+def _in_order(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """Parts of a data set in the order of its samples; only those that are ahead of their turn are kept."""
+    ahead, start = {}, 0
+    for part in parts:
+        ahead[part.start] = part
+        while start in ahead:
+            part = ahead.pop(start)
+            start += len(part.labels)
+            yield part
+
 
 def _look(data, indices: range, limit: int | None, tick) -> _Part:
-    n = len(indices)
-    part = _Part(
-        start=indices.start,
-        digests=np.zeros([n, 2], "uint64"),
-        labels=np.zeros(n, "int64"),
-        sizes=np.zeros([n, 2], "int32"),
-    )
-    weights = []
+    part, weights = _Part.of(indices), []
     for row, index in enumerate(indices):
         try:
             sample, pixels = picture(data, index)
@@ -205,10 +257,7 @@ def _count_kind(part: _Part, sample: Sample):
         part.kinds["unknown to Pillow"] += 1
         return
     for remark in remarks:
-        found = part.odd.setdefault(remark, [0, []])
-        found[0] += 1
-        if len(found[1]) < _EXAMPLES:
-            found[1].append(sample.name)
+        part.odd.setdefault(remark, _Some()).append(sample.name)
 
 
 def _remarks(image: Image.Image, name: str) -> list[str]:
@@ -229,23 +278,15 @@ def _remarks(image: Image.Image, name: str) -> list[str]:
     return said
 
 
-def _oddities(parts: list[_Part]) -> dict[str, dict]:
-    found: dict[str, dict] = {}
-    for part in parts:
-        for remark, (count, names) in part.odd.items():
-            entry = found.setdefault(remark, {"count": 0, "examples": []})
-            entry["count"] += count
-            entry["examples"] = (entry["examples"] + names)[:_EXAMPLES]
-    return found
-
-
-def _duplicates(data, parts: list[_Part], readable: np.ndarray) -> list[dict]:
+def _duplicates(data, whole: _Part, readable: np.ndarray) -> list[dict]:
     """Groups of samples with equal content: their names, and whether their labels differ."""
-    digests, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("digests", "labels"))
+    digests, labels = whole.digests, whole.labels
     chosen = np.flatnonzero(readable)
     order = chosen[np.lexsort((chosen, digests[chosen, 1], digests[chosen, 0]))]
-    same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    groups = [group for group in np.split(order, np.flatnonzero(~same) + 1) if len(group) > 1]
+    # whether each is as the one before it; a last False ends the last group
+    same = np.concatenate([[False], (digests[order[1:]] == digests[order[:-1]]).all(axis=1), [False]])
+    begins, ends = np.flatnonzero(~same[:-1] & same[1:]), np.flatnonzero(same[:-1] & ~same[1:]) + 1
+    groups = [order[begin:end] for begin, end in zip(begins, ends, strict=True)]
     groups.sort(key=lambda group: group[0])
     return [
         {

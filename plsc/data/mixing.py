@@ -8,14 +8,14 @@ box and decision whether it is mixed at all, as in timm. A sample's partner is a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import paddle
 
 from plsc.data.boxes import inside
 from plsc.errors import ConfigError
-from plsc.registry import BATCH_TRANSFORMS
+from plsc.registry import BATCH_TRANSFORMS, KeysOf
 
 Mode = Literal["batch", "elem"]
 
@@ -155,21 +155,21 @@ class TransformOpSampler:
     What neither is chosen for stays as it is, its label too.
     """
 
-    def __init__(self, Mixup: dict | None = None, Cutmix: dict | None = None, mode: Mode = "batch"):
-        if not (Mixup or Cutmix):
+    def __init__(
+        self,
+        Mixup: Annotated[dict | None, KeysOf(BATCH_TRANSFORMS, "Mixup", without=("mode",))] = None,
+        Cutmix: Annotated[dict | None, KeysOf(BATCH_TRANSFORMS, "Cutmix", without=("mode",))] = None,
+        mode: Mode = "batch",
+    ):
+        given = {"Mixup": Mixup, "Cutmix": Cutmix}
+        self.mixers = [_MIXERS[name](**arguments) for name, arguments in given.items() if arguments is not None]
+        if not self.mixers:
             raise ConfigError("TransformOpSampler chooses between Mixup and Cutmix; give at least one")
-        self.mixers, self.chances, self.mode = [], [], mode
-        for name, arguments in (("Mixup", Mixup), ("Cutmix", Cutmix)):
-            if not arguments:
-                continue
-            arguments = {k: v for k, v in arguments.items() if k != "class_num"}
-            unknown = sorted(set(arguments) - {"alpha", "prob", "epsilon"})
-            if unknown:
-                raise ConfigError(f"TransformOpSampler.{name}: unknown key {unknown[0]}; it takes alpha, prob, epsilon")
-            self.chances.append(float(arguments.pop("prob", 1.0)))
-            self.mixers.append(_MIXERS[name](**arguments))
-        if min(self.chances) < 0 or (not 0 < sum(self.chances) <= 1.0 + 1e-9 and len(self.chances) > 1):
+        self.chances, self.mode = [mixer.prob for mixer in self.mixers], mode
+        if sum(self.chances) > 1.0 + 1e-9:
             raise ConfigError(f"TransformOpSampler: the probabilities {self.chances} must add up to at most 1")
+        for mixer in self.mixers:
+            mixer.prob = 1.0  # once it is chosen
 
     def __call__(self, image, target, rng):
         if self.mode == "elem":

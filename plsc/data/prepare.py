@@ -13,11 +13,13 @@ import dataclasses
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,8 @@ def prepare(
         output.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_Journal(output, begun)) as journal:
             _write_missing(data, output, settings, journal, workers, progress)
-            manifest = _manifest(begun, [journal.records[n] for n in sorted(journal.records)], data.class_names)
+            records = [journal.records[n] for n in sorted(journal.records)]
+            manifest = _manifest(begun, records, journal.class_counts, data.class_names)
             _write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"{error.filename or output}: {error.strerror or error}; the shards done are kept") from error
@@ -248,12 +251,11 @@ def _order(samples: int, settings: Settings) -> np.ndarray:
     return indices
 
 
-def _manifest(begun: dict, records: list[dict], class_names: list[str] | None) -> dict:
-    classes = sum((Counter({int(k): n for k, n in r["class_counts"].items()}) for r in records), Counter())
+def _manifest(begun: dict, records: list[dict], class_counts: Counter, class_names: list[str] | None) -> dict:
     count = sum(r["count"] for r in records)
     if not count:
         raise DataError("none of the pictures can be read; shards.jsonl says why")
-    number = max([len(class_names or ()), *(label + 1 for label in classes)])
+    number = max([len(class_names or ()), *(label + 1 for label in class_counts)])
     shards = [{key: r[key] for key in ("file", "count", "bytes", "sha256")} for r in records if r["count"]]
     return {
         "format": "webdataset",
@@ -261,7 +263,7 @@ def _manifest(begun: dict, records: list[dict], class_names: list[str] | None) -
         "count": count,
         "bytes": sum(shard["bytes"] for shard in shards),
         "class_names": class_names,
-        "class_counts": [classes[label] for label in range(number)],
+        "class_counts": [class_counts[label] for label in range(number)],
         "shards": shards,
         "skipped": sorted((found for r in records for found in r["skipped"]), key=lambda found: found["index"]),
     }
@@ -274,7 +276,9 @@ class _Journal:
     """shards.jsonl: a first line that says what was begun, then one for each finished shard.
 
     Attributes:
-        records: number of each shard that is there, as it was written → its record.
+        records: number of each shard that is there, as it was written → its record, without class_counts: of
+            300,000 shards with most of 21,841 classes each these would fill the memory.
+        class_counts: of all these shards together.
 
     Raises:
         DataError: something else was begun in the folder, or is being done.
@@ -286,7 +290,8 @@ class _Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{folder}: another `plsc data prepare` is at work there") from None
-        before, *records = self._lines() or [None]
+        self.records, self.class_counts = {}, Counter()
+        _, before = next(self._lines(), (0, None))
         if before is None:
             found = next(folder.glob("*.tar"), None)
             if found:
@@ -294,28 +299,45 @@ class _Journal:
             self._append(begun)
         else:
             _refuse_change(folder, before, begun)
-        self.records = {record["shard"]: record for record in records if _is_there(folder, record)}
+            self._read_back(folder)
 
-    def _lines(self) -> list[dict]:
-        """What the lines say; one cut short by a kill is cut off."""
+    def _read_back(self, folder: Path):
+        """Note the shards that are there. Of one that was lost and written again, the last line counts."""
+        last = {record["shard"]: place for place, record in self._finished()}
+        for place, record in self._finished():
+            if last[record["shard"]] == place and _is_there(folder, record):
+                self._note(record)
+
+    def _finished(self) -> Iterator[tuple[int, dict]]:
+        """(place, record) of each finished shard's line."""
+        return itertools.islice(self._lines(), 1, None)
+
+    def _lines(self) -> Iterator[tuple[int, dict]]:
+        """(place in the file, what it says) of each line; one cut short by a kill is cut off."""
         self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            self._file.truncate(sum(map(len, lines[:-1])))
-            lines.pop()
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise DataError(f"{self._file.name}: damaged: {error}; choose another --output") from error
+        place = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                self._file.truncate(place)
+                return
+            try:
+                yield place, json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{self._file.name}: damaged: {error}; choose another --output") from error
+            place += len(line)
 
     def _append(self, line: dict):
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
+    def _note(self, record: dict):
+        self.class_counts.update({int(label): count for label, count in record["class_counts"].items()})
+        self.records[record["shard"]] = {key: value for key, value in record.items() if key != "class_counts"}
+
     def add(self, record: dict):
         """Note a finished shard."""
         self._append(record)
-        self.records[record["shard"]] = record
+        self._note(record)
 
     def close(self):
         self._file.close()
@@ -328,7 +350,7 @@ def _is_there(folder: Path, record: dict) -> bool:
 
 def _refuse_change(folder: Path, before: dict, now: dict):
     changed = [
-        f"{key} {before[part].get(key)}, now {now[part].get(key)}"
+        f"{key} {before[part].get(key)!r}, now {now[part].get(key)!r}"
         for part in ("settings", "source")
         for key in {**before[part], **now[part]}
         if before[part].get(key) != now[part].get(key)

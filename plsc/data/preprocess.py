@@ -31,8 +31,8 @@ class Preprocess:
         crop: (height, width) of the center crop; None takes the whole picture.
         interpolation, backend, keep_above: as in ResizeImage.
         scale, mean, std: the model's input is (pixel * scale - mean) / std, a value a channel.
-        channels: of the model's input.
         rgb: whether the channels are red, green, blue; else blue, green, red.
+        truncate, round_corner: as in ResizeImage and CenterCropImage.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -44,10 +44,8 @@ class Preprocess:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb: bool = True
     keep_above: int | None = None
-
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
+    truncate: bool = False
+    round_corner: bool = False
 
     @classmethod
     def of(cls, transforms) -> "Preprocess":
@@ -63,8 +61,10 @@ class Preprocess:
                 found["resize"] = transform.size or transform.resize_short
                 found["interpolation"], found["backend"] = transform.interpolation, transform.backend
                 found["keep_above"] = transform.keep_above
+                found["truncate"] = transform.truncate
             elif isinstance(transform, CenterCropImage):
                 found["crop"] = (transform.height, transform.width)
+                found["round_corner"] = transform.round_corner
             elif isinstance(transform, NormalizeImage):
                 found.update(scale=transform.scale, mean=transform.mean, std=transform.std)
         if [kind for kind in chain if kind in order] != order:
@@ -81,9 +81,9 @@ class Preprocess:
         if self.resize is not None:
             size = None if isinstance(self.resize, int) else (self.resize[1], self.resize[0])
             short = self.resize if isinstance(self.resize, int) else None
-            steps.append(ResizeImage(size, short, self.interpolation, self.backend, self.keep_above))
+            steps.append(ResizeImage(size, short, self.interpolation, self.backend, self.keep_above, self.truncate))
         if self.crop is not None:
-            steps.append(CenterCropImage((self.crop[1], self.crop[0])))
+            steps.append(CenterCropImage((self.crop[1], self.crop[0]), self.round_corner))
         return steps
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
@@ -92,15 +92,10 @@ class Preprocess:
             image = step(image, None)
         return image
 
-    def enlarged(self, factor: float) -> "Preprocess":
-        """For pictures `factor` times as large: resize and crop change in proportion."""
-
-        def scaled(value):
-            return tuple(scaled(v) for v in value) if isinstance(value, tuple) else value and round(value * factor)
-
-        return dataclasses.replace(
-            self, resize=scaled(self.resize), crop=scaled(self.crop), keep_above=scaled(self.keep_above)
-        )
+    def enlarged(self, new: int, old: int) -> "Preprocess":
+        """For a model of `new` pixels instead of `old`: resize and crop change in proportion."""
+        sizes = ("resize", "crop", "keep_above")
+        return dataclasses.replace(self, **{name: enlarged(getattr(self, name), new, old) for name in sizes})
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -108,6 +103,13 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocess":
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def enlarged(pixels, new: int, old: int):
+    """A number of pixels, or a tuple of such, for an image size of `new` instead of `old`; None stays."""
+    if isinstance(pixels, tuple):
+        return tuple(enlarged(side, new, old) for side in pixels)
+    return None if pixels is None else round(pixels * new / old)
 
 
 class SplitTransforms(NamedTuple):

@@ -25,7 +25,7 @@ def _filesystem(address: str):
     try:
         import fsspec
     except ImportError:
-        raise ConfigError(f"{address}: addresses need fsspec; pip install 'plsc[shards]'") from None
+        raise ConfigError(f"{address}: addresses need fsspec; pip install fsspec") from None
     try:
         return fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:

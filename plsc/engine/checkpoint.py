@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from plsc.errors import CheckpointError
+from plsc.weights.containers import save_safetensors
 
 log = logging.getLogger("plsc")
 
@@ -92,7 +93,7 @@ class Checkpoints:
                 if named:
                     contiguous = {name: np.ascontiguousarray(array) for name, array in named.items()}
                     about = metadata if part == "model" else {"format": "plsc"}
-                    save_file(contiguous, writing / f"{part}.safetensors", metadata=about)
+                    save_safetensors(contiguous, writing / f"{part}.safetensors", about)
             for name, content in documents.items():
                 (writing / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             for name, text in texts.items():

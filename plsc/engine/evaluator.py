@@ -44,13 +44,18 @@ class Evaluator:
         self.precision, self.world = precision, world
 
     @classmethod
-    def of(cls, config: Config, feed: build.Feed, world, precision) -> "Evaluator":
+    def of(
+        cls, config: Config, feed: build.Feed, world, precision, *, weights_activation: str | None = None
+    ) -> "Evaluator":
         """Over a feed, with the losses and metrics of the configuration's Eval lists.
+
+        Args:
+            weights_activation: see plsc.build.metrics.
 
         Raises:
             ConfigError: no figure of the first metric can pick the best checkpoint.
         """
-        metrics = build.metrics(config, "Eval")
+        metrics = build.metrics(config, "Eval", weights_activation=weights_activation)
         if not metrics[0].names:
             first = config.Metric["Eval"][0]
             raise config.error(
@@ -85,7 +90,6 @@ class Evaluator:
         batches = evaluation_batches(self.size, self.batch_size, self.world.rank, self.world.size)
         was_training = model.training
         model.eval()
-        seen = paddle.zeros([], dtype="int64")
         stopped = False
         with progress_bar(self.size, description="evaluating", leave=False, show=self.world.is_first) as bar:
             for arrays in self.loader.run(batches):
@@ -95,7 +99,6 @@ class Evaluator:
                 logits = logits.astype("float32")
                 targets, valid = Targets.of(batch), batch["valid"]
                 mean.update(self.loss(logits, targets), valid)
-                seen = seen + valid.astype("int64").sum()
                 for metric in self.metrics:
                     metric.update(logits, targets, valid)
                 bar.update(min(self.batch_size * self.world.size, self.size - bar.n))
@@ -111,9 +114,8 @@ class Evaluator:
         metrics = (mean, *self.metrics)
         for metric in metrics:
             metric.reduce(self.world.sum)
-        samples = int(self.world.sum(seen.reshape([1])).item())
         # apart from the sums: a figure that takes long must not keep others waiting in a collective
         result = {name: value for metric in metrics for name, value in metric.compute().items()}
         if self.world.on_cpu:
             self.world.meet()
-        return {**result, "samples": samples}
+        return {**result, "samples": mean.samples}

@@ -64,7 +64,7 @@ class Tracker:
             try:
                 from visualdl import LogWriter
             except ImportError as error:
-                raise DeviceError("Global.use_visualdl needs VisualDL: pip install 'plsc[visualdl]'") from error
+                raise DeviceError("Global.use_visualdl needs VisualDL: pip install visualdl") from error
             self._visualdl = LogWriter(logdir=str(Path(folder) / "visualdl"))
 
     def write(self, kind: str, step: int, **values) -> None:

@@ -4,6 +4,8 @@ A metric offers
 
     names                           its figures from 0 to 1 of which more is better; the first metric's first one
                                     picks the best checkpoint
+    activation                      optional, an argument too: softmax or sigmoid; None is filled in from the weights
+                                    or Loss.Train
     attach(data)                    optional: the data set that is measured, once, before the first update
     reset()                         forget every sample
     update(logits, targets, valid)  add logits [B, C] float32 and Targets; rows that `valid` [B] bool does not mark,

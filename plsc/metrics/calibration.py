@@ -19,13 +19,14 @@ class ECE:
 
     Args:
         bins: of equal width.
-        activation: softmax; sigmoid for models trained with a binary loss a class (BCELoss, ViTCELoss).
+        activation: softmax; sigmoid for models trained with a binary loss a class (BCELoss, ViTCELoss). Unsaid it is
+            that of the weights or, where they do not say, of Loss.Train; without a recipe softmax.
     """
 
-    def __init__(self, bins: int = 15, activation: Literal["softmax", "sigmoid"] = "softmax"):
+    def __init__(self, bins: int = 15, activation: Literal["softmax", "sigmoid"] | None = None):
         if bins < 1:
             raise ConfigError(f"Metric: ECE.bins is {bins}; it must be at least 1")
-        self.bins, self.activation = bins, activation
+        self.bins, self.activation = bins, activation or "softmax"
         self.names = []
         self.reset()
 

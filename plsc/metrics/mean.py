@@ -26,6 +26,11 @@ class Mean:
         """Sum over processes; `all_reduce` maps a tensor to its sum."""
         self._sums = all_reduce(self._sums)
 
+    @property
+    def samples(self) -> int:
+        """How many values have been added; of all processes once they are reduced."""
+        return int(self._sums[1].item())
+
     def compute(self) -> dict[str, float]:
         total, count = self._sums.tolist()
         return {self.name: total / count if count else float("nan")}

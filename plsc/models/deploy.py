@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from plsc.models.resnet import StdConv2D, Stem, same_padding
+from plsc.models.resnet import StdConv2D, Stem, reduction, same_padding
 
 _LARGEST_HALF = 65504.0
 _REACH = 2  # source positions on either side of a target that cubic convolution looks at
@@ -19,7 +19,7 @@ _REACH = 2  # source positions on either side of a target that cubic convolution
 
 def size_unit(spec) -> int:
     """What sides of pictures are a multiple of where the size is free: a hybrid then pads the same at every size."""
-    return 1 if spec.resnet_layers is None else 2 ** (2 + max(0, len(spec.resnet_layers) - 1))
+    return reduction(spec.resnet_layers)
 
 
 def simplify(network, *, dynamic: bool, explicit_gelu: bool) -> None:
@@ -93,10 +93,7 @@ class FrozenConv(nn.Layer):
 
     def __init__(self, conv: StdConv2D, dynamic: bool):
         super().__init__()
-        kernel = conv.weight.numpy()
-        kernel = kernel - kernel.mean(axis=(1, 2, 3), keepdims=True)
-        kernel = kernel / (np.sqrt((kernel * kernel).mean(axis=(1, 2, 3), keepdims=True)) + np.float32(1e-5))
-        self.weight = _parameter(self, kernel)
+        self.weight = _parameter(self, conv.standardised().numpy())
         self.size, self.step, self.dynamic = conv.size, conv.step, dynamic
 
     def forward(self, x):

@@ -35,11 +35,15 @@ class StdConv2D(nn.Conv2D):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias_attr=False)
         self.size, self.step = kernel_size, stride
 
-    def forward(self, x):
+    def standardised(self):
+        """The kernel as it is applied [out_channels, in_channels, H, W] float32."""
         weight = self.weight.astype("float32")
         weight = weight - weight.mean(axis=[1, 2, 3], keepdim=True)
         deviation = (weight * weight).mean(axis=[1, 2, 3], keepdim=True).sqrt()
-        weight = (weight / (deviation + 1e-5)).astype(x.dtype)
+        return weight / (deviation + 1e-5)
+
+    def forward(self, x):
+        weight = self.standardised().astype(x.dtype)
         return F.conv2d(pad_same(x, self.size, self.step), weight, stride=self.step)
 
 
@@ -135,11 +139,14 @@ class ResNet(nn.Layer):
         return x
 
 
+def reduction(layers) -> int:
+    """What sides are divided by: 2 in the stem, in its pooling and in each stage but the first; 1 for layers None."""
+    return 1 if layers is None else 2 ** (2 + max(0, len(layers) - 1))
+
+
 def reduced(size: int, layers) -> int:
-    """Pixels of one side behind the ResNet: halved, rounding up, by stem, pooling and every stage but the first."""
-    for _ in range(2 + max(0, len(layers) - 1)):
-        size = -(-size // 2)
-    return size
+    """Pixels of one side behind the ResNet; each halving rounds up."""
+    return -(-size // reduction(layers))
 
 
 class HybridEmbed(nn.Layer):

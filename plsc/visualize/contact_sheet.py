@@ -27,7 +27,7 @@ def contact_sheet(config: Config, mode: str, *, count: int, copies: int, output)
     Args:
         mode: Train or Eval; of Eval the pictures come from all over the data set.
         count: pictures on the sheet, rounded to whole rows. copies: epochs to show of each picture.
-        output: a PNG file.
+        output: a .png or .svg file.
     """
     across = min(_COLUMNS, count) if copies == 1 else max(1, count // copies)
     rows = -(-count // across) if copies == 1 else 1

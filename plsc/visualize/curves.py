@@ -1,6 +1,7 @@
 """Loss, accuracy, learning rate and throughput of runs, from their metrics.jsonl."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,22 @@ class _Panel(NamedTuple):
     name: str
     title: str
     label: str
-    scale: str
+    scale: str = "linear"
+    factor: float = 1.0
 
 
-_PANELS = (
-    _Panel("loss", "Loss", "loss", "log"),
-    _Panel("top1", "Accuracy", "top-1 (%)", "linear"),
-    _Panel("lr", "Learning rate", "learning rate", "linear"),
-    _Panel("images_per_second", "Throughput, without evaluation and saving", "images / s", "from zero"),
+_LOSS = _Panel("loss", "Loss", "loss", "log")
+_RATE = _Panel("lr", "Learning rate", "learning rate")
+_THROUGHPUT = _Panel("images_per_second", "Throughput, without evaluation and saving", "images / s", "from zero")
+# the figures of plsc.metrics in which runs are compared, the first that was logged is drawn
+_ACCURACIES = (
+    _Panel("top1", "Accuracy", "top-1 (%)", factor=100.0),
+    _Panel("precision_at_1", "Precision at 1", "precision at 1 (%)", factor=100.0),
+    _Panel("mAP", "Mean average precision", "mAP (%)", factor=100.0),
+    _Panel("auc", "Area under the ROC curve", "AUC (%)", factor=100.0),
+    _Panel("f1_macro", "F1, mean over classes", "F1 (%)", factor=100.0),
+    _Panel("mean_class_top1", "Accuracy, mean over classes", "top-1 (%)", factor=100.0),
+    _Panel("real_top1", "Accuracy on ReaL labels", "top-1 (%)", factor=100.0),
 )
 # kind of record, whose weights, style, what
 _LINES = (
@@ -77,18 +86,38 @@ def draw_curves(folders, output) -> Path | None:
         return None
     colours = _colours(len(runs))
     figure = sheet.new(11, 7 if len(runs) == 1 else 7.5, next(iter(runs)) if len(runs) == 1 else None)
-    for axis, panel in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
-        found = set()
+    panels = (_LOSS, _accuracy_of(runs.values()), _RATE, _THROUGHPUT)
+    for axis, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        if panel is None:
+            _say_nothing_logged(axis)
+            continue
+        drawn = {}
         for records, colour in zip(runs.values(), colours, strict=True):
-            found |= _draw_run(axis, records, panel.name, colour)
+            drawn = {**_draw_run(axis, records, panel, colour), **drawn}
         _finish(axis, panel)
-        _explain_lines(axis, found, one_run=len(runs) == 1)
+        _explain_lines(axis, drawn, one_run=len(runs) == 1)
     if len(runs) > 1:
         lines = [Line2D([], [], color=colour, linewidth=2) for colour in colours]
         legend = figure.legend(lines, map(sheet.plain, runs), loc="outside upper center", ncols=4, fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return sheet.save(figure, Path(output))
+
+
+def _accuracy_of(runs) -> _Panel | None:
+    """The panel of the first accuracy that any run has logged, None where none has any."""
+    names = {name for records in runs for record in records for name in record}
+    for panel in _ACCURACIES:
+        if panel.name in names:
+            return panel
+    topk = sorted(int(name[3:]) for name in names if re.fullmatch(r"top\d+", name))
+    return _Panel(f"top{topk[0]}", "Accuracy", f"top-{topk[0]} (%)", factor=100.0) if topk else None
+
+
+def _say_nothing_logged(axis) -> None:
+    sheet.without_frame(axis)
+    axis.set_title("Accuracy", fontsize=10)
+    axis.text(0.5, 0.5, "no accuracy was logged", ha="center", va="center", transform=axis.transAxes)
 
 
 def _colours(runs: int) -> list:
@@ -100,38 +129,41 @@ def _colours(runs: int) -> list:
     return [matplotlib.colormaps["turbo"](k / (runs - 1)) for k in range(runs)]
 
 
-def _series(records, kind: str, name: str, weights: str):
-    """(updates, values) of one line; accuracies in percent."""
-    chosen = [r for r in records if r["kind"] == kind and name in r and r.get("weights", "raw") == weights]
-    factor = 100.0 if name.startswith("top") else 1.0
-    return [r["step"] for r in chosen], [factor * r[name] for r in chosen]
+def _series(records, kind: str, panel: _Panel, weights: str):
+    """(updates, values) of one line, in the panel's unit."""
+    chosen = [r for r in records if r["kind"] == kind and panel.name in r and r.get("weights", "raw") == weights]
+    return [r["step"] for r in chosen], [panel.factor * r[panel.name] for r in chosen]
 
 
-def _draw_run(axis, records, name: str, colour) -> set[int]:
-    """Draw the lines that a run has of one quantity; returns which of _LINES."""
-    found = set()
+def _draw_run(axis, records, panel: _Panel, colour) -> dict[int, Line2D]:
+    """Draw the lines that a run has of one quantity; returns them by their place in _LINES."""
+    drawn = {}
     for j, (kind, weights, style, _) in enumerate(_LINES):
-        steps, values = _series(records, kind, name, weights)
+        steps, values = _series(records, kind, panel, weights)
         if not steps:
             continue
         if len(steps) <= _FEW_POINTS and style == "-":
             style = "o-"
-        axis.plot(steps, values, style, markersize=3, linewidth=1.2, color=f"C{j}" if colour is None else colour)
-        found.add(j)
-    return found
+        colour_of_line = f"C{j}" if colour is None else colour
+        [drawn[j]] = axis.plot(steps, values, style, markersize=3, linewidth=1.2, color=colour_of_line)
+    return drawn
 
 
-def _explain_lines(axis, found: set[int], *, one_run: bool) -> None:
-    """A legend of the kinds of lines in a panel."""
-    shown = [(f"C{j}" if one_run else "0.3", *_LINES[j][2:]) for j in sorted(found)]
+def _explain_lines(axis, drawn: dict[int, Line2D], *, one_run: bool) -> None:
+    """A legend of the kinds of lines in a panel, each as one that was drawn."""
     lines = [
         Line2D(
-            [], [], color=colour, marker=style[0] if style != "-" else "", linestyle=style.lstrip("os"), markersize=3
+            [],
+            [],
+            color=line.get_color() if one_run else "0.3",
+            marker=line.get_marker(),
+            linestyle=line.get_linestyle(),
+            markersize=3,
         )
-        for colour, style, _ in shown
+        for _, line in sorted(drawn.items())
     ]
-    if shown:
-        axis.legend(lines, [what for *_, what in shown], fontsize=8)
+    if lines:
+        axis.legend(lines, [_LINES[j][-1] for j in sorted(drawn)], fontsize=8)
 
 
 def _finish(axis, panel: _Panel) -> None:

@@ -23,9 +23,7 @@ def pixel_filters(network: VisionTransformer) -> tuple[np.ndarray, str]:
     """
     if network.spec.resnet_layers is None:
         return to_numpy(network.patch_embed.proj.weight), "patch embedding"
-    kernel = to_numpy(network.patch_embed.backbone.stem.conv.weight)
-    kernel = kernel - kernel.mean(axis=(1, 2, 3), keepdims=True)
-    return kernel / (kernel.std(axis=(1, 2, 3), keepdims=True) + 1e-5), "ResNet's first convolution"
+    return to_numpy(network.patch_embed.backbone.stem.conv.standardised()), "ResNet's first convolution"
 
 
 def principal_components(filters: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ class Subject:
         network: in evaluation mode; None for a recipe without weights.
         preprocess: None where neither the weights nor a recipe say it.
         class_names: None where nobody says them.
+        position: how its position embedding is resized, bicubic or bilinear.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Subject:
     network: VisionTransformer | None = None
     preprocess: Preprocess | None = None
     class_names: list[str] | None = None
+    position: str = "bicubic"
 
     def class_name(self, index: int) -> str:
         """A class as a title shows it: the first of its names, else its number."""
@@ -43,14 +45,14 @@ def open_weights(
 
     Args:
         resolution: another image size in pixels; position embedding and preprocessing follow.
-        config: a recipe that says the model and, by DataLoader.Eval, how pictures enter it; without it the
-            weights say both.
+        config: a recipe that says the model and, where the weights do not, by DataLoader.Eval how pictures enter it;
+            without it the weights say both.
         class_names: a file with a name a line; goes before what the weights say.
     """
     loaded = build.model_of(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
     spec = loaded.network.spec
     names = loaded.class_names if class_names is None else read_class_names(class_names, spec.class_num)
-    return Subject(sheet.end_of(weights), spec, loaded.network, loaded.preprocess, names)
+    return Subject(sheet.end_of(weights), spec, loaded.network, loaded.preprocess, names, loaded.position)
 
 
 def open_recipe(recipe: str, config: Config, *, resolution: int | None = None) -> Subject:

@@ -12,6 +12,7 @@ from plsc.data.transforms.geometry import resize
 from plsc.errors import DataError
 from plsc.models import ViTSpec
 from plsc.models.layers import pair
+from plsc.models.resnet import reduction
 
 _LONGEST = 1024  # pixels of a photograph on a sheet: more are not seen, and many pictures stay in memory at once
 
@@ -101,8 +102,7 @@ def prefix_names(spec: ViTSpec) -> list[str]:
 
 def patch_stride(spec: ViTSpec) -> tuple[int, int]:
     """Pixels of the picture (down, across) from one patch to the next; in hybrids the ResNet's stride counts too."""
-    layers = spec.resnet_layers
-    stride = 1 if layers is None else 2 ** (2 + max(0, len(layers) - 1))
+    stride = reduction(spec.resnet_layers)
     height, width = pair(spec.patch_size)
     return height * stride, width * stride
 

@@ -67,7 +67,7 @@ def draw_position(
     table = to_numpy(network.pos_embed)
     figure = sheet.new(14, 11.8, f"{subject.name}: how its patches are told apart")
     first, second, third = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95])
-    _draw_grids(first, table, subject.spec, resized)
+    _draw_grids(first, table, subject.spec, resized, subject.position)
     _draw_rows(second, table[0], subject.spec)
     left, right = third.subplots(1, 2, width_ratios=[1, 2])
     kernels, whose = filters.pixel_filters(network)
@@ -80,17 +80,17 @@ def draw_position(
     return sheet.save(figure, output)
 
 
-def _draw_grids(figure, table: np.ndarray, spec: ViTSpec, resized: ViTSpec) -> None:
-    """What each patch resembles: the embedding, resized, and 2-D sine and cosine."""
+def _draw_grids(figure, table: np.ndarray, spec: ViTSpec, resized: ViTSpec, method: str) -> None:
+    """What each patch resembles: the embedding, resized by the method, and 2-D sine and cosine."""
     prefix = spec.embedded_prefix
-    new = position_embedding(table, prefix, spec.grid, resized.grid)[:, prefix:]
+    new = position_embedding(table, prefix, spec.grid, resized.grid, method)[:, prefix:]
     width = max(4, spec.embed_dim - spec.embed_dim % 4)
     what = "learned" if spec.pos_embed == "learned" else "fixed, sine and cosine"
     fixed = sincos_position_embedding(spec.grid, width)
     low = min(cosine_similarity(rows).min() for rows in (table[0, prefix:], new[0]))
     shown = (
         (f"Position embedding ({what})", table[0, prefix:], spec.grid, low),
-        ("The same, resized (bicubic)", new[0], resized.grid, low),
+        (f"The same, resized ({method})", new[0], resized.grid, low),
         ("2-D sine and cosine", fixed, spec.grid, cosine_similarity(fixed).min()),
     )
     for axis, (title, rows, grid, low) in zip(figure.subplots(1, 3), shown, strict=True):

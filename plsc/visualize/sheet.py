@@ -39,16 +39,6 @@ _WIDE_FONTS = (
 )
 
 
-def output_path(path) -> Path:
-    """The file to write. Raises ConfigError where it is neither PNG nor SVG, or a folder."""
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--output {path}: pictures are written as {' or '.join(ENDINGS)}; end the name so")
-    if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder; name a file in it")
-    return path
-
-
 def new(width: float, height: float, title: str | None = None) -> Figure:
     """An empty sheet, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from plsc import pickles
 from plsc.errors import CheckpointError
@@ -121,6 +122,14 @@ def _refuse_bombs(path: Path, members) -> None:
 
 
 # -- safetensors ------------------------------------------------------------------------------
+
+
+def save_safetensors(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a file that others may read as far as the umask lets them; safetensors itself would make it private."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(arrays, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> Container:

@@ -11,6 +11,7 @@ from plsc.errors import CheckpointError
 from plsc.weights.containers import DAMAGE, Container, Tensor, open_container
 from plsc.weights.infer import infer_spec
 from plsc.weights.layouts import recognise
+from plsc.weights.processor import from_processor
 
 _FOREIGN_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
 
@@ -26,6 +27,9 @@ class Source:
         unknown: shapes of arrays without a counterpart, by the file's own names.
         class_names: names of the head's columns, where known.
         preprocess: how pictures enter the model, where the file says it (fields of Preprocess).
+        stated: those fields of the spec that the file itself says; the others are inferred or guessed.
+        activation: softmax or sigmoid, what the training loss made of the logits, where the file says it.
+        position: bicubic or bilinear, how the position embedding is resized, where the file says it.
     """
 
     path: Path
@@ -35,12 +39,20 @@ class Source:
     unknown: dict[str, tuple] = field(default_factory=dict)
     class_names: list[str] | None = None
     preprocess: dict | None = None
+    stated: dict = field(default_factory=dict)
+    activation: str | None = None
+    position: str | None = None
 
     @classmethod
     def of_arrays(cls, path, arrays: dict[str, np.ndarray], spec: dict | None = None) -> "Source":
         """From arrays in memory."""
         tensors = {name: Tensor(tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
-        return cls(path, tensors, spec=spec or {})
+        return cls(path, tensors, spec=spec or {}, stated=spec or {})
+
+    @property
+    def inferred(self) -> list[str]:
+        """Fields of the spec that the file does not say."""
+        return [name for name in self.spec if name not in self.stated]
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
@@ -100,6 +112,7 @@ def _file_of(path: Path, weights: str) -> Path:
     if weights != "model" and path.name == "model.safetensors":
         path = path.parent  # the folder tells whether it has the weights asked for
     if path.is_file():
+        _refuse_export(path)
         if weights != "model" and path.name != f"{weights}.safetensors":
             raise CheckpointError(
                 f"{path}: holds no averaged weights; those are in a plsc checkpoint's {weights}.safetensors"
@@ -121,13 +134,34 @@ def _file_of(path: Path, weights: str) -> Path:
             raise CheckpointError(f"{path}: holds no averaged weights ({weights}.safetensors)")
         if (path / "model.safetensors.index.json").is_file():
             return path / "model.safetensors.index.json"
+        _refuse_export(path)
         raise CheckpointError(
             f"{path}: neither a checkpoint nor a run directory, and none of {', '.join(_FOREIGN_FILES)} is in it"
         )
     for ending in (".pdparams", ".pdema"):
         if path.with_name(path.name + ending).is_file():
             return path.with_name(path.name + ending)
+    _refuse_export(path)
     raise CheckpointError(f"{path}: no such file or folder")
+
+
+def _refuse_export(path: Path) -> None:
+    """Raise CheckpointError where a path means an exported graph."""
+    if not _is_export(path):
+        return
+    folder = path if path.is_dir() else path.parent
+    made_of = (_json(folder / "export.json", dict) or {}).get("source")
+    named = f"; name the checkpoint that it was made of, {made_of}" if made_of else ", made of a checkpoint; name that"
+    raise CheckpointError(f"{path}: is an export, a graph whose weights have no names{named}")
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a folder holds an exported graph, or a file or a name without ending is one."""
+    if path.is_dir():
+        return any(path.glob("*.onnx")) or any(path.glob("*.pdiparams"))
+    if path.suffix == ".onnx":
+        return path.is_file()
+    return path.suffix in ("", ".json", ".pdmodel", ".pdiparams") and path.with_suffix(".pdiparams").is_file()
 
 
 def _open(file: Path) -> Container:
@@ -164,6 +198,10 @@ def read(path, weights: str = "model") -> Source:
         notes = container.notes
         source.spec = _parsed(notes.get("spec", "{}"), file, "spec", dict)
         _check_spec(file, source.spec)
+        inferred = _parsed(notes.get("inferred", "[]"), file, "inferred", list)
+        source.stated = {name: value for name, value in source.spec.items() if name not in inferred}
+        source.activation = _one_of(notes, "activation", ("softmax", "sigmoid"), file)
+        source.position = _one_of(notes, "position", ("bicubic", "bilinear"), file)
         named, kept = notes.get("classes"), notes.get("preprocess")
         folder = file.parent
         source.class_names = _parsed(named, file, "classes", list) if named else _json(folder / "classes.json", list)
@@ -171,17 +209,29 @@ def read(path, weights: str = "model") -> Source:
         if weights == "ema":  # frozen weights are not averaged; they stand in the model's own file
             own = read(file.parent / "model.safetensors")
             source.spec, source.tensors = own.spec, own.tensors | source.tensors
+            source.stated, source.activation, source.position = own.stated, own.activation, own.position
             source.class_names = source.class_names or own.class_names
+            source.preprocess = source.preprocess or own.preprocess
         return source
     facts = dict(mapped.facts)
     if mapped.layout == "huggingface":
         facts.update(_huggingface_facts(file.parent / "config.json", source))
+        source.preprocess = from_processor(_json(file.parent / "preprocessor_config.json", dict) or {})
+    source.stated = {name: value for name, value in facts.items() if value is not None}
     try:
         source.spec = infer_spec({name: t.shape for name, t in source.tensors.items()}, facts)
     except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: the shapes of its arrays do not make a Vision Transformer: {error}") from error
     _check_spec(file, source.spec)
     return source
+
+
+def _one_of(notes: dict, name: str, choices: tuple, file: Path) -> str | None:
+    """A note that has one of a few values; None where it is missing."""
+    value = notes.get(name)
+    if value not in (None, *choices):
+        raise CheckpointError(f"{file}: damaged: {name} is {value!r}; there are {' and '.join(choices)}")
+    return value
 
 
 def _is_text(value) -> bool:

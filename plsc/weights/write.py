@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from plsc.errors import CheckpointError
 from plsc.weights.adapt import HEAD
+from plsc.weights.containers import save_safetensors
+from plsc.weights.processor import to_processor
 from plsc.weights.read import Source
 
 
@@ -64,16 +65,22 @@ def _replace(output: Path, write_to) -> list[Path]:
 
 def _write_safetensors(arrays, spec, source, output):
     metadata = {"format": "plsc", "spec": json.dumps(spec)}
+    if source.inferred:
+        metadata["inferred"] = json.dumps(source.inferred)
     if source.class_names and "head.weight" in arrays:
         metadata["classes"] = json.dumps(source.class_names)
     if source.preprocess:
         metadata["preprocess"] = json.dumps(source.preprocess)
-    return _replace(output, lambda path: save_file(_contiguous(arrays), path, metadata=metadata))
+    if source.activation:
+        metadata["activation"] = source.activation
+    if source.position:
+        metadata["position"] = source.position
+    return _replace(output, lambda path: save_safetensors(_contiguous(arrays), path, metadata))
 
 
 def _write_timm(arrays, spec, source, output):
     named = _contiguous(to_timm(arrays, spec))
-    return _replace(output, lambda path: save_file(named, path, metadata={"format": "pt"}))
+    return _replace(output, lambda path: save_safetensors(named, path, {"format": "pt"}))
 
 
 def _write_google(arrays, spec, source, output):
@@ -184,7 +191,7 @@ def _write_huggingface(arrays: dict, spec: dict, source: Source, folder: Path) -
     if folder.is_file():
         raise CheckpointError(f"{folder}: is a file; huggingface writes a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    processor = _processor(source.preprocess, spec) if source.preprocess else None
+    processor = to_processor(source.preprocess, spec) if source.preprocess else None
     names = source.class_names or [f"LABEL_{i}" for i in range(spec["class_num"])]
     head = "head.weight" in arrays
     config = {
@@ -208,44 +215,12 @@ def _write_huggingface(arrays: dict, spec: dict, source: Source, folder: Path) -
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     written = [folder / "model.safetensors", folder / "config.json"]
-    _replace(written[0], lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    _replace(written[0], lambda path: save_safetensors(weights, path, {"format": "pt"}))
     written[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if processor:
         written.append(folder / "preprocessor_config.json")
         written[-1].write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
     return written
-
-
-_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-
-
-def _processor(preprocess: dict, spec: dict) -> dict:
-    """An image-processor config: ViT's resizes to one size, CLIP's also crops."""
-    if not preprocess.get("rgb", True):
-        raise CheckpointError(
-            "a Hugging Face image processor gives red, green, blue; this model takes blue, green, red"
-        )
-    if preprocess["resize"] is not None and preprocess["interpolation"] not in _RESAMPLE:
-        raise CheckpointError(f"a Hugging Face image processor has no interpolation {preprocess['interpolation']}")
-    config = {
-        "do_resize": preprocess["resize"] is not None,
-        "resample": _RESAMPLE.get(preprocess["interpolation"]),
-        "do_rescale": True,
-        "rescale_factor": preprocess["scale"],
-        "do_normalize": True,
-        "image_mean": list(preprocess["mean"]),
-        "image_std": list(preprocess["std"]),
-    }
-    size, crop = preprocess["resize"], preprocess["crop"]
-    if crop is None and not isinstance(size, int):
-        height, width = size or (spec["img_size"], spec["img_size"])
-        return {"image_processor_type": "ViTImageProcessor", **config, "size": {"height": height, "width": width}}
-    if size is not None:
-        config["size"] = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
-    config["do_center_crop"] = crop is not None
-    if crop is not None:
-        config["crop_size"] = {"height": crop[0], "width": crop[1]}
-    return {"image_processor_type": "CLIPImageProcessor", **config}
 
 
 # -- Google -----------------------------------------------------------------------------------

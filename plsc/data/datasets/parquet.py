@@ -15,7 +15,7 @@ def _pyarrow():
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("Parquet: reading needs pyarrow; pip install 'plsc[shards]'") from None
+        raise ConfigError("Parquet: reading needs pyarrow; pip install pyarrow") from None
     return pyarrow
 
 

@@ -67,7 +67,8 @@ def as_size(value: int | tuple[int, int], what: str) -> tuple[int, int]:
 class ResizeImage:
     """Resize to `size` (one number or width, height), or the short side to `resize_short`.
 
-    With keep_above a picture whose short side lies between that and resize_short stays as it is.
+    With keep_above a picture whose short side lies between that and resize_short stays as it is. The long side is
+    rounded to whole pixels; with truncate its fraction is cut off, as in torchvision.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class ResizeImage:
         interpolation: Interpolation = "bilinear",
         backend: Backend = "cv2",
         keep_above: int | None = None,
+        truncate: bool = False,
     ):
         if keep_above is not None and (resize_short is None or keep_above > resize_short):
             raise ConfigError(f"ResizeImage.keep_above is {keep_above}; it needs a resize_short not below it")
-        self.keep_above = keep_above
+        self.keep_above, self.truncate = keep_above, truncate
         if (size is None) == (resize_short is None):
             raise ConfigError("ResizeImage takes either size or resize_short")
         check_interpolation(interpolation, backend)
@@ -94,45 +96,57 @@ class ResizeImage:
             short = min(image.shape[:2])
             if self.keep_above is not None and self.keep_above <= short <= self.resize_short:
                 return image
-            factor = self.resize_short / short
-            height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+            height, width = (self._scaled(side, short) for side in image.shape[:2])
         return resize(image, height, width, self.interpolation, self.backend)
+
+    def _scaled(self, side: int, short: int) -> int:
+        """A side's new length in pixels, where the short one becomes resize_short."""
+        if self.truncate:
+            return int(self.resize_short * side / short)
+        return max(1, round(side * (self.resize_short / short)))
 
 
 @TRANSFORMS.register()
 class Resize(ResizeImage):
-    """ResizeImage in torchvision's words: one number is the short side, a pair (height, width)."""
+    """ResizeImage as torchvision has it: one number is the short side, a pair (height, width)."""
 
     def __init__(
         self, size: int | tuple[int, int], interpolation: Interpolation = "bilinear", backend: Backend = "pil"
     ):
         if isinstance(size, int):
-            super().__init__(resize_short=size, interpolation=interpolation, backend=backend)
+            super().__init__(resize_short=size, interpolation=interpolation, backend=backend, truncate=True)
         else:
             super().__init__(size=size[::-1], interpolation=interpolation, backend=backend)
 
 
 @TRANSFORMS.register()
 class CenterCropImage:
-    """Cut the middle: size is one number or (width, height)."""
+    """Cut the middle: size is one number or (width, height).
 
-    def __init__(self, size: int | tuple[int, int]):
+    Half a pixel of the corner's place is cut off; with round_corner 0.5 becomes 0 and 1.5 becomes 2, as in torchvision.
+    """
+
+    def __init__(self, size: int | tuple[int, int], round_corner: bool = False):
         self.height, self.width = as_size(size, "CenterCropImage.size")
+        self.round_corner = round_corner
 
     def __call__(self, image, rng):
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
             raise DataError(f"{width}x{height} pixels are too few for a center crop of {self.width}x{self.height}")
-        top, left = (height - self.height) // 2, (width - self.width) // 2
+        top, left = self._middle(height - self.height), self._middle(width - self.width)
         return image[top : top + self.height, left : left + self.width]
+
+    def _middle(self, left_over: int) -> int:
+        return round(left_over / 2) if self.round_corner else left_over // 2
 
 
 @TRANSFORMS.register()
 class CenterCrop(CenterCropImage):
-    """CenterCropImage in torchvision's words: a pair is (height, width)."""
+    """CenterCropImage as torchvision has it: a pair is (height, width)."""
 
     def __init__(self, size: int | tuple[int, int]):
-        super().__init__(size if isinstance(size, int) else size[::-1])
+        super().__init__(size if isinstance(size, int) else size[::-1], round_corner=True)
 
 
 class RandomCrop(abc.ABC):
