@@ -9,7 +9,7 @@ FOLDER holds original JPEGs, in sub-folders or not. One core prepares each pictu
     plsc               DecodeImage, RandCropImage (bicubic, cv2), RandFlipImage into a batch of uint8
     torchvision's way  Pillow: decode, random crop, bicubic, flip, float32 [C, H, W], normalised
     PLSC's way         OpenCV decodes, Pillow crops and resizes, float32 [C, H, W], normalised
-    plsc, shards       as plsc, from tar shards of `plsc data prepare` (short side 256, quality 85)
+    plsc, shards       as plsc, from tar shards of `plsc data prepare` (short side 256, quality 80)
 
 Then the loader with a worker a core, beside one core alone. Medians and ratios are printed; single
 figures of a shared machine mean little. It takes about a minute.

@@ -70,7 +70,7 @@ def _prepare_arguments(parser):
     _add_source(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for this data set's shards alone")
     parser.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="default: 256")
-    parser.add_argument("--quality", type=int, default=85, help="of the JPEGs written, 1 to 100; default: 85")
+    parser.add_argument("--quality", type=int, default=80, help="of the JPEGs written, 1 to 100; default: 80")
     parser.add_argument(
         "--shard-size",
         default="1000",

@@ -50,7 +50,7 @@ class Settings:
     """
 
     short_side: int = 256
-    quality: int = 85
+    quality: int = 80
     shard_size: int = 1000
     shuffle: bool = True
     seed: int = 0
