@@ -31,7 +31,7 @@ from plsc.data.sampler import Draw
 from plsc.errors import ConfigError, DataError
 from tests.helpers import tiny_digits, write_config
 
-pyarrow = pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
 fsspec = pytest.importorskip("fsspec")
 
 import pyarrow.parquet as parquet  # noqa: E402
