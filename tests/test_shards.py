@@ -505,7 +505,8 @@ def test_data_sets_within_data_sets_come_from_yaml(tmp_path):
     [
         ({"fils": "x"}, r"DataLoader\.Train\.dataset\.datasets\.0\.WebDataset\.fils.*did you mean files"),
         ({"label_mode": "hard"}, r"datasets\.0\.WebDataset\.label_mode: expected one of class, multi_hot, soft"),
-        ({"slice": 3}, r"datasets\.0\.WebDataset\.slice: expected a text or null"),
+        ({"slice": 3}, r"datasets\.0\.WebDataset\.slice: got 3; write it in quotes as in Python"),
+        ({"slice": "x"}, r"datasets\.0\.WebDataset\.slice: got 'x'; write it in quotes as in Python"),
     ],
 )
 def test_problems_within_are_located(tmp_path, wrong, said):
@@ -516,7 +517,7 @@ def test_problems_within_are_located(tmp_path, wrong, said):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"slice": "x"}, r"datasets.0.WebDataset: slice is 'x'; write it as in Python"),
+        ({"slice": "[9:9]"}, r"datasets\.0\.WebDataset\.slice: slice \[9:9\] of \d+ samples leaves nothing"),
         ({"label_prob_threshold": 1.5}, r"datasets.0.WebDataset: .*1\.5; a probability is between 0 and 1"),
         ({"max_labels": 0}, r"max_labels is 0; it must be at least 1"),
         ({"drop_empty": False}, r"drop_empty cannot be False"),
@@ -532,7 +533,7 @@ def test_wrong_options_are_located(tmp_path, wrong, said):
         build.dataset(config, config.DataLoader["Train"])
 
 
-@pytest.mark.parametrize("unquoted", ["[:4]", ":4"])
+@pytest.mark.parametrize("unquoted", ["[:4]", ":4", "[-4:]"])
 def test_a_slice_is_written_as_in_python_on_the_command_line(tmp_path, unquoted):
     """-o …slice=[:4], which YAML takes for a list."""
     from plsc import build
