@@ -87,7 +87,8 @@ def _samples(path: Path):
     key, members = None, {}
     try:
         with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
+            empty = tar.firstmember is None  # where Python 3.10 fails to look for a next one
+            while not empty and (member := tar.next()) is not None:
                 tar.members.clear()  # tarfile keeps all it has seen
                 if not member.isfile():
                     continue
