@@ -79,7 +79,7 @@ def with_segment(data: bytes, marker: int, content: bytes, fill: int = 0) -> byt
 def exif(orientation: int, order: str = "<", kind: int = 3, before: int = 2) -> bytes:
     """EXIF with `before` other tags in front of the orientation; kind 3 is a short number, 4 a long one."""
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
-    entries = [struct.pack(order + "HHII", 0x0100 + k, 4, 1, 77) for k in range(before)]
+    entries = [struct.pack(order + "HHII", 0x00C0 + k, 4, 1, 77) for k in range(before)]
     value = struct.pack(order + "HH", orientation, 0) if kind == 3 else struct.pack(order + "I", orientation)
     entries.append(struct.pack(order + "HHI", 0x0112, kind, 1) + value)
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
