@@ -1422,3 +1422,18 @@ def test_indexing_records_does_not_read_the_pictures(tmp_path):
     assert bytes_read() - before < 0.3 * Path(path).stat().st_size
     assert [data[k].label for k in (0, 11, 12)] == [(0, 1), (11, 12), (7,)]
     assert data[3].image == large
+
+
+def test_indices_that_nobody_uses_are_removed_once_a_day(cache):
+    """Looking at all of them after each of ten thousand would take minutes."""
+    cached("old", {}, lambda: {"a": np.arange(3)})
+    (folder,) = [path for path in (cache / "index").iterdir() if path.is_dir()]
+    long_ago = time.time() - 100 * 24 * 3600
+    os.utime(folder, (long_ago, long_ago))
+    cached("new", {}, lambda: {"a": np.arange(3)})
+    assert folder.is_dir()  # looked at today already
+    os.utime(cache / "index" / ".looked", (long_ago, long_ago))
+    os.utime(folder, (long_ago, long_ago))
+    cached("newer", {}, lambda: {"a": np.arange(3)})
+    assert not folder.is_dir()
+    assert len([path for path in (cache / "index").iterdir() if path.is_dir()]) == 2

@@ -18,7 +18,7 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-_KEPT_SECONDS = 60 * 24 * 3600.0
+_KEPT_SECONDS, _LOOKED_SECONDS = 60 * 24 * 3600.0, 24 * 3600.0
 
 
 def cache_folder() -> Path:
@@ -96,7 +96,12 @@ def _wait_for(lock, place: str):
 
 
 def _remove_unused(parent: Path):
-    """Remove indices that were not used for long, and what killed processes left."""
+    """Remove indices that were not used for long, and what killed processes left; once a day, since it looks at all."""
+    looked = parent / ".looked"
+    with contextlib.suppress(OSError):
+        if time.time() - looked.stat().st_mtime < _LOOKED_SECONDS:
+            return
+    looked.touch()
     before = time.time() - _KEPT_SECONDS
     for path in parent.iterdir():
         with contextlib.suppress(OSError):  # another process removes it, or uses it just now
