@@ -89,6 +89,9 @@ class Sampler:
     def __init__(
         self, *, size, batch_size, drop_last, shuffle, seed, rank, world, repeats=1, shard_sizes=None, lanes=64
     ):
+        for name, value in (("batch_size", batch_size), ("lanes", lanes), ("num_repeats", repeats)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
         self.size, self.batch_size, self.drop_last, self.shuffle = size, batch_size, drop_last, shuffle
         self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
         self.shard_sizes, self.lanes = shard_sizes, lanes
@@ -158,12 +161,6 @@ def evaluation_batches(size: int, batch_size: int, rank: int, world: int) -> Ite
 _SUPPLIED = ("size", "seed", "rank", "world", "shard_sizes")
 
 
-def _positive(batch_size: int | None, lanes: int):
-    for name, value in (("batch_size", batch_size), ("lanes", lanes)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-
-
 @SAMPLERS.register(aliases=["BatchSampler"], supplied=_SUPPLIED)
 def DistributedBatchSampler(
     batch_size: int | None = None,
@@ -178,7 +175,6 @@ def DistributedBatchSampler(
     shard_sizes=None,
 ) -> Sampler:
     """Each sample once an epoch, dealt over the processes. batch_size is one process's; lanes are for shards."""
-    _positive(batch_size, lanes)
     return Sampler(
         size=size,
         batch_size=batch_size,
@@ -210,9 +206,6 @@ def RepeatedAugSampler(
 
     An epoch has as many samples as the data set, so it sees a third of it at 3 repeats.
     """
-    _positive(batch_size, lanes)
-    if num_repeats < 1:
-        raise ConfigError(f"num_repeats is {num_repeats}; it must be at least 1")
     return Sampler(
         size=size,
         batch_size=batch_size,
