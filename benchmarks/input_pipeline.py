@@ -117,7 +117,7 @@ def into_batch(data):
 
 def prepared_shards(data, folder: Path):
     from plsc.data.datasets.webdataset import WebDataset
-    from plsc.data.prepare import Settings, prepare
+    from plsc.datatools.prepare import Settings, prepare
 
     os.environ["PLSC_CACHE"] = str(folder / "cache")
     prepare(data, folder / "shards", Settings(), source={"benchmark": str(folder)})

@@ -179,7 +179,7 @@ def work(folder: Path, batch_size: int, static: bool) -> None:
     if world.is_first:
         folder.mkdir(parents=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    with world.first_alone():
+    with world.first_only():
         pass
     Trainer(load(str(folder / "recipe.yaml")), world).fit()
 

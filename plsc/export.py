@@ -20,7 +20,7 @@ from paddle.static import InputSpec
 from sklearn.datasets import load_sample_images
 
 import plsc
-from plsc import build, predictor
+from plsc import loading, predictor
 from plsc.data.preprocess import Preprocess
 from plsc.data.transforms.geometry import resize
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
@@ -103,7 +103,7 @@ class Case:
 
 
 def export(
-    loaded: build.LoadedModel,
+    loaded: loading.LoadedModel,
     output,
     *,
     format: str,
@@ -186,7 +186,7 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _check_model(loaded: build.LoadedModel, format: str, precision: str) -> None:
+def _check_model(loaded: loading.LoadedModel, format: str, precision: str) -> None:
     """Raise for what can be told before anything is computed."""
     path = loaded.source.path
     if loaded.preprocess is None:
@@ -203,7 +203,7 @@ def _check_model(loaded: build.LoadedModel, format: str, precision: str) -> None
         )
 
 
-def _check_unit(loaded: build.LoadedModel) -> None:
+def _check_unit(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a hybrid whose own size is none of those that a dynamic export takes."""
     spec = loaded.network.spec
     unit = size_unit(spec)
@@ -214,7 +214,7 @@ def _check_unit(loaded: build.LoadedModel) -> None:
         )
 
 
-def _check_position(loaded: build.LoadedModel) -> None:
+def _check_position(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a model that a dynamic export would resize otherwise than it is."""
     if loaded.position != "bicubic":
         raise CheckpointError(
@@ -223,7 +223,7 @@ def _check_position(loaded: build.LoadedModel) -> None:
         )
 
 
-def _check_preprocess(loaded: build.LoadedModel) -> None:
+def _check_preprocess(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a preprocessing that leaves no picture of the model's size, however large it is."""
     spec, preprocess = loaded.network.spec, loaded.preprocess
     if preprocess.resize is None and preprocess.crop is None:
@@ -283,7 +283,7 @@ def sample_images(count: int, preprocess: Preprocess, channels: int, size: tuple
     return predictor.normalised(np.stack(pixels), preprocess)
 
 
-def _cases(loaded: build.LoadedModel, sizes, batches) -> list[Case]:
+def _cases(loaded: loading.LoadedModel, sizes, batches) -> list[Case]:
     """The check's images at each size and batch, with what the model says of them."""
     cases = []
     for size in sizes:
@@ -294,10 +294,10 @@ def _cases(loaded: build.LoadedModel, sizes, batches) -> list[Case]:
     return cases
 
 
-def _at(loaded: build.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
+def _at(loaded: loading.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
     """The model at another size, as evaluation at that resolution makes it."""
     network = VisionTransformer(dataclasses.replace(loaded.network.spec, img_size=size))
-    build.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.position)
+    loading.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.position)
     network.eval()
     return network
 
@@ -336,7 +336,7 @@ def _check(network, exported: predictor.Predictor, cases: list[Case], precision:
     return found
 
 
-def _description(loaded: build.LoadedModel, format: str, precision: str, dynamic: bool, batch: int | None) -> dict:
+def _description(loaded: loading.LoadedModel, format: str, precision: str, dynamic: bool, batch: int | None) -> dict:
     """The content of export.json, but for the check."""
     spec = loaded.network.spec
     height, width = (None, None) if dynamic else pair(spec.img_size)
@@ -422,7 +422,7 @@ def _tidy(file: Path) -> None:
     onnx.save(model, file)
 
 
-def _write_documents(loaded: build.LoadedModel, folder: Path, description: dict) -> None:
+def _write_documents(loaded: loading.LoadedModel, folder: Path, description: dict) -> None:
     _write_json(folder / _DESCRIPTION, description)
     _write_json(folder / "preprocess.json", loaded.preprocess.to_dict())
     if loaded.class_names:

@@ -165,11 +165,11 @@ def load_model(path, *, weights: str = "model", img_size: int | None = None, con
     """The dygraph model of a checkpoint or weights file, with preprocessing and class names: see `load`.
 
     Returns:
-        plsc.build.LoadedModel
+        plsc.loading.LoadedModel
     """
-    from plsc import build
+    from plsc import loading
 
-    loaded = build.model_of(path, weights=weights, img_size=img_size, config=config)
+    loaded = loading.model_of(path, weights=weights, img_size=img_size, config=config)
     if loaded.network.spec.class_num == 0:
         raise CheckpointError(f"{loaded.source.path}: has no head, so it cannot classify")
     return loaded
@@ -225,11 +225,11 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         preprocess = preprocess.enlarged(img_size, own_size[0])
     activation = about.get("activation")
     if config is not None:
-        from plsc import build
+        from plsc import build, loading
 
         square = asked is not None and asked[0] == asked[1]
         recipe = build.recipe_preprocess(config, asked[0] if square else None)
-        preprocess = build.preferred_preprocess(file, preprocess, recipe)
+        preprocess = loading.preferred_preprocess(file, preprocess, recipe)
         activation = activation or build.activation(config)
     return Predictor(
         kind=kind,

@@ -20,7 +20,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from plsc import build
+from plsc import loading
 from plsc.cli.main import main
 from plsc.errors import CheckpointError
 from plsc.models import zoo
@@ -75,14 +75,14 @@ def logits(network, x=None) -> np.ndarray:
 
 def loaded(path, strict=True, **fields) -> VisionTransformer:
     network = network_of(**fields)
-    build.load_pretrained(network, str(path), strict=strict)
+    loading.load_pretrained(network, str(path), strict=strict)
     return network
 
 
 def assert_loads(path, arrays: dict, layout: str, **fields) -> None:
     """The file gives the arrays bit for bit, and so the logits, under the name of its layout."""
     network = network_of(**fields)
-    report = build.load_pretrained(network, str(path), strict=True)
+    report = loading.load_pretrained(network, str(path), strict=True)
     assert report.layout == layout
     for name, value in values(network).items():
         assert np.array_equal(value, arrays[name]), name
@@ -112,7 +112,7 @@ def test_parity_with_googles_code(name):
         resnet_layers=tuple(resnet["num_layers"]) if resnet else None,
         resnet_width=resnet.get("width_factor", 1.0),
     )
-    report = build.load_pretrained(network, str(FIXTURES / f"{name}.npz"), strict=True)
+    report = loading.load_pretrained(network, str(FIXTURES / f"{name}.npz"), strict=True)
     assert report.exact
     with paddle.no_grad():
         tokens = network.forward_features(paddle.to_tensor(reference["input"].transpose(0, 3, 1, 2).copy()))
@@ -142,7 +142,7 @@ def test_deit_tiny(file):
     for act, reference in expected.items():
         network = VisionTransformer(ViTSpec(**{**spec, "act": act}))
         network.eval()
-        build.load_pretrained(network, str(DEIT / file), strict=True)
+        loading.load_pretrained(network, str(DEIT / file), strict=True)
         found = logits(network, x)
         np.testing.assert_allclose(found, reference, atol=1e-3)
         assert (found.argmax(1) == reference.argmax(1)).all()
@@ -517,7 +517,7 @@ def test_position_embedding_of_another_grid(tmp_path, size, patch, grid, method)
     arrays = drawn()
     path = npz(tmp_path / "w.npz", google_names(arrays, 2))
     network = network_of(img_size=size, patch_size=patch)
-    report = build.load_pretrained(network, str(path), position=method)
+    report = loading.load_pretrained(network, str(path), position=method)
     found, old = network.pos_embed.numpy(), arrays["pos_embed"]
     table = old[0, 1:].reshape(4, 4, 16)
     if method == "bilinear":
@@ -538,7 +538,7 @@ def test_tokens_of_enlarged_pictures_stay(tmp_path, factor):
     down, across = (factor, factor) if isinstance(factor, int) else factor
     arrays = drawn()
     network = network_of(img_size=(32 * down, 32 * across), patch_size=(8 * down, 8 * across))
-    report = build.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
+    report = loading.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
     assert "patch kernel resampled" in report.adapted["patch_embed.proj.weight"]
 
     def enlarged(x):
@@ -564,7 +564,7 @@ def test_other_channels(tmp_path, theirs, ours):
     """A grey picture gives the same tokens, in however many channels it stands."""
     arrays = drawn(in_chans=theirs)
     network = network_of(in_chans=ours)
-    report = build.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
+    report = loading.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
     assert list(report.adapted) == ["patch_embed.proj.weight"]
     grey = pictures(2, 1, 32, 32)
     if (theirs, ours) == (3, 4):
@@ -580,7 +580,7 @@ def test_channels_of_a_hybrid():
         img_size=64, patch_size=1, in_chans=1, class_num=10, embed_dim=64, num_heads=4,
         resnet_layers=(1, 1, 2), resnet_width=0.5,
     )  # fmt: skip
-    report = build.load_pretrained(network, str(FIXTURES / "hybrid_mini.npz"))
+    report = loading.load_pretrained(network, str(FIXTURES / "hybrid_mini.npz"))
     assert list(report.adapted) == ["patch_embed.backbone.stem.conv.weight"]
     with np.load(FIXTURES / "hybrid_mini.npz") as file:
         expected = file["conv_root/kernel"].sum(axis=2, keepdims=True).transpose(3, 2, 0, 1)
@@ -591,7 +591,7 @@ def test_another_number_of_classes(tmp_path):
     arrays = drawn()
     network = network_of(class_num=5)
     fresh = network.head.weight.numpy().copy()
-    report = build.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
+    report = loading.load_pretrained(network, str(npz(tmp_path / "w.npz", google_names(arrays, 2))))
     assert sorted(report.initialised) == ["head.bias", "head.weight"]
     assert np.array_equal(network.head.weight.numpy(), fresh)
     rest = {n: a for n, a in values(network).items() if not n.startswith("head.")}
@@ -606,14 +606,14 @@ def test_columns_of_the_head_by_class_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     wanted = [7, 0, 15]
     network = network_of(class_num=3)
-    build.load_pretrained(network, str(tmp_path), class_names=[names[i] for i in wanted])
+    loading.load_pretrained(network, str(tmp_path), class_names=[names[i] for i in wanted])
     np.testing.assert_array_equal(logits(network), logits(with_arrays(arrays))[:, wanted])
     reversed_ = network_of()
-    report = build.load_pretrained(reversed_, str(tmp_path), class_names=names[::-1])
+    report = loading.load_pretrained(reversed_, str(tmp_path), class_names=names[::-1])
     assert not report.exact
     np.testing.assert_array_equal(reversed_.head.bias.numpy(), arrays["head.bias"][::-1])
     others = network_of()
-    report = build.load_pretrained(others, str(tmp_path), class_names=[f"other {i}" for i in range(16)])
+    report = loading.load_pretrained(others, str(tmp_path), class_names=[f"other {i}" for i in range(16)])
     assert sorted(report.initialised) == ["head.bias", "head.weight"]
 
 
@@ -621,13 +621,13 @@ def test_pre_logits_are_dropped_or_kept(tmp_path):
     arrays = drawn(**PRE_LOGITS)
     path = npz(tmp_path / "w.npz", google_names(arrays, 2))
     without = network_of(class_num=5)
-    report = build.load_pretrained(without, str(path))
+    report = loading.load_pretrained(without, str(path))
     assert set(report.ignored) == {"head0.weight", "head0.bias"}
     kept = network_of(class_num=5, **PRE_LOGITS)
-    build.load_pretrained(kept, str(path))
+    loading.load_pretrained(kept, str(path))
     assert np.array_equal(kept.head0.weight.numpy(), arrays["head0.weight"])
     anew = network_of(**PRE_LOGITS)
-    report = build.load_pretrained(anew, str(path), reset_head=True)
+    report = loading.load_pretrained(anew, str(path), reset_head=True)
     assert set(report.initialised) == {"head0.weight", "head0.bias", "head.weight", "head.bias"}
 
 
@@ -944,7 +944,7 @@ arrays = {n: a.T.copy() if a.ndim == 2 and n.endswith(".weight") else a for n, a
 save_file(arrays, sys.argv[1])
 del arrays
 network.norm.weight.set_value(np.full([768], 7.0, "float32"))
-build.load_pretrained(network, sys.argv[1])  # the first time, what Paddle sets up once
+loading.load_pretrained(network, sys.argv[1])  # the first time, what Paddle sets up once
 before, peak, assign = anonymous(), 0, build.assign
 def watched(parameter, array):
     global peak
@@ -952,7 +952,7 @@ def watched(parameter, array):
     peak = max(peak, anonymous())
 build.assign = watched
 tracemalloc.start()
-build.load_pretrained(network, sys.argv[1], strict=True)
+loading.load_pretrained(network, sys.argv[1], strict=True)
 traced = tracemalloc.get_traced_memory()[1]
 assert float(network.norm.weight.sum()) == 0.0
 print(size, peak - before, traced)

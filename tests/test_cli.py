@@ -10,10 +10,10 @@ import yaml
 
 import plsc as package
 from plsc import registry
-from plsc.build import register_all
 from plsc.cli import main
 from plsc.cli.list import _KINDS as KINDS
 from plsc.cli.main import _COMMANDS as COMMANDS
+from plsc.components import register_all
 from plsc.config import load
 from plsc.config.recipes import SHIPPED, shipped_recipes
 from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config

@@ -25,10 +25,10 @@ from plsc import config as configs
 from plsc.cli import main
 from plsc.data.datasets import Digits, ImageFolder, ImageNetDataset, WebDataset
 from plsc.data.datasets.base import Sample
-from plsc.data.inspect import THRESHOLDS, class_summary, count_above, inspect, threshold_table
 from plsc.data.parallel import each
-from plsc.data.prepare import Settings, encode, prepare, samples_of
 from plsc.data.transforms.decode import decode
+from plsc.datatools.inspect import THRESHOLDS, class_summary, count_above, inspect, threshold_table
+from plsc.datatools.prepare import Settings, encode, prepare, samples_of
 from plsc.errors import ConfigError, DataError
 from plsc.visualize import contact_sheet
 from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config
@@ -659,7 +659,7 @@ def test_the_report_does_not_depend_on_processes(flawed, monkeypatch):
     """Nor on how the work is cut."""
     data = ImageFolder(str(flawed))
     whole = inspect(data)
-    monkeypatch.setattr("plsc.data.inspect._CHUNK", 2)
+    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 2)
     told = []
     assert inspect(data, workers=2, progress=told.append) == whole == inspect(data, workers=0)
     assert sum(told) == 12
@@ -700,8 +700,8 @@ def test_labels_out_of_range_are_named():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_often_wrong_is_counted_and_its_first_named(monkeypatch, workers):
     """The first by their place in the data set, whatever process finds them first, and no more are kept."""
-    monkeypatch.setattr("plsc.data.inspect._CHUNK", 7)
-    monkeypatch.setattr("plsc.data.inspect._MOST_DAMAGED", 12)
+    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 7)
+    monkeypatch.setattr("plsc.datatools.inspect._MOST_DAMAGED", 12)
     pixels = np.zeros([2, 2, 1], "uint8")
     samples = [Sample(pixels, 5, f"{k}") if k % 2 else DataError(f"{k}: gone") for k in range(200)]
     report = inspect(Listed(samples), class_num=3, workers=workers)
@@ -711,7 +711,7 @@ def test_what_is_often_wrong_is_counted_and_its_first_named(monkeypatch, workers
 
 
 def test_the_command_line_says_that_not_all_damaged_pictures_are_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("plsc.data.inspect._MOST_DAMAGED", 25)
+    monkeypatch.setattr("plsc.datatools.inspect._MOST_DAMAGED", 25)
     (tmp_path / "ant").mkdir()
     for k in range(30):
         (tmp_path / "ant" / f"{k:02d}.jpg").write_bytes(b"")
@@ -805,7 +805,7 @@ def test_counts_above_thresholds_match_numpy_and_add_up(weights):
 
 
 def test_weighted_labels_are_tabled_over_chunks(monkeypatch):
-    monkeypatch.setattr("plsc.data.inspect._CHUNK", 2)
+    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 2)
     samples = [Sample(jpeg(k), (0, 1), f"{k}", (0.3, 0.06 * k)) for k in range(5)]
     table = inspect(Listed(samples, 2), workers=2)["thresholds"]
     assert [row["kept"] for row in table] == [1.0, 1.0, 1.0, 1.0]

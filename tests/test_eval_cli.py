@@ -11,7 +11,7 @@ import paddle
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
-from plsc import build, predictor
+from plsc import loading, predictor
 from plsc.cli import main
 from plsc.cli.eval import _common_failure
 from plsc.cli.results import Row, table, write
@@ -82,7 +82,7 @@ def refused(capsys, *arguments) -> str:
 
 def ours(weights: Path, folder: Path, pixels: int = 16):
     """(logits, labels) of a folder's pictures, the long way round: one picture at a time, no configuration."""
-    loaded = build.model_of(weights, img_size=pixels)
+    loaded = loading.model_of(weights, img_size=pixels)
     logits, labels = [], []
     for label, name in enumerate(sorted(entry.name for entry in folder.iterdir())):
         for path in sorted((folder / name).iterdir()):
@@ -485,7 +485,7 @@ def exported_as(monkeypatch, loaded):
 
 
 def as_predictor(run, **changes):
-    made = predictor.of_network(build.model_of(run))
+    made = predictor.of_network(loading.model_of(run))
     for name, value in changes.items():
         setattr(made, name, value)
     return made

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from plsc import build, predictor
 from plsc import export as exporting
+from plsc import loading, predictor
 from plsc.cli.main import main
 from plsc.config import load as load_recipe
 from plsc.data.preprocess import Preprocess
@@ -68,7 +68,7 @@ def at_size(path, height: int, width: int):
     """The model with its position embedding resized as on loading, for pictures that need not be square."""
     source = read(path)
     network = VisionTransformer(ViTSpec(**{**source.spec, "img_size": (height, width)}))
-    build.load_pretrained(network, source, strict=True, allowed=("pos_embed",))
+    loading.load_pretrained(network, source, strict=True, allowed=("pos_embed",))
     network.eval()
     return network
 
@@ -99,7 +99,7 @@ def model(models, tmp_path):
 @pytest.mark.parametrize("resolution", [None, 48])
 def test_an_export_of_one_resolution_agrees(models, tmp_path, kind, format, resolution):
     """The network that is rebuilt from the file, untouched, is the measure."""
-    expected = build.model_of(models[kind], img_size=resolution).network
+    expected = loading.model_of(models[kind], img_size=resolution).network
     loaded = predictor.load_model(models[kind], img_size=resolution)
     exporting.export(loaded, tmp_path / "out", format=format)
     run = predictor.load(tmp_path / "out").run
@@ -144,7 +144,7 @@ def test_other_architectures_agree(tmp_path, fields):
     path = write_model(tmp_path / "model.safetensors", **fields)
     size, channels = fields.get("img_size", 32), fields.get("in_chans", 3)
     batch = images(2, size, size, channels)
-    expected = dygraph(build.model_of(path).network, batch)
+    expected = dygraph(loading.model_of(path).network, batch)
     for format in ("paddle", "onnx"):
         run = exported(path, tmp_path / format, format=format).run
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
@@ -219,7 +219,7 @@ def test_deit_tiny_agrees_and_names_the_same_classes(tmp_path, capsys):
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 def test_float16_weights_are_the_rounded_ones(models, tmp_path, format, capsys):
     """Half the size, and the logits of a model whose matrices NumPy has rounded."""
-    expected = build.model_of(models["registers"]).network
+    expected = loading.model_of(models["registers"]).network
     for p in expected.parameters():
         if p.ndim > 1:
             p.set_value(p.numpy().astype("float16").astype("float32"))
@@ -313,7 +313,7 @@ def test_a_fixed_batch_is_exported_and_filled_up(models, tmp_path):
     model = predictor.load(tmp_path / "out")
     assert model.batch == 4
     batch = images(7)
-    expected = dygraph(build.model_of(models["plain"]).network, batch)
+    expected = dygraph(loading.model_of(models["plain"]).network, batch)
     np.testing.assert_allclose(model.run(batch), expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(model.run(batch[:1]), expected[:1], rtol=0, atol=1e-4)
 
@@ -358,7 +358,7 @@ def test_tools_export_keeps_the_trained_head(run_directory, tmp_path):
     done = subprocess.run(script, env=clean_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     batch = images(5, 8, 8, 1)
-    expected = dygraph(build.model_of(run_directory).network, batch)
+    expected = dygraph(loading.model_of(run_directory).network, batch)
     logits = predictor.load(tmp_path / "run" / "export" / "model.onnx").run(batch)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
@@ -391,8 +391,8 @@ def test_the_help_tells_the_checks_own_tolerance(capsys):
 def test_ema_exports_the_averaged_weights(run_directory, process_state):
     assert main(["export", "--weights", str(run_directory), "--ema", "--output", "out"]) == 0
     batch = images(2, 8, 8, 1)
-    averaged = dygraph(build.model_of(run_directory, weights="ema").network, batch)
-    raw = dygraph(build.model_of(run_directory).network, batch)
+    averaged = dygraph(loading.model_of(run_directory, weights="ema").network, batch)
+    raw = dygraph(loading.model_of(run_directory).network, batch)
     logits = predictor.load("out").run(batch)
     np.testing.assert_allclose(logits, averaged, rtol=0, atol=1e-4)
     assert np.abs(averaged - raw).max() > 1e-3

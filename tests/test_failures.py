@@ -220,7 +220,7 @@ def test_the_log_has_every_line_once(tmp_path, processes):
     assert all(name in line for name in fields)
 
 
-def test_a_second_run_in_the_same_folder_leaves_the_first_alone(tmp_path):
+def test_a_second_run_in_the_same_folder_leaves_the_first_only(tmp_path):
     """Neither an accidental second training nor a failing evaluation disturbs a run at work."""
     process, run = start(tmp_path, long_run())
     wait_for_step(run, 3)

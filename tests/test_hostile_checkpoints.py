@@ -24,7 +24,7 @@ import paddle
 import pytest
 from safetensors.numpy import save as safetensors_bytes
 
-from plsc import build, pickles
+from plsc import loading, pickles
 from plsc.errors import CheckpointError
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from tests.helpers import TINY_MODEL
@@ -318,7 +318,7 @@ def assert_refused(path, reason: str, network=None, **options) -> str:
     began = time.perf_counter()
     try:
         with within(SECONDS), pytest.raises(CheckpointError) as error:
-            build.load_pretrained(network, str(path), **options)
+            loading.load_pretrained(network, str(path), **options)
         seconds = time.perf_counter() - began
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -369,7 +369,7 @@ WRITERS = {
 def test_the_files_are_good_before_they_are_spoilt(tmp_path, kind):
     """Else every refusal below could be for another reason."""
     network = fresh_network()
-    report = build.load_pretrained(network, str(WRITERS[kind](tmp_path)), strict=True)
+    report = loading.load_pretrained(network, str(WRITERS[kind](tmp_path)), strict=True)
     assert report.exact
     assert all(np.array_equal(a, ARRAYS[name]) for name, a in values(network).items())
 
@@ -692,7 +692,7 @@ def test_a_pickle_that_claims_a_huge_length(tmp_path, opcodes, carrier):
     tracemalloc.start()
     try:
         with within(SECONDS), pytest.raises(CheckpointError, match=path.name):
-            build.load_pretrained(fresh_network(), str(path))
+            loading.load_pretrained(fresh_network(), str(path))
     finally:
         tracemalloc.stop()
 
@@ -1052,7 +1052,7 @@ def test_q_k_and_v_whole_do_load(tmp_path):
     """So the refusals above are for what is absent."""
     network = fresh_network()
     path = safetensors_file(tmp_path / "w.safetensors", _split_qkv(ARRAYS))
-    assert build.load_pretrained(network, str(path), strict=True).exact
+    assert loading.load_pretrained(network, str(path), strict=True).exact
     assert all(np.array_equal(a, ARRAYS[name]) for name, a in values(network).items())
 
 
@@ -1141,7 +1141,7 @@ def test_an_index_that_names_a_file_elsewhere(tmp_path, name):
 def test_a_damaged_index(tmp_path, weight_map):
     path = _index(tmp_path, weight_map)
     with within(SECONDS), pytest.raises(CheckpointError, match=r"index\.json|absent\.safetensors"):
-        build.load_pretrained(fresh_network(), str(path))
+        loading.load_pretrained(fresh_network(), str(path))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "5", '{"id2label": 5}', '{"id2label": [1]}', '{"hidden_act": []}'])
@@ -1156,7 +1156,7 @@ def test_a_damaged_config_beside_hugging_faces_weights(tmp_path, content):
     safetensors_file(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(content)
     try:
-        build.load_pretrained(fresh_network(), str(tmp_path))
+        loading.load_pretrained(fresh_network(), str(tmp_path))
     except CheckpointError as error:
         assert "config.json" in str(error)
 

@@ -140,8 +140,8 @@ class Toy(paddle.nn.Layer):
 
 
 def optimizer_of(model: Toy, name: str, clip=None, **arguments) -> Optimizer:
-    kernel = OPTIMIZERS.get(name).build(arguments, groups=model.groups(), multi_precision=False)
-    return Optimizer(kernel, model, clip or GradientClip())
+    inner = OPTIMIZERS.get(name).build(arguments, groups=model.groups(), multi_precision=False)
+    return Optimizer(inner, model, clip or GradientClip())
 
 
 def drawn_gradients(step: int, shapes=None) -> dict[str, np.ndarray]:
@@ -155,7 +155,7 @@ def update(model, optimizer, gradients: dict, lr: float):
     loss.backward()
     optimizer.set_lr(lr)
     norm = optimizer.clip_gradients()
-    optimizer.kernel.step()
+    optimizer.paddle_optimizer.step()
     optimizer.clear_gradients()
     return norm
 
@@ -179,7 +179,7 @@ def test_clipping_is_global_over_parameter_groups(name):
     if name == "SGD":  # its update is the learning rate times the gradient, in "free" times 0.25
         before = model.weights()
         optimizer.set_lr(1.0)
-        optimizer.kernel.step()
+        optimizer.paddle_optimizer.step()
         moved = {n: (before[n] - w) / SCALE[n.split(".")[0]] for n, w in model.weights().items()}
         assert math.sqrt(sum((m**2).sum() for m in moved.values())) == pytest.approx(1.0, rel=1e-4)
 
@@ -290,12 +290,12 @@ def test_layer_decay():
 def test_layer_decay_reaches_the_update():
     """With equal gradients and SGD the embeddings move 0.125 times as far as the head."""
     model = vit()
-    kernel = OPTIMIZERS.get("SGD").build({}, groups=parameter_groups(model, layer_decay=0.5), multi_precision=False)
-    optimizer = Optimizer(kernel, model, GradientClip())
+    inner = OPTIMIZERS.get("SGD").build({}, groups=parameter_groups(model, layer_decay=0.5), multi_precision=False)
+    optimizer = Optimizer(inner, model, GradientClip())
     before = {name: p.numpy() for name, p in model.named_parameters()}
     sum(p.sum() for p in model.parameters()).backward()
     optimizer.set_lr(0.1)
-    optimizer.kernel.step()
+    optimizer.paddle_optimizer.step()
     moved = {name: before[name] - p.numpy() for name, p in model.named_parameters()}
     np.testing.assert_allclose(moved["head.weight"], 0.1, rtol=1e-4)
     np.testing.assert_allclose(moved["blocks.1.mlp.fc1.weight"], 0.05, rtol=1e-4)
@@ -503,7 +503,7 @@ def half_update(model, optimizer, gradients: dict, lr: float):
     """One update of bfloat16 weights; the product is of float32, for Paddle adds no bfloat16 on CPU."""
     sum((p.astype("float32") * paddle.to_tensor(gradients[n])).sum() for n, p in model.named_parameters()).backward()
     optimizer.set_lr(lr)
-    optimizer.kernel.step()
+    optimizer.paddle_optimizer.step()
     optimizer.clear_gradients()
 
 
@@ -516,8 +516,8 @@ def half_toy(name: str, seed: int = 1):
     """A Toy in bfloat16 and its optimizer with float32 masters."""
     model = Toy(seed=seed)
     model.to(dtype="bfloat16")
-    kernel = OPTIMIZERS.get(name).build(dict(weight_decay=0.1), groups=model.groups(), multi_precision=True)
-    return model, Optimizer(kernel, model, GradientClip())
+    inner = OPTIMIZERS.get(name).build(dict(weight_decay=0.1), groups=model.groups(), multi_precision=True)
+    return model, Optimizer(inner, model, GradientClip())
 
 
 @pytest.mark.parametrize("name", ["LARS", "Adafactor"])

@@ -116,7 +116,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plsc as package
-from plsc import build, environment, predictor, registry
+from plsc import build, components, environment, loading, predictor, registry
 from plsc.cli import main
 from plsc.config import load
 from plsc.data.fetch import Fetcher
@@ -204,7 +204,7 @@ REGISTRIES = {name: value for name, value in vars(registry).items() if isinstanc
 
 def test_no_factory_swallows_unknown_arguments():
     """No registered factory, as the configuration sees it, has *args or **kwargs for a typing error to end in."""
-    build.register_all()
+    components.register_all()
     assert len(REGISTRIES) == 9 and all(list(r) for r in REGISTRIES.values())
     for kind, known in REGISTRIES.items():
         for name in known:
@@ -226,7 +226,7 @@ def test_epsilon_reaches_the_update(key):
         before = model.norm.bias.numpy()
         model.norm.bias.sum().backward()
         update.set_lr(0.1)
-        update.kernel.step()
+        update.paddle_optimizer.step()
         moved[epsilon] = before - model.norm.bias.numpy()
     np.testing.assert_allclose(moved[1e-8], 0.1, rtol=1e-4)
     np.testing.assert_allclose(moved[1.0], 0.05, rtol=1e-4)
@@ -382,7 +382,7 @@ def test_state_moves_between_groupings():
     single["Optimizer"] |= {"no_weight_decay": []}
     second = trainer(single)
     state, again = first.optimizer.state_dict(), second.optimizer.state_dict()
-    groups = [len(run.optimizer.kernel._param_groups) for run in (first, second)]
+    groups = [len(run.optimizer.paddle_optimizer._param_groups) for run in (first, second)]
     assert groups[0] > 1 and groups[1] == 1
     assert {key.split("|")[0] for key in state} == {name for name, _ in first.model.named_parameters()}
     assert state.keys() == again.keys()
@@ -530,7 +530,7 @@ def test_an_o2_configuration_is_exported(tmp_path):
     assert main(["train", "-c", str(config)]) == 0
     assert main(["export", "-c", str(config), "-o", "Global.pretrained_model=run"]) == 0
     images = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype("float32")
-    network = build.model_of("run").network
+    network = loading.model_of("run").network
     with paddle.no_grad():
         expected = network(paddle.to_tensor(images)).numpy()
     np.testing.assert_allclose(predictor.load("run/export").run(images), expected, atol=1e-4)
@@ -586,7 +586,7 @@ def choices(annotation) -> list:
 
 def transforms_with_every_option():
     """(name, arguments): each transform of the registry with every combination of its choices."""
-    build.register_all()
+    components.register_all()
     required = {"ResizeImage": [{"size": 12}, {"resize_short": 12}], "CenterCropImage": [{"size": 12}]}
     required |= {"RandCropImage": [{"size": 12}, {"size": (12, 10)}]}
     required |= {name: [{"size": 12}] for name in ("RandomResizedCrop", "MAERandCropImage", "InceptionCrop")}
@@ -636,7 +636,7 @@ def test_random_interpolation_draws_both(backend):
 
 def test_every_named_model_takes_an_argument_by_override():
     """-o Model.depth=1 over a model whose name says another depth."""
-    build.register_all()
+    components.register_all()
     tree = small()
     fields = {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 8, "patch_size": 4, "in_chans": 1}
     for name in registry.MODELS:

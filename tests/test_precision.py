@@ -101,21 +101,21 @@ def warnings():
     logger.removeHandler(handler)
 
 
-def kernel_of(*parameters):
-    """An optimizer's kernel that counts its own steps."""
-    kernel = SimpleNamespace(parameters=list(parameters), steps=0)
+def paddle_optimizer(*parameters):
+    """A Paddle optimizer that counts its own steps."""
+    inner = SimpleNamespace(parameters=list(parameters), steps=0)
 
     def step():
-        kernel.steps += 1
+        inner.steps += 1
 
-    kernel.step = step
-    return kernel
+    inner.step = step
+    return inner
 
 
 def optimizer_of(**gradients):
-    """As plsc.optim.Optimizer: named parameters and the kernel over them."""
+    """As plsc.optim.Optimizer: named parameters and the Paddle optimizer over them."""
     named = [(name, SimpleNamespace(grad=paddle.to_tensor(g))) for name, g in gradients.items()]
-    return SimpleNamespace(named=named, kernel=kernel_of(*(p for _, p in named)))
+    return SimpleNamespace(named=named, paddle_optimizer=paddle_optimizer(*(p for _, p in named)))
 
 
 # -- decorate and auto_cast ---------------------------------------------------------------
@@ -128,11 +128,11 @@ def test_o2_decorates_model_and_optimizer(amp, dtype, master_weight, master_grad
     precision = Precision(fp16, on_cpu=False)
     assert precision.active
     assert precision.keeps_masters is master_weight
-    assert precision.decorate("model", "kernel") == ("model", "kernel")
+    assert precision.decorate("model", "optimizer") == ("model", "optimizer")
     assert amp.calls["decorate"] == [
         dict(
             models="model",
-            optimizers="kernel",
+            optimizers="optimizer",
             level="O2",
             dtype=dtype,
             master_weight=master_weight,
@@ -153,7 +153,7 @@ def test_o1_casts_in_operations_only(amp, dtype):
     precision = Precision(FP16(level="O1", dtype=dtype), on_cpu=False)
     assert precision.active
     assert not precision.keeps_masters
-    assert precision.decorate("model", "kernel") == ("model", "kernel")
+    assert precision.decorate("model", "optimizer") == ("model", "optimizer")
     assert amp.calls["decorate"] == []
     assert precision.autocast() == "the context"
     assert amp.calls["auto_cast"] == [
@@ -176,7 +176,7 @@ def test_float32_asks_nothing_of_amp(amp, warnings, fp16, on_cpu):
     precision = Precision(fp16, on_cpu=on_cpu)
     assert not precision.active
     assert not precision.keeps_masters
-    assert precision.decorate("model", "kernel") == ("model", "kernel")
+    assert precision.decorate("model", "optimizer") == ("model", "optimizer")
     with precision.autocast():
         pass
     assert amp.calls == {"decorate": [], "auto_cast": []}
@@ -192,7 +192,7 @@ def test_on_cpu_one_warning_and_float32(amp, warnings, level, dtype):
     assert not precision.active
     assert not precision.keeps_masters
     assert precision.scaler is None
-    assert precision.decorate("model", "kernel") == ("model", "kernel")
+    assert precision.decorate("model", "optimizer") == ("model", "optimizer")
     with precision.autocast():
         pass
     assert amp.calls == {"decorate": [], "auto_cast": []}
@@ -268,7 +268,7 @@ def test_bfloat16_has_no_loss_scale(amp):
     precision.unscale(optimizer)
     assert optimizer.named[0][1].grad.tolist() == [2.0]
     precision.step(optimizer)
-    assert optimizer.kernel.steps == 1
+    assert optimizer.paddle_optimizer.steps == 1
     assert precision.loss_scale is None
     assert precision.state_dict() == {}
     precision.load_state_dict({})
@@ -293,9 +293,9 @@ def test_order_of_unscaling_and_step(amp):
     precision.unscale(optimizer)
     assert optimizer.named[0][1].grad.tolist() == [2.0]
     precision.step(optimizer)
-    kernel = optimizer.kernel
-    assert precision.scaler.journal == [("unscale", kernel), ("step", kernel), ("update", None)]
-    assert kernel.steps == 0  # the scaler steps it, not we
+    inner = optimizer.paddle_optimizer
+    assert precision.scaler.journal == [("unscale", inner), ("step", inner), ("update", None)]
+    assert inner.steps == 0  # the scaler steps it, not we
 
 
 def test_no_unscale_list_keeps_the_scale(amp):

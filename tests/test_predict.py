@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.utils.extmath import softmax
 
-from plsc import build, predictor
 from plsc import export as exporting
+from plsc import loading, predictor
 from plsc.cli.main import main
 from plsc.cli.predict import _natural
 from plsc.data.device import DeviceInput
@@ -68,7 +68,7 @@ def by_hand(weights: str, path) -> np.ndarray:
     pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)), "float64")
     image = ((pixels / 255 - 0.4) / 0.25).transpose(2, 0, 1)[np.newaxis].astype("float32")
     with paddle.no_grad():
-        logits = build.model_of(weights).network(paddle.to_tensor(image)).numpy()
+        logits = loading.model_of(weights).network(paddle.to_tensor(image)).numpy()
     return softmax(logits.astype("float64"))[0]
 
 
@@ -156,7 +156,7 @@ def test_a_run_directory_predicts_with_its_own_classes(picture_tree, capsys):
 def test_another_resolution_resizes_positions_and_pictures(forms, pictures, capsys):
     picture = pictures / "a" / "1.png"
     (record,) = predicted(capsys, "--weights", forms["checkpoint"], "--resolution", 48, "--topk", 3, picture)
-    loaded = build.model_of(forms["checkpoint"], img_size=48)
+    loaded = loading.model_of(forms["checkpoint"], img_size=48)
     pixels = loaded.preprocess(picture.read_bytes())
     assert pixels.shape == (48, 48, 3)
     with paddle.no_grad():
@@ -193,7 +193,7 @@ def test_a_recipe_says_what_foreign_weights_do_not(tmp_path, capsys):
     tree["Model"]["num_heads"] = 4
     recipe = write_config(Path("recipe.yaml"), tree)
     (record,) = predicted(capsys, "--weights", "foreign.safetensors", "-c", recipe, "digit.png")
-    network = build.model_of(path).network
+    network = loading.model_of(path).network
     pixels = np.asarray(Image.open("digit.png"), "float32")[np.newaxis, np.newaxis]
     with paddle.no_grad():
         expected = network(paddle.to_tensor((pixels / 255 - 0.5) / 0.5)).numpy()[0]

@@ -1,4 +1,4 @@
-"""Imports point one way: cli → engine, predictor, export, visualize → build → the rooms → what all share."""
+"""Imports point one way: cli → engine, predictor, export, visualize → loading, build → the rooms → what all share."""
 
 import ast
 from pathlib import Path
@@ -12,16 +12,19 @@ ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "config"}
 ALLOWED = {
     **dict.fromkeys(SHARED, SHARED),
     **dict.fromkeys(ROOMS, SHARED),
+    "components": ROOMS,
+    "datatools": SHARED | {"data"},
     "build": SHARED | ROOMS,
+    "loading": SHARED | ROOMS | {"build"},
     "runtimes": SHARED,
-    "predictor": SHARED | ROOMS | {"build", "runtimes"},
-    "export": SHARED | ROOMS | {"build", "runtimes", "predictor"},
-    "engine": SHARED | ROOMS | {"build"},
-    "visualize": SHARED | ROOMS | {"build", "runtimes", "predictor"},
+    "predictor": SHARED | ROOMS | {"build", "loading", "runtimes"},
+    "export": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
+    "engine": SHARED | ROOMS | {"build", "loading"},
+    "visualize": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
 }
 # each with its reason
 EXCEPTIONS = {
-    ("config", "build"),  # factories are registered when a configuration is checked
+    ("config", "components"),  # factories are registered when a configuration is checked
 }
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.utils.extmath import softmax
 
-from plsc import build, predictor, runtimes
+from plsc import build, loading, predictor, runtimes
 from plsc import export as exporting
 from plsc.cli import eval as evaluation
 from plsc.cli import eval_plan, main
@@ -27,7 +27,7 @@ from plsc.engine.evaluator import Evaluator
 from plsc.errors import CheckpointError, ConfigError
 from plsc.metrics import ECE, F1
 from plsc.models import VisionTransformer, ViTSpec
-from plsc.visualize import loading, position
+from plsc.visualize import position, subject
 from plsc.weights import read, write
 from plsc.weights.processor import from_processor
 from tests.helpers import TINY_MODEL, metrics, plsc, tiny_digits, write_config
@@ -86,23 +86,23 @@ def test_a_recipe_of_another_model_is_refused(tmp_path, fields, asked):
     path = write_model(tmp_path / "own.safetensors", **fields)
     [(name, value)] = asked.items()
     own = {**dataclasses.asdict(ViTSpec(num_heads=2)), **fields}[name]
-    build.model_of(path, config=recipe(**{name: own}))
+    loading.model_of(path, config=recipe(**{name: own}))
     with pytest.raises(CheckpointError) as refused:
-        build.model_of(path, config=recipe(**asked))
+        loading.model_of(path, config=recipe(**asked))
     told = str(refused.value)
     assert "own.safetensors" in told and f"{name} {own!r}, the model has {value!r}" in told
     assert f"-o Model.{name}={json.dumps(own)}" in told
     changed = load("other.yaml", [f"Model.{name}={json.dumps(own)}"])
-    assert getattr(build.model_of(path, config=changed).network.spec, name) == own, "the remedy helps"
+    assert getattr(loading.model_of(path, config=changed).network.spec, name) == own, "the remedy helps"
 
 
 def test_another_model_only_warns_where_training_starts_from_it(tmp_path, caplog):
     path = write_model(tmp_path / "own.safetensors")
     network = VisionTransformer(ViTSpec(**{**read(path).spec, "num_heads": 4}))
-    assert build.load_pretrained(network, str(path)).exact
+    assert loading.load_pretrained(network, str(path)).exact
     assert "num_heads 2, the model has 4" in caplog.text
     caplog.clear()
-    build.load_pretrained(VisionTransformer(ViTSpec(**read(path).spec)), str(path))
+    loading.load_pretrained(VisionTransformer(ViTSpec(**read(path).spec)), str(path))
     assert not caplog.text
 
 
@@ -123,8 +123,8 @@ def test_hugging_faces_config_states_and_timm_guesses(tmp_path):
     assert "depth" not in folder.stated and "num_heads" not in read(tmp_path / "timm").stated
     asked = recipe(embed_dim=48, num_heads=4)
     with pytest.raises(CheckpointError, match="num_heads 3, the model has 4"):
-        build.model_of(tmp_path / "huggingface", config=asked)
-    assert build.model_of(tmp_path / "timm", config=asked).network.spec.num_heads == 4
+        loading.model_of(tmp_path / "huggingface", config=asked)
+    assert loading.model_of(tmp_path / "timm", config=asked).network.spec.num_heads == 4
 
 
 def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
@@ -133,7 +133,7 @@ def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
     write(read(tmp_path / "timm"), "safetensors", tmp_path / "back.safetensors")
     back = read(tmp_path / "back.safetensors")
     assert "num_heads" in back.spec and "num_heads" not in back.stated and back.stated["class_token"] is True
-    assert build.model_of(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network
+    assert loading.model_of(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network
     assert read(path).stated == read(path).spec
 
 
@@ -177,7 +177,7 @@ def test_a_recipe_is_used_where_weights_say_nothing(forms, caplog):
     own = read(forms["checkpoint"])
     own.preprocess = None
     write(own, "safetensors", "bare.safetensors")
-    loaded = build.model_of("bare.safetensors", config=recipe())
+    loaded = loading.model_of("bare.safetensors", config=recipe())
     assert loaded.preprocess.resize == 60 and not loaded.preprocess.rgb and not caplog.text
     shutil.copytree(forms["onnx"], "export")
     Path("export/preprocess.json").unlink()
@@ -190,7 +190,7 @@ def test_the_same_preprocessing_is_no_warning_at_another_resolution(forms, caplo
     transforms[0] = {"DecodeImage": None}
     transforms[1] = {"ResizeImage": {"resize_short": 36, "interpolation": "bicubic", "backend": "pil"}}
     transforms[3] = {"NormalizeImage": {"mean": [0.4] * 3, "std": [0.25] * 3}}
-    loaded = build.model_of(forms["checkpoint"], img_size=48, config=recipe(transforms=transforms))
+    loaded = loading.model_of(forms["checkpoint"], img_size=48, config=recipe(transforms=transforms))
     assert (loaded.preprocess.resize, loaded.preprocess.crop) == (54, (48, 48)) and not caplog.text
     exporting.export(loaded, "export", format="onnx")
     assert predictor.load("export", config=recipe(transforms=transforms)).preprocess == loaded.preprocess
@@ -237,14 +237,14 @@ OWN = Preprocess(
 
 
 def test_a_run_without_evaluation_keeps_the_recipes_preprocessing(run):
-    assert build.model_of(run).preprocess == OWN
+    assert loading.model_of(run).preprocess == OWN
 
 
 def test_a_run_without_evaluation_data_keeps_the_size_and_channels_of_training(run, picture_tree):
     tree = run_tree(picture_tree, "alone")
     del tree["DataLoader"]["Eval"]
     assert main(["train", "-c", str(write_config(Path("c.yaml"), tree))]) == 0
-    assert build.model_of("alone").preprocess == dataclasses.replace(
+    assert loading.model_of("alone").preprocess == dataclasses.replace(
         OWN, resize=(16, 16), crop=None, interpolation="bicubic", backend="pil"
     )
 
@@ -349,7 +349,7 @@ def test_a_pair_of_equal_sides_is_square(tmp_path):
     preprocess = Preprocess(resize=36, crop=(32, 32))
     path = write_model(tmp_path / "own.safetensors", img_size=(32, 32), preprocess=preprocess)
     larger = Preprocess(resize=54, crop=(48, 48))
-    assert build.model_of(path, img_size=48).preprocess == larger
+    assert loading.model_of(path, img_size=48).preprocess == larger
     asked = recipe(img_size=[32, 32])
     assert build.recipe_preprocess(asked, 32).resize == 60 and build.recipe_preprocess(asked, 48).resize == 90
     eval_plan._set_resolution(asked, 48)
@@ -362,9 +362,9 @@ def test_a_pair_of_equal_sides_is_square(tmp_path):
 def test_different_sides_have_no_other_resolution(tmp_path):
     preprocess = Preprocess(resize=(32, 48))
     path = write_model(tmp_path / "own.safetensors", img_size=(32, 48), preprocess=preprocess)
-    assert build.model_of(path).preprocess == preprocess
+    assert loading.model_of(path).preprocess == preprocess
     with pytest.raises(CheckpointError, match="32x48 pixels; another resolution needs a square one"):
-        build.model_of(path, img_size=64)
+        loading.model_of(path, img_size=64)
     exporting.export(predictor.load_model(path), "free", format="onnx", dynamic=True)
     with pytest.raises(CheckpointError, match="32x48 pixels; another resolution needs a square one"):
         predictor.load("free", img_size=64)
@@ -494,11 +494,11 @@ def test_a_position_embedding_is_resized_as_its_run_says(run, picture_tree):
     del tree["Global"]["position_embedding"]
     silent = load(str(write_config(Path("silent.yaml"), tree)))
     for config in (None, silent, load(str(run / "config.yaml"))):
-        loaded = build.model_of(run, img_size=24, config=config)
+        loaded = loading.model_of(run, img_size=24, config=config)
         assert loaded.position == "bilinear"
         np.testing.assert_allclose(loaded.network.pos_embed.numpy()[0, 1:], expected, atol=1e-5)
     said = load("silent.yaml", ["Global.position_embedding=bicubic"])
-    loaded = build.model_of(run, img_size=24, config=said)
+    loaded = loading.model_of(run, img_size=24, config=said)
     assert loaded.position == "bicubic"
     assert np.abs(loaded.network.pos_embed.numpy()[0, 1:] - expected).max() > 1e-3
 
@@ -514,7 +514,7 @@ def test_a_bilinear_embedding_is_drawn_and_called_so(run, monkeypatch):
     np.testing.assert_allclose(
         np.asarray(axis.images[0].get_array())[:6, :6], (unit @ unit[0]).reshape(6, 6), atol=1e-4
     )
-    assert loading.open_weights(str(run)).position == "bilinear"
+    assert subject.open_weights(str(run)).position == "bilinear"
 
 
 def test_a_dynamic_export_of_a_bilinear_embedding_is_refused(run, capsys):
@@ -581,7 +581,7 @@ def test_onnxruntime_is_given_the_devices_number(monkeypatch, device, number):
 )
 def test_an_image_processor_comes_back_as_it_was(tmp_path, preprocess):
     write(read(write_model(tmp_path / "own.safetensors", preprocess=preprocess)), "huggingface", "folder")
-    assert build.model_of("folder").preprocess == preprocess
+    assert loading.model_of("folder").preprocess == preprocess
 
 
 GOOGLES = {  # as google/vit-base-patch16-224 has it

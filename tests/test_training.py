@@ -229,7 +229,7 @@ def test_every_optimizer_learns(tmp_path, optimizer):
         seen.append(loss.item())
         update.set_lr(rate)
         update.clip_gradients()
-        update.kernel.step()
+        update.paddle_optimizer.step()
         update.clear_gradients()
     assert seen[-1] < 0.8 * seen[0], seen
 

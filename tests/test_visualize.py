@@ -35,7 +35,6 @@ from plsc.visualize import (
     curves,
     distance,
     filters,
-    loading,
     patches,
     pictures,
     position,
@@ -43,6 +42,7 @@ from plsc.visualize import (
     schedule,
     sheet,
 )
+from plsc.visualize.subject import open_weights, read_pictures
 from tests.helpers import CHECKOUT, SHARED, clean_environment, plsc, tiny_digits, write_config
 
 SMALL = dict(img_size=32, patch_size=8, class_num=3, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0)
@@ -600,7 +600,7 @@ def test_position_embedding_is_resized_as_when_it_is_loaded(here, figures):
     network = a_model()
     weights = write_weights("model.safetensors", network)
     assert main(["visualize", "position", "--weights", weights, "--resolution", "48"]) == 0
-    loaded = loading.open_weights(weights, resolution=48).network.pos_embed.numpy()[0, 1:]
+    loaded = open_weights(weights, resolution=48).network.pos_embed.numpy()[0, 1:]
     drawn = figures[0].subfigs[0].axes[1].images[0].get_array()
     expected = sklearn_cosine_similarity(loaded).reshape(6, 6, 6, 6)
     np.testing.assert_allclose(np.asarray(drawn)[7:13, 14:20], expected[1, 2], atol=1e-5)  # tile (1, 2), gaps of 1
@@ -948,11 +948,11 @@ OBJECTS = {
 def test_rollout_of_a_trained_model_falls_on_the_object():
     """DeiT-Tiny gives the object's box more than an even share, and more than it gives the boxes of other pictures."""
     weights = SHARED / "weights" / "deit_tiny_patch16_224" / "timm.safetensors"
-    subject = loading.open_weights(str(weights), config=load("DeiT_tiny_patch16_224_eval"))
+    subject = open_weights(str(weights), config=load("DeiT_tiny_patch16_224_eval"))
     folder = SHARED / "data" / "imagenette" / "val"
     files = [folder / name.split("_")[0] / f"{name}.JPEG" for name in OBJECTS]
     gains = []
-    for picture in loading.read_pictures(subject, files):
+    for picture in read_pictures(subject, files):
         (patch_map,) = attention.View(subject.spec).maps(attention.look(subject.network, subject.preprocess, picture))
         of_pixels = np.kron(patch_map, np.ones([16, 16]))
         gains.append([of_pixels[top:bottom, left:right].mean() for left, top, right, bottom in OBJECTS.values()])

@@ -90,7 +90,7 @@ def _prepare_arguments(parser):
 
 
 def _prepare(arguments) -> int:
-    from plsc.data.prepare import MANIFEST, Settings, prepare, samples_of
+    from plsc.datatools.prepare import MANIFEST, Settings, prepare, samples_of
 
     data, source, _ = _source(arguments)
     size, megabytes = _shard_size(arguments.shard_size)
@@ -142,7 +142,7 @@ def _check_arguments(parser):
 
 
 def _check(arguments) -> int:
-    from plsc.data.inspect import inspect
+    from plsc.datatools.inspect import inspect
 
     output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
     data, source, class_num = _source(arguments)

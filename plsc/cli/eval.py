@@ -169,8 +169,8 @@ def _common_failure(world, error: str | None) -> str | None:
     if world.size == 1:
         return error
     if world.on_cpu:
-        world.meet()
-    failed = world.max(paddle.to_tensor([int(error is not None)])).item()
+        world.barrier()
+    failed = world.all_reduce_max(paddle.to_tensor([int(error is not None)])).item()
     if failed and error is None:
         return "another process could not prepare it; the reason is in that process's output"
     return error
@@ -219,7 +219,7 @@ def _network(row, config, feed, arguments, *, on_cpu: bool):
     """(what maps pictures to logits, its classes' names or None, what it says of its activation or None)."""
     import paddle
 
-    from plsc import build, predictor
+    from plsc import build, loading, predictor
     from plsc.engine import tracking
     from plsc.weights import read
 
@@ -233,24 +233,24 @@ def _network(row, config, feed, arguments, *, on_cpu: bool):
         return _exported_network(exported, config, feed), exported.class_names, exported.activation
     source = read(path, part)
     model = build.model(config)
-    report = build.load_pretrained(
+    report = loading.load_pretrained(
         model,
         source,
         strict=True,
         allowed=("pos_embed",) if resized else (),
         class_names=feed.data.class_names,
-        position=build.position_method(config, source),
+        position=loading.position_method(config, source),
     )
     for name, how in report.adapted.items():
         tracking.log.info("%s: %s", name, how)
-    _warn_of_preprocess(source.path, build.own_preprocess(source, resized), feed)
+    _warn_of_preprocess(source.path, loading.own_preprocess(source, resized), feed)
     return model, source.class_names, source.activation
 
 
 def _warn_of_preprocess(path, own, feed):
-    from plsc import build
+    from plsc import loading
 
-    build.warn_of_preprocess(path, own, feed.preprocess, used="the recipe's is measured")
+    loading.warn_of_preprocess(path, own, feed.preprocess, used="the recipe's is measured")
 
 
 def _exported_network(exported, config, feed):

@@ -48,7 +48,7 @@ def _components(kind: str):
 
     environment.prepare()
     environment.import_paddle()
-    from plsc.build import register_all
+    from plsc.components import register_all
 
     register_all()
     entries = getattr(registry, kind.upper())

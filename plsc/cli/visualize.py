@@ -86,11 +86,12 @@ def _attention(arguments, output):
     if arguments.layer is not None and arguments.by != "head":
         raise ConfigError("--layer goes with --by head")
     subject = _opened(arguments, resolution=arguments.resolution, class_names=arguments.class_names)
-    from plsc.visualize import attention, loading
+    from plsc.visualize import attention
+    from plsc.visualize.subject import read_pictures
 
     view = attention.View(subject.spec, by=arguments.by, layer=arguments.layer, raw=arguments.raw)
     view.check(pictures=len(arguments.images))
-    return attention.draw_attention(subject, view, loading.read_pictures(subject, arguments.images), output)
+    return attention.draw_attention(subject, view, read_pictures(subject, arguments.images), output)
 
 
 # -- position and filters -----------------------------------------------------------------
@@ -104,12 +105,13 @@ def _position_arguments(parser):
 
 def _position(arguments, output):
     subject = _opened(arguments)
-    from plsc.visualize import distance, loading, position
+    from plsc.visualize import distance, position
+    from plsc.visualize.subject import read_pictures
 
     resized = position.resized_spec(subject.spec, arguments.resolution)
     distances = None
     if arguments.images:
-        pictures = loading.read_pictures(subject, arguments.images)
+        pictures = read_pictures(subject, arguments.images)
         distances = distance.measure(subject.network, subject.preprocess, pictures)
     else:
         print("name picture files, too, to see how far across them each head looks")
@@ -149,9 +151,10 @@ def _patches(arguments, output):
         subject = _opened(arguments, resolution=arguments.resolution)
     else:
         subject = _opened_recipe(arguments)
-    from plsc.visualize import loading, patches
+    from plsc.visualize import patches
+    from plsc.visualize.subject import read_pictures
 
-    return patches.draw_patches(subject, loading.read_pictures(subject, arguments.images), output)
+    return patches.draw_patches(subject, read_pictures(subject, arguments.images), output)
 
 
 # -- curves -------------------------------------------------------------------------------
@@ -214,14 +217,14 @@ def _add_pictures(parser, *, count: str, what: str):
 
 
 def _opened(arguments, **options):
-    """The model of --weights or -c on its device, to be drawn: plsc.visualize.loading.open_weights with `options`."""
+    """The model of --weights or -c on its device, to be drawn: plsc.visualize.subject.open_weights with `options`."""
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "draw")
     device = config.Global.device if config else "auto"
     environment.prepare(device=device)
     environment.import_paddle()
     from plsc.engine.distributed import select_device
-    from plsc.visualize.loading import open_weights
+    from plsc.visualize.subject import open_weights
 
     select_device(device)
     subject = open_weights(weights, ema=arguments.ema, config=config, **options)
@@ -232,7 +235,7 @@ def _opened(arguments, **options):
 def _opened_recipe(arguments):
     """The model of -c without weights, to be drawn."""
     config = optional_config(arguments)
-    from plsc.visualize.loading import open_recipe
+    from plsc.visualize.subject import open_recipe
 
     return open_recipe(arguments.config, config, resolution=arguments.resolution)
 

@@ -386,7 +386,7 @@ SECTIONS = (
 
 def check(source: Source) -> Config:
     """Check a whole tree. Raises one ConfigError with every problem found."""
-    from plsc.build import register_all
+    from plsc.components import register_all
 
     register_all()
     c = _Checker(source)

@@ -33,5 +33,5 @@ class GradientSums:
             if total is not None:
                 gradient.add_(total)
             if self._world.size > 1:
-                self._world.sum(gradient)
+                self._world.all_reduce(gradient)
                 gradient.scale_(1.0 / self._world.size)

@@ -74,19 +74,19 @@ class World:
     def on_cpu(self) -> bool:
         return self.device == "cpu"
 
-    def sum(self, tensor):
+    def all_reduce(self, tensor):
         """The tensor summed over processes, in place where there are several."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, tensor):
+    def all_reduce_max(self, tensor):
         """The tensor's largest over processes, in place where there are several."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
-    def share(self, value):
+    def broadcast(self, value):
         """The first process's `value` (any picklable object), on every process."""
         if self.size == 1:
             return value
@@ -95,8 +95,8 @@ class World:
         return box[0]
 
     @contextlib.contextmanager
-    def first_alone(self):
-        """The first process runs the block, the others wait: `with world.first_alone() as mine: if mine: …`.
+    def first_only(self):
+        """The first process runs the block, the others wait: `with world.first_only() as mine: if mine: …`.
 
         They wait outside any collective, which gloo would end after 30 seconds.
         """
@@ -104,17 +104,17 @@ class World:
         if self.size == 1:
             return
         self._calls += 1
-        key = f"plsc/first_alone/{self._calls}"
+        key = f"plsc/first_only/{self._calls}"
         if self.is_first:
             compat.global_tcp_store().add(key, 1)
         else:
             self._wait_for(key, 1)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here, without a collective."""
         if self.size > 1:
             self._calls += 1
-            key = f"plsc/meet/{self._calls}"
+            key = f"plsc/barrier/{self._calls}"
             compat.global_tcp_store().add(key, 1)
             self._wait_for(key, self.size)
 
@@ -136,7 +136,7 @@ class World:
     def parallel(self, model):
         """The model for data-parallel training: gradients are averaged while backward still runs."""
         if self.on_cpu:
-            self.meet()  # gloo would end the first broadcast after 30 seconds
+            self.barrier()  # gloo would end the first broadcast after 30 seconds
         return paddle.DataParallel(model) if self.size > 1 else model
 
     def accumulating(self, network):

@@ -110,12 +110,12 @@ class Evaluator:
         if stopped:
             return None
         if self.world.on_cpu:
-            self.world.meet()
+            self.world.barrier()
         metrics = (mean, *self.metrics)
         for metric in metrics:
-            metric.reduce(self.world.sum)
+            metric.reduce(self.world.all_reduce)
         # apart from the sums: a figure that takes long must not keep others waiting in a collective
         result = {name: value for metric in metrics for name, value in metric.compute().items()}
         if self.world.on_cpu:
-            self.world.meet()
+            self.world.barrier()
         return {**result, "samples": mean.samples}

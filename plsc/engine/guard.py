@@ -27,7 +27,7 @@ class FiniteGuard:
     def check(self, trainer) -> None:
         """Raise TrainingError where any process met such a step. A collective; reads from the device."""
         # the largest over processes: gradients are shared, so a bad step is bad everywhere
-        first = int(trainer.world.max(self._first.clone()).item())
+        first = int(trainer.world.all_reduce_max(self._first.clone()).item())
         if first == 0:
             return
         kept = trainer.checkpoints.find("latest") if trainer.step else None

@@ -71,15 +71,15 @@ class Precision:
         """
         return self.active and self.fp16.level == "O2" and self.fp16.master_grad
 
-    def decorate(self, model, kernel=None):
+    def decorate(self, model, paddle_optimizer=None):
         """Cast the model for O2, and tell the optimizer; returns both."""
         if not self.active or self.fp16.level != "O2":
-            return model, kernel
-        if kernel is None:
+            return model, paddle_optimizer
+        if paddle_optimizer is None:
             return paddle.amp.decorate(models=model, level="O2", dtype=self.fp16.dtype), None
         return paddle.amp.decorate(
             models=model,
-            optimizers=kernel,
+            optimizers=paddle_optimizer,
             level="O2",
             dtype=self.fp16.dtype,
             master_weight=self.fp16.master_weight,
@@ -105,7 +105,7 @@ class Precision:
         """Divide the gradients by the loss scale, once per update and before clipping."""
         if self.scaler is None:
             return
-        self.scaler.unscale_(optimizer.kernel)
+        self.scaler.unscale_(optimizer.paddle_optimizer)
         kept = self.fp16.GradScaler.no_unscale_list
         for name, parameter in optimizer.named if kept else ():
             if parameter.grad is not None and any(part in name for part in kept):
@@ -118,9 +118,9 @@ class Precision:
             TrainingError: max_skipped_updates in a row were skipped.
         """
         if self.scaler is None:
-            optimizer.kernel.step()
+            optimizer.paddle_optimizer.step()
             return
-        self.scaler.step(optimizer.kernel)
+        self.scaler.step(optimizer.paddle_optimizer)
         self.scaler.update()
         if not compat.found_inf(self.scaler):
             self.skipped_in_a_row = 0

@@ -58,17 +58,17 @@ def check_shared(folder: Path, world) -> None:
     """Raise ConfigError where a process on another node does not see the first one's run directory."""
     if world.size == 1:
         return
-    name = world.share(f".seen-{uuid.uuid4().hex}" if world.is_first else None)
+    name = world.broadcast(f".seen-{uuid.uuid4().hex}" if world.is_first else None)
     path = Path(folder) / name
     if world.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    world.meet()
+    world.barrier()
     until = time.monotonic() + _SEEN_SECONDS
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.2)  # network file systems show new files late
     seen = path.exists()
-    world.meet()
+    world.barrier()
     if world.is_first:
         path.unlink()
     if not seen:

@@ -56,7 +56,7 @@ class StopRequest:
         now = time.monotonic()
         pace = 0.0 if self._last_vote is None else (now - self._last_vote[1]) / (self._tick - self._last_vote[0])
         self._last_vote = (self._tick, now)
-        vote = self._world.max(paddle.to_tensor([float(self.signal or 0), pace], dtype="float64"))
+        vote = self._world.all_reduce_max(paddle.to_tensor([float(self.signal or 0), pace], dtype="float64"))
         number, pace = vote.tolist()
         interval = 1 if pace == 0.0 else max(1, min(_MOST_TICKS, math.floor(_POLL_SECONDS / pace)))
         self._next_vote = self._tick + interval

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from plsc import build, compat
+from plsc import build, compat, loading
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.engine import blocks, checkpoint, run_directory
@@ -51,7 +51,7 @@ class Trainer:
         g = config.Global
         self.output_dir = Path(g.output_dir)
         run_directory.check_shared(self.output_dir, world)
-        start = world.share(self._starting_point())
+        start = world.broadcast(self._starting_point())
         saved = checkpoint.read(start) if start else None
         if saved and saved.trainer["seed"] != g.seed:
             log.warning("the order of samples continues with the checkpoint's seed %d", saved.trainer["seed"])
@@ -91,7 +91,7 @@ class Trainer:
         self.model = build.model(config)
         if g.pretrained_model and not saved:
             try:
-                report = build.load_pretrained(
+                report = loading.load_pretrained(
                     self.model,
                     g.pretrained_model,
                     reset_head=g.finetune,
@@ -109,7 +109,9 @@ class Trainer:
             raise config.error(("Optimizer", "freeze"), str(error)) from error
         self.optimizer = build.optimizer(config, self.model, self.precision.keeps_masters)
         exact = {name: to_numpy(p) for name, p in self.optimizer.named} if self.precision.keeps_masters else {}
-        self.model, self.optimizer.kernel = self.precision.decorate(self.model, self.optimizer.kernel)
+        self.model, self.optimizer.paddle_optimizer = self.precision.decorate(
+            self.model, self.optimizer.paddle_optimizer
+        )
         if exact:  # else Paddle would make the masters of weights that half precision has rounded
             self.optimizer.create_state()
             self.optimizer.assign_masters(exact)
@@ -265,14 +267,14 @@ class Trainer:
         self.guard.check(self)
         values = {}
         for metric in (self.mean_loss, *self.metrics):
-            metric.reduce(self.world.sum)
+            metric.reduce(self.world.all_reduce)
             values.update(metric.compute())
             metric.reset()
         speed = self.meter.read()
         seconds_left = speed.pop("seconds_per_step") * (self.total_steps - self.step)
         self.precision.limit_loss_scale()
         memory = compat.peak_memory_bytes(self.world.device)
-        skipped = int(self.world.sum(paddle.to_tensor([self.train.loader.skipped], dtype="int64")).item())
+        skipped = int(self.world.all_reduce(paddle.to_tensor([self.train.loader.skipped], dtype="int64")).item())
         record = {
             **values,
             "lr": self.schedule(self.step - 1),
@@ -345,7 +347,7 @@ class Trainer:
         if self.saved_step == self.step:
             return
         self.guard.check(self)
-        with self.meter.pause(), self.world.first_alone() as mine:
+        with self.meter.pause(), self.world.first_only() as mine:
             if mine:
                 path = self._write_checkpoint()
                 self.checkpoints.point("latest", self.step)

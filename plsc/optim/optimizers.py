@@ -6,8 +6,8 @@ Paddle's own grad_clip and schedulers are never used: it clips each parameter gr
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.optim.kernels import Adafactor as _Adafactor
-from plsc.optim.kernels import Lars as _Lars
+from plsc.optim.extra_optimizers import Adafactor as _Adafactor
+from plsc.optim.extra_optimizers import Lars as _Lars
 from plsc.registry import OPTIMIZERS
 
 _SUPPLIED = ("groups", "multi_precision")

@@ -20,24 +20,24 @@ class Optimizer:
     process has built; here it is `blocks.0.attn.qkv.weight|moment1`.
     """
 
-    def __init__(self, kernel, model, clip: GradientClip):
-        self.kernel = kernel
+    def __init__(self, paddle_optimizer, model, clip: GradientClip):
+        self.paddle_optimizer = paddle_optimizer
         self.clip = clip
         self.named = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
 
     def set_lr(self, lr: float) -> None:
-        self.kernel.set_lr(lr)
+        self.paddle_optimizer.set_lr(lr)
 
     def clip_gradients(self):
         """Clip in place; returns the global norm before, a scalar on the device."""
         return self.clip(self.named)
 
     def clear_gradients(self) -> None:
-        self.kernel.clear_grad(set_to_zero=False)
+        self.paddle_optimizer.clear_grad(set_to_zero=False)
 
     def weights(self) -> dict:
         """Name → the tensor that the optimizer really updates: the float32 master where there is one."""
-        masters = getattr(self.kernel, "_master_weights", None) or {}
+        masters = getattr(self.paddle_optimizer, "_master_weights", None) or {}
         return {name: masters.get(p.name, p) for name, p in self.named}
 
     def _names(self) -> dict[str, str]:
@@ -49,15 +49,15 @@ class Optimizer:
         names = self._names()
         return {
             f"{names[owner]}|{kind}": to_numpy(tensor)
-            for kind, accumulators in self.kernel._accumulators.items()
+            for kind, accumulators in self.paddle_optimizer._accumulators.items()
             for owner, tensor in accumulators.items()
         }
 
     def create_state(self) -> None:
         """Accumulators and master weights of every parameter, which Paddle otherwise makes in the first step."""
-        compat.optimizer_accumulators_need_helper(self.kernel)
+        compat.optimizer_accumulators_need_helper(self.paddle_optimizer)
         block = paddle.base.framework.default_main_program().global_block()
-        self.kernel._create_accumulators(block, [parameter for _, parameter in self.named])
+        self.paddle_optimizer._create_accumulators(block, [parameter for _, parameter in self.named])
 
     def assign_masters(self, arrays: dict[str, np.ndarray]) -> None:
         """Give the float32 masters, where there are any, values that half-precision weights have rounded."""
@@ -78,7 +78,7 @@ class Optimizer:
         if fresh and present:
             log.warning("the optimizer state of %d arrays begins now: they were not trained before", len(fresh))
         wanted = {}
-        for kind, accumulators in self.kernel._accumulators.items():
+        for kind, accumulators in self.paddle_optimizer._accumulators.items():
             for owner, tensor in accumulators.items():
                 if names[owner] in present:
                     wanted[f"{names[owner]}|{kind}"] = tensor

@@ -17,8 +17,8 @@ from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.layers import pair
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
-from plsc.visualize.loading import Subject
 from plsc.visualize.pictures import Picture, covered
+from plsc.visualize.subject import Subject
 
 _READER = {
     "token": "what the class token reads",

@@ -11,7 +11,7 @@ import numpy as np
 from plsc.models import VisionTransformer
 from plsc.tensors import to_numpy
 from plsc.visualize import sheet
-from plsc.visualize.loading import Subject
+from plsc.visualize.subject import Subject
 
 USUAL_COUNT, USUAL_COLUMNS = 28, 7
 

@@ -9,8 +9,8 @@ from matplotlib.patches import Rectangle
 from plsc.models import ViTSpec
 from plsc.models.layers import pair
 from plsc.visualize import sheet
-from plsc.visualize.loading import Subject
 from plsc.visualize.pictures import Picture, covered, patch_stride, prefix_names
+from plsc.visualize.subject import Subject
 
 
 def cut(pixels: np.ndarray, spec: ViTSpec) -> np.ndarray:

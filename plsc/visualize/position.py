@@ -13,8 +13,8 @@ from plsc.models.layers import pair
 from plsc.models.vision_transformer import sincos_position_embedding
 from plsc.tensors import to_numpy
 from plsc.visualize import distance, filters, sheet
-from plsc.visualize.loading import Subject
 from plsc.visualize.pictures import prefix_names
+from plsc.visualize.subject import Subject
 from plsc.weights.resample import position_embedding
 
 MOST_TILES = 14  # maps across and down one panel; of larger grids as many are drawn, evenly spread

@@ -7,7 +7,7 @@ need: groups, `_accumulators` by parameter name, `_master_weights`. The arithmet
 import paddle
 
 
-class _Kernel(paddle.optimizer.Optimizer):
+class _Optimizer(paddle.optimizer.Optimizer):
     """A Paddle optimizer whose step is `_update(parameter, gradient, lr, group) → new value`."""
 
     def __init__(self, groups: list[dict], multi_precision: bool):
@@ -19,7 +19,7 @@ class _Kernel(paddle.optimizer.Optimizer):
 
     def _state_of(self, parameter) -> dict:
         """Names and shapes of the accumulators of one parameter."""
-        raise AssertionError("a kernel says what it keeps")
+        raise AssertionError("a subclass says what it keeps")
 
     def _create_accumulators(self, block, parameters):
         for parameter in parameters:
@@ -53,7 +53,7 @@ def _norm(x):
     return paddle.sum(x * x).sqrt()
 
 
-class Lars(_Kernel):
+class Lars(_Optimizer):
     """v = m v + lr · local · (g + wd w);  w -= v;  local = trust · |w| / (|g| + wd |w| + epsilon)."""
 
     def __init__(self, groups, *, momentum, trust_coefficient, epsilon, multi_precision):
@@ -75,7 +75,7 @@ class Lars(_Kernel):
         return weight - velocity
 
 
-class Adafactor(_Kernel):
+class Adafactor(_Optimizer):
     """Adafactor without relative step: the rate is the schedule's, times RMS(w) with scale_parameter.
 
     Parameters of two or more dimensions keep the means of g² over rows and over columns of their

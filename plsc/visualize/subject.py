@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from plsc import build
+from plsc import build, loading
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
@@ -49,7 +49,7 @@ def open_weights(
             without it the weights say both.
         class_names: a file with a name a line; goes before what the weights say.
     """
-    loaded = build.model_of(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
+    loaded = loading.model_of(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
     spec = loaded.network.spec
     names = loaded.class_names if class_names is None else read_class_names(class_names, spec.class_num)
     return Subject(sheet.end_of(weights), spec, loaded.network, loaded.preprocess, names, loaded.position)

@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 
 from plsc.data.datasets.base import Dataset, Sample
-from plsc.data.inspect import picture
 from plsc.data.parallel import each
 from plsc.data.transforms.geometry import ResizeImage
+from plsc.datatools.inspect import picture
 from plsc.errors import ConfigError, DataError
 
 JOURNAL, MANIFEST = "shards.jsonl", "manifest.json"

@@ -1,0 +1,1 @@
+"""Work on whole data sets: prepare them as shards, read one through for damage."""
