@@ -1,0 +1,112 @@
+"""Writing files and folders so that a kill at any moment leaves the old or the new one, and reading JSON.
+
+What is written goes beside its place first, is synced, and is then renamed.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plsc.errors import PlscError
+
+WRITING = ".writing-"  # how names begin that a killed process may leave; nobody reads them
+
+
+def sync(path: Path) -> None:
+    """Make the system write a file's content, or a folder's names, to its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Context that yields a path to write to; at its end the file is synced and takes the place of `path`.
+
+    Where the block raises, nothing of it stays. Missing parent folders are made.
+
+    Raises:
+        OSError: the file cannot be written, or `path` is a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(f"{WRITING}{path.name}")
+    try:
+        yield writing
+        sync(writing)
+        os.replace(writing, path)
+        sync(path.parent)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Context that yields an empty folder to fill; at its end it is synced and takes the place of `path`.
+
+    A folder that stands there is moved aside, and removed when the new one is in place. Where the block raises,
+    nothing of the new one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(f"{WRITING}{path.name}")
+    replaced = path.with_name(f"{WRITING}replaced-{path.name}")
+    try:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        yield writing
+        for file in [*writing.rglob("*"), writing]:
+            sync(file)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(writing, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with replacing_file(Path(path)) as writing:
+        writing.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type | None = None, *, error: type[PlscError]) -> Any:
+    """The content of a JSON file; None where there is no such file.
+
+    Args:
+        kind: dict, or list for a list of texts; None admits any content.
+        error: raised, naming the file, where it cannot be read, is no JSON or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from problem
+    return parse_json(content, kind, where=str(path), error=error)
+
+
+def parse_json(text: str | bytes, kind: type | None = None, *, where: str, error: type[PlscError]) -> Any:
+    """JSON text as `read_json`; `where` begins the message of the error."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where}: damaged: {problem}") from problem
+    if kind is not None and not isinstance(value, kind):
+        raise error(f"{where}: damaged: it holds no {'mapping' if kind is dict else kind.__name__}")
+    if kind is list and not all(isinstance(item, str) for item in value):
+        raise error(f"{where}: damaged: it is no list of texts")
+    return value
