@@ -11,7 +11,9 @@ import os
 import platform
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 
 from plsc.errors import DeviceError
 
@@ -142,13 +144,14 @@ def require_system_libraries() -> None:
 def import_paddle():
     """Import Paddle. Raises DeviceError that says what to install where it is absent.
 
-    What the import prints of threads and ccache is left out, and the handler that it leaves on the
-    root logger is taken off again: it would print every line of every library twice.
+    What the import prints of threads and ccache is left out. The handler that it leaves on the root logger, which
+    would print every line of every library twice, and its handler of SIGTERM, which prints a C++ stack, are taken
+    off again.
     """
     root, said = logging.getLogger(), io.StringIO()
     handlers = list(root.handlers)
     try:
-        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+        with _sigterm_kept(), contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
             import paddle
     except ModuleNotFoundError as error:
@@ -163,3 +166,18 @@ def import_paddle():
         lines = said.getvalue().splitlines(keepends=True)
         sys.stderr.write("".join(line for line in lines if "OMP_NUM_THREADS" not in line))
     return paddle
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Context after which SIGTERM has the handler that Python gave it; until then it waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets handlers in the main thread only
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        handler = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,8 +1,11 @@
 """The command line itself: help, version, list, config, and what is no command."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 
 import pytest
@@ -11,8 +14,8 @@ import yaml
 import plsc as package
 from plsc import registry
 from plsc.cli import main
-from plsc.cli.list import _KINDS as KINDS
-from plsc.cli.main import _COMMANDS as COMMANDS
+from plsc.cli.list import KINDS
+from plsc.cli.main import COMMANDS
 from plsc.components import register_all
 from plsc.config import load
 from plsc.config.recipes import SHIPPED, shipped_recipes
@@ -103,14 +106,16 @@ def test_help_and_version_do_not_import_paddle(arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "required: command"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "'trian' is unknown; did you mean train? The choices are train, eval, predict"),
+        (["frobnicate"], "'frobnicate' is unknown; the choices are train, eval, predict"),
+        (["data", "chek"], "'chek' is unknown; did you mean check? The choices are prepare, check"),
+        (["visualize", "atention", "a.jpg"], "'atention' is unknown; did you mean attention?"),
+        (["export", "--format", "onyx"], "'onyx' is unknown; did you mean onnx?"),
         (["train"], "required: -c/--config"),
         (["config"], "required: -c/--config"),
         (["train", "-c"], "expected one argument"),
         (["train", "-c", "digits", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
-        (["list"], "required: kind"),
-        (["list", "model"], "invalid choice: 'model'"),
+        (["list", "modells"], "'modells' is unknown; did you mean models?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -120,12 +125,92 @@ def test_wrong_arguments_give_usage_and_exit_code_2(arguments, expected, capsys)
     assert out == "" and err.startswith("usage: plsc") and expected in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("arguments", [[], ["data"], ["visualize"]], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help(arguments, capsys):
+    assert leaves(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert leaves(*arguments, "--help") == 0
+    assert out == capsys.readouterr().out and out.startswith("usage: plsc") and err == ""
+
+
+# -- signals ------------------------------------------------------------------------------
+
+SIGNALS = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (143, "terminated\n")}
+MOMENTS = {
+    "before Paddle": "name == 'paddle'",
+    "within Paddle's import": "name == 'paddle.nn'",
+    "after Paddle": "name.startswith('plsc.') and 'paddle.nn' in sys.modules",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_while_modules_are_imported_ends_quietly(number, moment, here):
+    """At once or when Paddle is loaded: the exit code, one line, no traceback and no C++ stack."""
+    program = (
+        "import os, sys\n"
+        "class Signal:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if {MOMENTS[moment]}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Signal())\n"
+        "from plsc.cli import main\n"
+        "sys.exit(main(['list', 'models', '-v']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == SIGNALS[number]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_command_and_cleans_up(number, capsys, monkeypatch):
+    """Blocks that were entered are left; afterwards the handlers are what they were."""
+    before = [signal.getsignal(n) for n in SIGNALS]
+    left = []
+
+    def at_work(arguments):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            left.append(True)
+
+    monkeypatch.setattr("plsc.cli.list.run", at_work)
+    assert main(["list"]) == SIGNALS[number][0]
+    assert left and capsys.readouterr().err == SIGNALS[number][1]
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_paddle_leaves_sigterm_to_python():
+    """Its own handler would print a C++ stack; those of faults stay."""
+    program = (
+        "from plsc import environment\nenvironment.import_paddle()\n"
+        "caught = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('SigCgt'))\n"
+        "import signal\nprint(*(bool(int(caught, 16) >> n - 1 & 1) for n in (signal.SIGTERM, signal.SIGSEGV)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(PYTHONPATH=str(CHECKOUT)), capture_output=True, text=True
+    )
+    assert done.stdout == "False True\n", done.stderr
+
+
 # -- list ---------------------------------------------------------------------------------
+
+
+def test_list_alone_says_what_can_be_listed(capsys):
+    assert main(["list"]) == 0
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()] == [["plsc", "list", k] for k in KINDS]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "recipes"])
 def test_list_shows_names_summary_arguments_and_defaults(kind, capsys):
-    assert main(["list", kind]) == 0
+    assert main(["list", kind, "-v"]) == 0
     out = capsys.readouterr().out
     register_all()
     entries = getattr(registry, kind.upper())
@@ -145,20 +230,47 @@ def test_list_shows_names_summary_arguments_and_defaults(kind, capsys):
             assert f" {supplied}=" not in block
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_is_a_line_each(kind, capsys):
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    register_all()
+    names = shipped_recipes() if kind == "recipes" else getattr(registry, kind.upper())
+    assert [line.split()[0] for line in lines] == list(names)
+    assert all(re.match(r"\S+  +\S", line) for line in lines)
+
+
+def test_list_by_a_pattern_or_a_name(capsys):
+    """In any case; an alias finds what it stands for; one thing in the singular comes with its arguments."""
+    assert main(["list", "models", "vit_SMALL*384"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["ViT_small_patch16_384", "ViT_small_patch32_384"]
+    assert main(["list", "dataset", "Cifar10"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("CIFAR10  (also Cifar10)\n") and "root (required)" in out and "CIFAR100" not in out
+    assert main(["list", "recipe", "digits"]) == 0
+    assert "digits.yaml" in capsys.readouterr().out
+
+
+def test_list_of_what_is_not_there(capsys):
+    assert main(["list", "models", "ViT_smal_patch16_224"]) == 2
+    assert "no model is called 'ViT_smal_patch16_224'; did you mean ViT_small_patch16_224?" in capsys.readouterr().err
+
+
 def test_list_shows_a_default_that_is_blank(capsys):
     """`delimiter=` alone would not say that it is one space."""
-    main(["list", "datasets"])
+    main(["list", "datasets", "-v"])
     out = capsys.readouterr().out
     assert "delimiter=' '" in out or 'delimiter=" "' in out
 
 
 def test_list_recipes_shows_names_and_first_comment(capsys):
     assert main(["list", "recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[::2] == list(shipped_recipes())
-    for shown, path in zip(lines[1::2], shipped_recipes().values(), strict=True):
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == list(shipped_recipes())
+    for (_, shown), path in zip(lines, shipped_recipes().values(), strict=True):
         first = path.read_text().splitlines()[0]
-        assert first.startswith("# ") and shown.strip() == first[2:]
+        assert first.startswith("# ") and shown == first[2:]
 
 
 def test_recipes_have_names_of_their_own():
@@ -167,6 +279,7 @@ def test_recipes_have_names_of_their_own():
 
 
 def test_every_kind_of_the_registry_can_be_listed():
+    """So that nothing a recipe can name is kept secret."""
     kinds = [name.lower() for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
     assert sorted(kinds) == sorted(set(KINDS) - {"recipes"})
 
@@ -255,5 +368,5 @@ def test_a_reader_that_stops_early_is_no_error(here):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0 and done.stdout == "DeiT_base_patch16_224\n", done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("DeiT_base_patch16_224 "), done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr

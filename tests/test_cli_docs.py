@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from plsc.cli import main
-from plsc.cli.main import _COMMANDS as COMMANDS
+from plsc.cli.main import COMMANDS
 from tests.helpers import CHECKOUT, clean_environment
 
 SCRIPT, PAGE = CHECKOUT / "tools" / "generate_cli_docs.py", CHECKOUT / "docs" / "cli.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from plsc.cli.main import parser  # noqa: E402
+from plsc.cli.main import Parser, parser  # noqa: E402
 
 PAGE = CHECKOUT / "docs" / "cli.md"
 
@@ -34,7 +34,7 @@ def page() -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _contents(commands: list[argparse.ArgumentParser]) -> str:
+def _contents(commands: list[Parser]) -> str:
     lines = []
     for command in commands:
         link = command.prog.replace(" ", "-")
@@ -42,7 +42,7 @@ def _contents(commands: list[argparse.ArgumentParser]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _section(command: argparse.ArgumentParser, level: int) -> list[str]:
+def _section(command: Parser, level: int) -> list[str]:
     """A command with its arguments and examples, then its own subcommands."""
     parts = [
         f"{'#' * level} {command.prog}\n",
@@ -58,12 +58,12 @@ def _section(command: argparse.ArgumentParser, level: int) -> list[str]:
 # argparse has no public way to ask a parser for its arguments
 
 
-def _subcommands(command: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+def _subcommands(command: Parser) -> list[Parser]:
     actions = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
-    return [inner for action in actions for inner in action.choices.values()]
+    return [inner.filled() for action in actions for inner in action.choices.values()]
 
 
-def _options(command: argparse.ArgumentParser) -> str:
+def _options(command: Parser) -> str:
     """A table of the arguments; empty where there are none but --help."""
     left_out = (argparse._SubParsersAction, argparse._HelpAction)
     rows = [_row(action, command.prog) for action in command._actions if not isinstance(action, left_out)]
@@ -100,8 +100,8 @@ def _value(action: argparse.Action) -> str:
     return several.get(action.nargs, name)
 
 
-def _examples(command: argparse.ArgumentParser) -> str:
-    """The text behind the help: indented lines are commands."""
+def _examples(command: Parser) -> str:
+    """The text after the help: indented lines are commands."""
     blocks, lines = [], (command.epilog or "").splitlines()
     while lines:
         indented = lines[0].startswith("  ")
@@ -116,14 +116,14 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--check", action="store_true", help="compare, and write nothing")
     arguments.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="default: docs/cli.md")
-    said = arguments.parse_args()
+    asked = arguments.parse_args()
     text = page()
-    if not said.check:
-        said.output.write_text(text, encoding="utf-8")
+    if not asked.check:
+        asked.output.write_text(text, encoding="utf-8")
         return 0
-    if said.output.is_file() and said.output.read_text(encoding="utf-8") == text:
+    if asked.output.is_file() and asked.output.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{said.output}: is not what the command line says; run tools/generate_cli_docs.py", file=sys.stderr)
+    print(f"{asked.output}: is not what the command line says; run tools/generate_cli_docs.py", file=sys.stderr)
     return 1
 
 

@@ -30,6 +30,15 @@ def add_config_arguments(parser, *, required: bool = True):
     )
 
 
+def unknown(value, choices) -> str:
+    """What to say of a value that is none of the choices."""
+    from plsc.registry import nearest
+
+    close = nearest(value, choices)
+    hint = f"did you mean {close}? The choices are" if close else "the choices are"
+    return f"{value!r} is unknown; {hint} {', '.join(map(str, choices))}"
+
+
 def above_zero(text: str) -> int:
     """A whole number above 0, for argparse."""
     if not (text.isascii() and text.isdecimal() and int(text) > 0):

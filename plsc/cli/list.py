@@ -1,49 +1,90 @@
-"""Show what recipes can name, with arguments, defaults and a line of explanation each."""
+"""Show what recipes can name: a line each, or with -v all arguments with their defaults."""
 
+import argparse
+import fnmatch
 import inspect
+import re
 import textwrap
 import typing
 
+from plsc.cli.common import unknown
+from plsc.errors import ConfigError
+
 EXAMPLES = """\
-  plsc list models
-  plsc list optimizers
-  plsc list recipes
+  plsc list                                  what can be listed
+  plsc list models "ViT_small*"
+  plsc list model ViT_base_patch16_224       all its arguments
+  plsc list transforms -v
+  plsc list recipes "*coyo*"
 """
 
-_KINDS = (
-    "models",
-    "datasets",
-    "transforms",
-    "batch_transforms",
-    "samplers",
-    "optimizers",
-    "schedulers",
-    "losses",
-    "metrics",
-    "recipes",
-)
+KINDS = {
+    "models": "networks, for Model.name",
+    "datasets": "for DataLoader.Train.dataset.name and DataLoader.Eval.dataset.name",
+    "transforms": "of single pictures, for dataset.transform_ops",
+    "batch_transforms": "Mixup and its like, for DataLoader.Train.dataset.batch_transform_ops",
+    "samplers": "for DataLoader.*.sampler.name",
+    "optimizers": "for Optimizer.name",
+    "schedulers": "of the learning rate, for LRScheduler.name",
+    "losses": "for Loss.Train and Loss.Eval",
+    "metrics": "for Metric.Train and Metric.Eval",
+    "recipes": "shipped YAML files, for -c",
+}
+_WIDTH = 110
 
 
 def add_arguments(parser):
-    parser.add_argument("kind", choices=_KINDS, help="what to list")
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        type=_kind,
+        metavar="KIND",
+        help=f"{', '.join(KINDS)}; or one of them, such as model, with all its arguments",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help='a name, or a pattern such as "ViT_small*"')
+    parser.add_argument("-v", "--verbose", action="store_true", help="with all arguments and their defaults")
+
+
+def _kind(text: str) -> str:
+    if text not in KINDS and text not in map(_singular, KINDS):
+        raise argparse.ArgumentTypeError(unknown(text, KINDS))
+    return text
+
+
+def _singular(kind: str) -> str:
+    return "loss" if kind == "losses" else kind.removesuffix("s")
 
 
 def run(arguments) -> int:
-    if arguments.kind == "recipes":
-        _recipes()
+    if arguments.kind is None:
+        _print_columns([(f"plsc list {kind}", meaning) for kind, meaning in KINDS.items()])
+        return 0
+    kind = next(kind for kind in KINDS if arguments.kind in (kind, _singular(kind)))
+    verbose = arguments.verbose or kind != arguments.kind
+    if kind == "recipes":
+        _print_recipes(arguments.name, verbose)
     else:
-        _components(arguments.kind)
+        _print_components(kind, arguments.name, verbose)
     return 0
 
 
-def _recipes():
+def _print_recipes(pattern: str | None, verbose: bool):
     from plsc.config.recipes import describe, shipped_recipes
 
-    for name, path in shipped_recipes().items():
-        print(f"{name}\n    {describe(path)}")
+    recipes = shipped_recipes()
+    chosen = _matching(pattern, recipes, "recipe")
+    if not verbose:
+        _print_columns([(name, describe(recipes[name])) for name in chosen])
+        return
+    for name in chosen:
+        print(f"{name}\n  {recipes[name]}")
+        for line in recipes[name].read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            print(f"  {line.lstrip('#')}".rstrip())
 
 
-def _components(kind: str):
+def _print_components(kind: str, pattern: str | None, verbose: bool):
     from plsc import environment, registry
 
     environment.prepare()
@@ -52,16 +93,38 @@ def _components(kind: str):
 
     register_all()
     entries = getattr(registry, kind.upper())
-    for name in entries:
-        entry = entries.get(name)
-        aliases = entries.aliases_of(name)
+    names = {alias: name for name in entries for alias in (name, *entries.aliases_of(name))}
+    chosen = list(dict.fromkeys(names[name] for name in _matching(pattern, names, entries.kind)))
+    if not verbose:
+        _print_columns([(name, entries.get(name).summary) for name in sorted(chosen)])
+        return
+    for name in sorted(chosen):
+        entry, aliases = entries.get(name), entries.aliases_of(name)
         print(name + (f"  (also {', '.join(aliases)})" if aliases else ""))
         print(f"    {entry.summary}")
         shown = [_shown(p) for p in entry.parameters().values()]
         if kind == "datasets":
             shown.append("slice=None")  # every data set can be cut
         shown = ", ".join(shown) or "no arguments"
-        print(textwrap.fill(shown, width=110, initial_indent="    ", subsequent_indent="      "))
+        print(textwrap.fill(shown, width=_WIDTH, initial_indent="    ", subsequent_indent="      "))
+
+
+def _matching(pattern: str | None, names, kind: str) -> list[str]:
+    """The names that a pattern fits, in any case. Raises ConfigError with the nearest name where there is none."""
+    from plsc.registry import nearest
+
+    matches = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE).fullmatch
+    chosen = [name for name in names if matches(name)]
+    if not chosen:
+        close = nearest(pattern, names)
+        raise ConfigError(f"no {kind} is called {pattern!r}" + (f"; did you mean {close}?" if close else ""))
+    return chosen
+
+
+def _print_columns(rows: list[tuple[str, str]]):
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}".rstrip())
 
 
 def _shown(parameter: inspect.Parameter) -> str:
