@@ -28,7 +28,8 @@ from plsc.models import VisionTransformer
 from plsc.models.deploy import simplify, size_unit, store_half
 from plsc.models.layers import pair
 from plsc.models.resnet import EPSILON
-from plsc.runtimes import ONNX_MODEL, PADDLE_MODELS, captured_output
+from plsc.places import EXPORT_DESCRIPTION, ONNX_MODEL, PADDLE_MODELS
+from plsc.runtimes import captured_output
 
 BATCHES = (1, 7)  # that the check runs where the batch is free
 TOLERANCE = 1e-4  # of logits, between the export and the model whose weights it holds
@@ -36,7 +37,6 @@ HALF_TOLERANCE = 0.01  # of logits, between float16 weights and the model's own,
 
 _OPSET = 17
 _ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: protobuf takes 2 GB, and the graph needs some
-_DESCRIPTION = "export.json"
 # all that an export may consist of; Paddle 2 writes inference.pdmodel and inference.pdiparams.info
 _FILES = {
     *PADDLE_MODELS,
@@ -45,7 +45,7 @@ _FILES = {
     ONNX_MODEL,
     "preprocess.json",
     "classes.json",
-    _DESCRIPTION,
+    EXPORT_DESCRIPTION,
 }
 
 
@@ -159,7 +159,7 @@ def export(
         _write_documents(loaded, writing, description)
         found = _check(network, predictor.load(writing, device="cpu"), cases, precision, tolerance)
         description["check"] = [dataclasses.asdict(comparison) for comparison in found]
-        _write_json(writing / _DESCRIPTION, description)
+        _write_json(writing / EXPORT_DESCRIPTION, description)
         _put_in_place(writing, output)
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error}") from error
@@ -176,7 +176,7 @@ def _check_output(output: Path) -> None:
         return
     present = sorted(path.name for path in output.iterdir())
     others = [name for name in present if name not in _FILES]
-    if present and _DESCRIPTION not in present:
+    if present and EXPORT_DESCRIPTION not in present:
         raise CheckpointError(f"{output}: holds something else than an export; choose another --output")
     if others:
         some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
@@ -423,7 +423,7 @@ def _tidy(file: Path) -> None:
 
 
 def _write_documents(loaded: loading.LoadedModel, folder: Path, description: dict) -> None:
-    _write_json(folder / _DESCRIPTION, description)
+    _write_json(folder / EXPORT_DESCRIPTION, description)
     _write_json(folder / "preprocess.json", loaded.preprocess.to_dict())
     if loaded.class_names:
         _write_json(folder / "classes.json", loaded.class_names)

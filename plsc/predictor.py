@@ -5,7 +5,6 @@ Paddle is imported only where a model needs it: an ONNX export predicts without.
 
 import collections
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from plsc import runtimes
+from plsc import places, runtimes
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.files import read_json
 
 NEEDS_PREPROCESS = (
     "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
@@ -130,7 +130,7 @@ def normalised(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 def is_export(path) -> bool:
     """Whether a path means an exported model."""
-    return runtimes.model_file(path) is not None
+    return places.exported_model(path) is not None
 
 
 def load(
@@ -151,7 +151,7 @@ def load(
         ConfigError: the recipe does not fit.
         DeviceError: a library that the export needs is not installed.
     """
-    file = runtimes.model_file(path)
+    file = places.exported_model(path)
     if file is None:
         return of_network(load_model(path, weights=weights, img_size=img_size, config=config))
     if weights != "model":
@@ -200,7 +200,7 @@ def of_network(loaded) -> Predictor:
 
 
 def _of_export(file: Path, img_size: int | None, config: Config | None, device: str) -> Predictor:
-    about = _json(file.with_name("export.json"), dict) or {}
+    about = read_json(file.with_name("export.json"), dict, error=CheckpointError) or {}
     kind = "onnx" if file.suffix == ".onnx" else "paddle"
     if kind == "onnx":
         forward, shape = runtimes.in_onnxruntime(file, device)
@@ -240,26 +240,13 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         batch=batch,
         unit=unit,
         preprocess=preprocess,
-        class_names=_json(file.with_name("classes.json"), list),
+        class_names=read_json(file.with_name("classes.json"), list, error=CheckpointError),
         activation=activation,
     )
 
 
-def _json(path: Path, kind):
-    """The content of a JSON file, None where there is none. Raises CheckpointError where it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
-        raise CheckpointError(f"{path}: damaged: it holds no {'mapping' if kind is dict else 'list of names'}")
-    return value
-
-
 def _saved_preprocess(path: Path) -> Preprocess | None:
-    values = _json(path, dict)
+    values = read_json(path, dict, error=CheckpointError)
     if values is None:
         return None
     try:

@@ -13,32 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc import environment
+from plsc import environment, places
 from plsc.errors import CheckpointError, DataError, DeviceError
 
-# what a folder that holds an export has one of; .pdmodel is Paddle 2's, .json Paddle 3's
-PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx"
 NAMES = {"paddle": "Paddle Inference", "onnx": "onnxruntime"}  # kind of export → what runs it
 _CUDA = "CUDAExecutionProvider"
 
 
-def model_file(path) -> Path | None:
-    """The exported model that a file, a folder or a name without ending means; None where it is no export."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        candidates = [path / name for name in (*PADDLE_MODELS, ONNX_MODEL)]
-    else:
-        candidates = [path, path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.pdmodel")]
-    for file in candidates:
-        beside = file.with_suffix(".pdiparams").is_file()
-        if file.is_file() and (file.suffix == ".onnx" or (file.suffix in (".json", ".pdmodel") and beside)):
-            return file
-    return None
-
-
 def needs_paddle(path) -> bool:
     """Whether loading the path imports Paddle: everything but an ONNX export does."""
-    file = model_file(path)
+    file = places.exported_model(path)
     return file is None or file.suffix != ".onnx"
 
 

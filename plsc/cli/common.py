@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from plsc import environment
+from plsc import environment, places
 from plsc.errors import CheckpointError, ConfigError
 
 
@@ -146,15 +146,11 @@ def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
         return
     from plsc.engine.checkpoint import Checkpoints
 
-    path = Path(weights).expanduser()
-    if path.name == "model.safetensors":  # of a checkpoint, whose folder has the averaged ones as well
-        path = path.parent
-    for folder in (path / "checkpoints", path.parent):
-        record = Checkpoints(folder).best_record()
-        if record and record["weights"] == "ema":
-            told = f"note: the best {record['metric']} of this run was one of the averaged weights; --ema takes them"
-            print(told, file=file)
-            return
+    run = places.run_directory(weights)
+    record = Checkpoints(run / places.CHECKPOINTS).best_record() if run else None
+    if record and record["weights"] == "ema":
+        told = f"note: the best {record['metric']} of this run was one of the averaged weights; --ema takes them"
+        print(told, file=file)
 
 
 def apply_flags(flags: dict) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from plsc import places
 from plsc.cli.common import load_config, weights_of
 from plsc.cli.results import Row
 from plsc.errors import ConfigError, PlscError
@@ -70,27 +71,19 @@ def _configured(about: dict, arguments):
 
 def _recipe_of(weights: str | None) -> str:
     """The config.yaml beside a checkpoint."""
-    from plsc.engine.checkpoint import pointed
-
     if not weights:
         raise ConfigError("give -c RECIPE, or --weights of a checkpoint that plsc wrote")
-    path = Path(weights).expanduser()
-    if path.is_file() and path.name in ("latest", "best"):
-        path = pointed(path)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
+    if not Path(weights).expanduser().exists():
         raise ConfigError(f"{weights}: no such file or folder (looked in {Path.cwd()})")
-    if not (folder / "config.yaml").is_file():
+    recipe = places.recipe(weights)
+    if recipe is None:
         raise ConfigError(f"{weights}: there is no config.yaml beside it; give -c RECIPE")
-    return str(folder / "config.yaml")
+    return str(recipe)
 
 
 def _run_directory(recipe: str) -> str:
     """The run that a checkpoint's config.yaml is of, wherever it lies by now."""
-    folder = Path(recipe).absolute().parent
-    if folder.parent.name == "checkpoints":
-        folder = folder.parent.parent
-    return str(folder)
+    return str(places.run_directory(recipe) or Path(recipe).absolute().parent)
 
 
 def _set_data(config, text: str) -> str:

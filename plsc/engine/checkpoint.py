@@ -8,7 +8,6 @@ checkpoints/latest, best     text files that name such a folder
 import json
 import logging
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from plsc import places
 from plsc.errors import CheckpointError
+from plsc.places import step_name
 from plsc.weights.containers import save_safetensors
 
 log = logging.getLogger("plsc")
 
-_STEP = re.compile(r"step-(\d{8,})$")
 _WRITING = ".writing-"
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 @dataclass
@@ -56,23 +52,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, rising."""
-        if not self.folder.is_dir():
-            return []
-        found = (_STEP.match(entry.name) for entry in os.scandir(self.folder) if entry.is_dir())
-        return sorted(int(match.group(1)) for match in found if match)
+        return places.steps(self.folder)
 
     def find(self, which: str) -> Path | None:
         """The folder that latest, best or step-… names; latest is the newest where no file says it."""
-        if _STEP.match(which):
-            path = self.folder / which
-            return path if path.is_dir() else None
-        pointer = self.folder / which
-        if pointer.is_file():
-            path = pointed(pointer)
-            if path.is_dir():
-                return path
-        steps = self.steps()
-        return self.folder / step_name(steps[-1]) if steps and which == "latest" else None
+        return places.find(self.folder, which)
 
     def save(self, step: int, *, arrays: dict, documents: dict, texts: dict, metadata: dict) -> Path:
         """Write a checkpoint; one of the same step, left by a run that went back, is replaced.
@@ -153,12 +137,6 @@ class Checkpoints:
                     log.warning("%s could not be removed: %s", dying, error)
 
 
-def pointed(pointer: Path) -> Path:
-    """The folder that a latest or best file names."""
-    name = (pointer.read_text(encoding="utf-8").split() or ["nothing"])[0]
-    return pointer.parent / name
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -169,17 +147,10 @@ def _sync(path: Path) -> None:
 
 def locate(path) -> Path:
     """The checkpoint folder that a path means: itself, or a run directory's latest."""
+    found = places.checkpoint(path)
+    if found:
+        return found
     path = Path(path).expanduser()
-    if (path / "trainer.json").is_file():
-        return path
-    if path.name in ("latest", "best") and not path.is_dir():
-        found = Checkpoints(path.parent).find(path.name)
-        if found:
-            return found
-    for folder in (path / "checkpoints", path):
-        found = Checkpoints(folder).find("latest")
-        if found:
-            return found
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     raise CheckpointError(f"{path}: neither a checkpoint (a folder with trainer.json) nor a run directory with some")

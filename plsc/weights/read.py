@@ -1,19 +1,18 @@
 """A path → weights in plsc's names, whoever wrote them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from plsc import places
 from plsc.errors import CheckpointError
+from plsc.files import parse_json, read_json
 from plsc.weights.containers import DAMAGE, Container, Tensor, open_container
 from plsc.weights.infer import infer_spec
 from plsc.weights.layouts import recognise
 from plsc.weights.processor import from_processor
-
-_FOREIGN_FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
 
 
 @dataclass
@@ -91,83 +90,10 @@ class LazyArrays(Mapping):
         return len(self._makers)
 
 
-def _pointed(path: Path) -> Path:
-    """A `latest` or `best` file → the folder it names."""
-    if path.is_file() and path.name in ("latest", "best"):
-        return path.parent / (path.read_text(encoding="utf-8").split() or ["nothing"])[0]
-    return path
-
-
-def _own_folder(path: Path) -> Path | None:
-    """The checkpoint folder meant by a checkpoint folder or a run directory (its best, else its latest)."""
-    for folder in (path, *(_pointed(path / "checkpoints" / name) for name in ("best", "latest"))):
-        if (folder / "trainer.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    return None
-
-
-def _file_of(path: Path, weights: str) -> Path:
-    """The file meant by a file, a prefix without .pdparams, a folder, a run directory or latest/best."""
-    path = _pointed(path)
-    if weights != "model" and path.name == "model.safetensors":
-        path = path.parent  # the folder tells whether it has the weights asked for
-    if path.is_file():
-        _refuse_export(path)
-        if weights != "model" and path.name != f"{weights}.safetensors":
-            raise CheckpointError(
-                f"{path}: holds no averaged weights; those are in a plsc checkpoint's {weights}.safetensors"
-            )
-        return path
-    if path.is_dir():
-        own = _own_folder(path)
-        if own:
-            path = own
-            if weights != "model" and not (own / f"{weights}.safetensors").is_file():
-                raise CheckpointError(f"{own}: holds no averaged weights ({weights}.safetensors)")
-        for name in (f"{weights}.safetensors", *(_FOREIGN_FILES if weights == "model" else ())):
-            if (path / name).is_file():
-                return path / name
-        found = sorted(path.glob("*.pdparams"))
-        if len(found) == 1:
-            return found[0]
-        if weights != "model" and (path / "model.safetensors").is_file():
-            raise CheckpointError(f"{path}: holds no averaged weights ({weights}.safetensors)")
-        if (path / "model.safetensors.index.json").is_file():
-            return path / "model.safetensors.index.json"
-        _refuse_export(path)
-        raise CheckpointError(
-            f"{path}: neither a checkpoint nor a run directory, and none of {', '.join(_FOREIGN_FILES)} is in it"
-        )
-    for ending in (".pdparams", ".pdema"):
-        if path.with_name(path.name + ending).is_file():
-            return path.with_name(path.name + ending)
-    _refuse_export(path)
-    raise CheckpointError(f"{path}: no such file or folder")
-
-
-def _refuse_export(path: Path) -> None:
-    """Raise CheckpointError where a path means an exported graph."""
-    if not _is_export(path):
-        return
-    folder = path if path.is_dir() else path.parent
-    made_of = (_json(folder / "export.json", dict) or {}).get("source")
-    named = f"; name the checkpoint that it was made of, {made_of}" if made_of else ", made of a checkpoint; name that"
-    raise CheckpointError(f"{path}: is an export, a graph whose weights have no names{named}")
-
-
-def _is_export(path: Path) -> bool:
-    """Whether a folder holds an exported graph, or a file or a name without ending is one."""
-    if path.is_dir():
-        return any(path.glob("*.onnx")) or any(path.glob("*.pdiparams"))
-    if path.suffix == ".onnx":
-        return path.is_file()
-    return path.suffix in ("", ".json", ".pdmodel", ".pdiparams") and path.with_suffix(".pdiparams").is_file()
-
-
 def _open(file: Path) -> Container:
     if not file.name.endswith(".index.json"):
         return open_container(file)
-    named = (_json(file, dict) or {}).get("weight_map")
+    named = (read_json(file, dict, error=CheckpointError) or {}).get("weight_map")
     names = set(named.values()) if isinstance(named, dict) and all(map(_is_text, named.values())) else None
     if not names:
         raise CheckpointError(f"{file}: damaged: it has no weight_map of file names")
@@ -189,23 +115,31 @@ def read(path, weights: str = "model") -> Source:
     Raises:
         CheckpointError: missing, damaged, of an unknown model, or asking to run code.
     """
-    file = _file_of(Path(path).expanduser(), weights)
+    file = places.weights_file(path, weights)
     container = _open(file)
     mapped = recognise(container)
     source = Source(file, mapped.tensors, mapped.layout)
     source.unknown = {name: t.shape for name, t in mapped.unknown.items()}
     if mapped.layout == "plsc":
         notes = container.notes
-        source.spec = _parsed(notes.get("spec", "{}"), file, "spec", dict)
+        source.spec = parse_json(notes.get("spec", "{}"), dict, where=f"{file}: spec", error=CheckpointError)
         _check_spec(file, source.spec)
-        inferred = _parsed(notes.get("inferred", "[]"), file, "inferred", list)
+        inferred = parse_json(notes.get("inferred", "[]"), list, where=f"{file}: inferred", error=CheckpointError)
         source.stated = {name: value for name, value in source.spec.items() if name not in inferred}
         source.activation = _one_of(notes, "activation", ("softmax", "sigmoid"), file)
         source.position = _one_of(notes, "position", ("bicubic", "bilinear"), file)
         named, kept = notes.get("classes"), notes.get("preprocess")
         folder = file.parent
-        source.class_names = _parsed(named, file, "classes", list) if named else _json(folder / "classes.json", list)
-        source.preprocess = _parsed(kept, file, "preprocess", dict) if kept else _json(folder / "preprocess.json", dict)
+        source.class_names = (
+            parse_json(named, list, where=f"{file}: classes", error=CheckpointError)
+            if named
+            else read_json(folder / "classes.json", list, error=CheckpointError)
+        )
+        source.preprocess = (
+            parse_json(kept, dict, where=f"{file}: preprocess", error=CheckpointError)
+            if kept
+            else read_json(folder / "preprocess.json", dict, error=CheckpointError)
+        )
         if weights == "ema":  # frozen weights are not averaged; they stand in the model's own file
             own = read(file.parent / "model.safetensors")
             source.spec, source.tensors = own.spec, own.tensors | source.tensors
@@ -216,7 +150,9 @@ def read(path, weights: str = "model") -> Source:
     facts = dict(mapped.facts)
     if mapped.layout == "huggingface":
         facts.update(_huggingface_facts(file.parent / "config.json", source))
-        source.preprocess = from_processor(_json(file.parent / "preprocessor_config.json", dict) or {})
+        source.preprocess = from_processor(
+            read_json(file.parent / "preprocessor_config.json", dict, error=CheckpointError) or {}
+        )
     source.stated = {name: value for name, value in facts.items() if value is not None}
     try:
         source.spec = infer_spec({name: t.shape for name, t in source.tensors.items()}, facts)
@@ -236,22 +172,6 @@ def _one_of(notes: dict, name: str, choices: tuple, file: Path) -> str | None:
 
 def _is_text(value) -> bool:
     return isinstance(value, str)
-
-
-def _json(path: Path, kind):
-    """The content of a JSON file beside the weights, None where there is none."""
-    return _parsed(path.read_bytes(), path, path.name, kind) if path.is_file() else None
-
-
-def _parsed(text, path: Path, what: str, kind):
-    """JSON text of one kind (dict or list). Raises CheckpointError naming file and part."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {what}: {error}") from error
-    if not isinstance(value, kind) or (kind is list and not all(map(_is_text, value))):
-        raise CheckpointError(f"{path}: damaged: {what} is no {kind.__name__}")
-    return value
 
 
 def _check_spec(path: Path, spec: dict) -> None:
@@ -274,7 +194,7 @@ def _check_spec(path: Path, spec: dict) -> None:
 
 def _huggingface_facts(path: Path, source: Source) -> dict:
     """What a Hugging Face config.json adds to the shapes."""
-    config = _json(path, dict) or {}
+    config = read_json(path, dict, error=CheckpointError) or {}
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(map(_is_text, labels.values())):
         raise CheckpointError(f"{path}: damaged: id2label is no mapping to names")

@@ -1,0 +1,213 @@
+"""What a path means: a run directory, a checkpoint, a `latest` or `best` file, an export, a file of weights.
+
+    RUN/config.yaml, metrics.jsonl, …
+    RUN/checkpoints/step-00001234/    trainer.json, model.safetensors, config.yaml, …: one checkpoint
+    RUN/checkpoints/latest, best      text files that name such a folder
+    EXPORT/                           inference.json (Paddle 2: .pdmodel) with inference.pdiparams, or model.onnx
+    WEIGHTS                           a file, or a folder that holds one under a usual name
+
+Standard library only.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from plsc.errors import CheckpointError
+from plsc.files import read_json
+
+CHECKPOINTS = "checkpoints"  # folder of a run directory
+POINTERS = ("latest", "best")
+RECIPE = "config.yaml"
+EXPORT_DESCRIPTION = "export.json"
+PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx"  # what an export has one of
+
+_STEP = re.compile(r"step-(\d{8,})")
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
+_PADDLE_GRAPHS = (".json", ".pdmodel")
+
+
+# -- runs and their checkpoints ---------------------------------------------------------------
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a run's checkpoints folder, rising."""
+    if not folder.is_dir():
+        return []
+    found = (_STEP.fullmatch(entry.name) for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def find(folder: Path, which: str) -> Path | None:
+    """The checkpoint that latest, best or step-… means in a run's checkpoints folder; None where it is missing.
+
+    latest is the newest checkpoint where no file names one that is there.
+    """
+    name = pointed(folder / which) if which in POINTERS else which
+    if _STEP.fullmatch(name) and (folder / name).is_dir():
+        return folder / name
+    existing = steps(folder)
+    return folder / step_name(existing[-1]) if existing and which == "latest" else None
+
+
+def pointed(pointer: Path) -> str:
+    """The first word of a latest or best file, the name of a checkpoint; empty where there is no such file."""
+    if not pointer.is_file():
+        return ""
+    try:
+        return (pointer.read_text(encoding="utf-8").split() or [""])[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{pointer}: cannot be read: {error}") from error
+
+
+def is_checkpoint(path) -> bool:
+    """Whether a path is the folder of one checkpoint."""
+    return (Path(path) / "trainer.json").is_file()
+
+
+def checkpoint(path, prefer: tuple[str, ...] = ("latest",)) -> Path | None:
+    """The checkpoint folder that a path means; None where it means none that is there.
+
+    Args:
+        path: a checkpoint folder, a latest or best file, a run directory or its checkpoints folder.
+        prefer: which of a run's checkpoints, the first that is there.
+    """
+    path = Path(path).expanduser()
+    if is_checkpoint(path):
+        return path
+    if path.name in POINTERS and not path.is_dir():
+        return find(path.parent, path.name)
+    candidates = (find(folder, which) for folder in (path / CHECKPOINTS, path) for which in prefer)
+    return next(filter(None, candidates), None)
+
+
+def run_directory(path) -> Path | None:
+    """The run that a path belongs to; None where it belongs to none.
+
+    Args:
+        path: a run directory, its checkpoints folder, or a checkpoint, a file of one, latest or best in that.
+    """
+    path = Path(path).expanduser().absolute()
+    if steps(path / CHECKPOINTS):
+        return path
+    if path.name == CHECKPOINTS and steps(path):
+        return path.parent
+    for inside in (path, path.parent):
+        if inside.parent.name == CHECKPOINTS and (inside.name in POINTERS or _STEP.fullmatch(inside.name)):
+            return inside.parent.parent
+    return None
+
+
+def recipe(path) -> Path | None:
+    """The config.yaml of a checkpoint or run directory, or beside a file of weights; None where there is none."""
+    path = Path(path).expanduser()
+    if path.is_file() and path.name in POINTERS:
+        path = checkpoint(path) or path
+    file = (path if path.is_dir() else path.parent) / RECIPE
+    return file if file.is_file() else None
+
+
+# -- exports ------------------------------------------------------------------------------------
+
+
+def exported_model(path) -> Path | None:
+    """The exported graph that a file, a folder or a name without ending means; None where it is no export."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if any((path / name).is_file() for name in (*_WEIGHTS, _INDEX)):
+            return None  # somebody's weights, with an export of their own beside them
+        names = [path / name for name in (*PADDLE_MODELS, ONNX_MODEL)]
+        return next(
+            filter(_is_graph, [*names, *sorted(path.glob("*.onnx")), *_graphs_of(path.glob("*.pdiparams"))]), None
+        )
+    candidates = [path, *_graphs_of([path])] if path.suffix == ".pdiparams" else [path, *_graphs_of([path], add=True)]
+    return next(filter(_is_graph, candidates), None)
+
+
+def _graphs_of(files, *, add: bool = False) -> list[Path]:
+    """The graph files of Paddle that may go with files of parameters, or with names without ending."""
+    return [
+        file.with_name(file.name + ending) if add else file.with_suffix(ending)
+        for file in sorted(files)
+        for ending in _PADDLE_GRAPHS
+    ]
+
+
+def _is_graph(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    return file.suffix == ".onnx" or (file.suffix in _PADDLE_GRAPHS and file.with_suffix(".pdiparams").is_file())
+
+
+# -- weights ------------------------------------------------------------------------------------
+
+
+def weights_file(path, weights: str = "model") -> Path:
+    """The file of weights that a path means.
+
+    Args:
+        path: a file, a .pdparams or .pdema file without its ending, a folder of plsc, Hugging Face or PLSC, a run
+            directory (its best checkpoint, else its latest), or a latest or best file.
+        weights: model, or ema for the averaged ones of a plsc checkpoint.
+
+    Raises:
+        CheckpointError: there is none; the message says what was looked for.
+    """
+    path = Path(path).expanduser()
+    if path.name in POINTERS and path.is_file():
+        named, pointer, path = pointed(path), path, checkpoint(path)
+        if path is None or path.name != named:
+            raise CheckpointError(f"{pointer}: names {named or 'nothing'}, which is not there")
+    if path.is_file() and weights != "model" and path.name == _WEIGHTS[0]:
+        path = path.parent  # the folder shows whether it has the weights asked for
+    if path.is_dir():
+        return _file_in(path, weights)
+    if path.is_file():
+        _refuse_export(path)
+        if weights != "model" and path.name != f"{weights}.safetensors":
+            raise CheckpointError(
+                f"{path}: holds no averaged weights; those are in a plsc checkpoint's {weights}.safetensors"
+            )
+        return path
+    for ending in (".pdparams", ".pdema"):
+        if path.with_name(path.name + ending).is_file():
+            return path.with_name(path.name + ending)
+    _refuse_export(path)
+    raise CheckpointError(f"{path}: no such file or folder (looked in {Path.cwd()})")
+
+
+def _file_in(folder: Path, weights: str) -> Path:
+    """The file of weights in a folder: one of plsc, of others, or a run directory's."""
+    own = checkpoint(folder, prefer=("best", "latest")) or folder
+    if weights != "model":
+        if (own / f"{weights}.safetensors").is_file():
+            return own / f"{weights}.safetensors"
+        raise CheckpointError(f"{own}: holds no averaged weights ({weights}.safetensors)")
+    for name in (*_WEIGHTS, _INDEX):
+        if (own / name).is_file():
+            return own / name
+    paddle_files = sorted(own.glob("*.pdparams"))
+    if len(paddle_files) == 1:
+        return paddle_files[0]
+    _refuse_export(own)
+    several = f"; there are {', '.join(file.name for file in paddle_files)}: name one" if paddle_files else ""
+    raise CheckpointError(
+        f"{folder}: neither a checkpoint nor a run directory, and none of {', '.join(_WEIGHTS)} is in it{several}"
+    )
+
+
+def _refuse_export(path: Path) -> None:
+    """Raise CheckpointError where a path means an exported graph."""
+    graph = exported_model(path)
+    if graph is None:
+        return
+    description = read_json(graph.with_name(EXPORT_DESCRIPTION), dict, error=CheckpointError) or {}
+    made_of = description.get("origin") or description.get("source")
+    named = f"; name the checkpoint that it was made of, {made_of}" if made_of else ", made of a checkpoint; name that"
+    raise CheckpointError(f"{path}: is an export, a graph whose weights have no names{named}")
