@@ -11,58 +11,60 @@ RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
 PYTEST_FLAGS ?=
 
-.PHONY: help train test test-paddle26 test-parity lint format benchmark clean
+.PHONY: help train test test-quick test-paddle26 test-parity lint format docs hooks benchmark clean
 
-help:
-	@echo "make train           train a small ViT on handwritten digits, $(PROCESSES) processes, into $(RUN)"
-	@echo "make test            run the tests"
-	@echo "make test-paddle26   run the smoke tests on Paddle 2.6.2, in an environment of its own"
-	@echo "make test-parity     cross-check weights with torch, timm and transformers (a large download)"
-	@echo "make lint            check style;  make format  mends it"
-	@echo "make benchmark       measure a training step against a bare Paddle loop"
-	@echo "make clean           remove environments, caches and output"
+help:  ## show this list
+	@echo "usage: make TARGET, with the variables PYTHON (for the environments), PYTEST_FLAGS, RUN and PROCESSES"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(VENV)/ready: pyproject.toml tools/check_system.py
+$(VENV)/ready: EXTRAS = cpu,dev
+$(VENV26)/ready: EXTRAS = paddle26,test
+$(VENV_PARITY)/ready: EXTRAS = cpu,test,parity
+$(VENV)/ready $(VENV26)/ready $(VENV_PARITY)/ready: pyproject.toml tools/check_system.py
 	@$(PYTHON) tools/check_system.py
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
-$(VENV26)/ready: pyproject.toml tools/check_system.py
-	@$(PYTHON) tools/check_system.py
-	$(PYTHON) -m venv $(VENV26)
-	$(VENV26)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[paddle26,dev]'
-	@touch $@
-
-$(VENV_PARITY)/ready: pyproject.toml tools/check_system.py
-	@$(PYTHON) tools/check_system.py
-	$(PYTHON) -m venv $(VENV_PARITY)
-	$(VENV_PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,parity]'
-	@touch $@
-
-train: $(VENV)/ready
+train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core
 	$(VENV)/bin/python -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch \
 	    --nproc_per_node $(PROCESSES) tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
 
-test: $(VENV)/ready
+test: $(VENV)/ready  ## run all tests, two at a time
 	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
 
-test-paddle26: $(VENV26)/ready
+test-quick: $(VENV)/ready  ## run the tests that take a moment each and start no processes
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not distributed and not shared" $(PYTEST_FLAGS)
+
+test-paddle26: $(VENV26)/ready  ## run the smoke tests on Paddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python -m pytest -m smoke $(PYTEST_FLAGS)
 
-test-parity: $(VENV_PARITY)/ready
+test-parity: $(VENV_PARITY)/ready  ## compare with torch, timm and transformers (a large download)
 	$(VENV_PARITY)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready  ## check style, types, workflows and metadata
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/zizmor --quiet --offline --pedantic .
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/pre-commit validate-config
 
-format: $(VENV)/ready
+format: $(VENV)/ready  ## correct style where a program can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-benchmark: $(VENV)/ready
+docs: $(VENV)/ready  ## write the generated pages docs/cli.md and docs/api.md anew
+	$(VENV)/bin/python tools/generate_cli_docs.py
+	$(VENV)/bin/python tools/generate_api_docs.py
+
+hooks: $(VENV)/ready  ## run the checks of .pre-commit-config.yaml before every commit in this clone
+	$(VENV)/bin/pre-commit install
+
+benchmark: $(VENV)/ready  ## time a training step against a bare Paddle loop
 	$(VENV)/bin/python benchmarks/train_step.py
 
-clean:
-	rm -rf $(VENV) $(VENV26) $(VENV_PARITY) output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove environments, caches and output
+	rm -rf $(VENV) $(VENV26) $(VENV_PARITY) output build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

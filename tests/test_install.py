@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import venv
 import zipfile
 
 import pytest
@@ -34,6 +35,24 @@ def test_the_wheel_has_every_recipe_and_no_tests(wheel):
     assert recipes & set(tracked.stdout.split()) <= set(names)
     assert not [name for name in names if name.startswith(("tests", "tools", "benchmarks"))]
     assert any(name.endswith("entry_points.txt") for name in names)
+
+
+def test_type_checkers_see_its_annotations(wheel, tmp_path):
+    """A user's own file is checked against the types of the installed wheel."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (tmp_path / "mine.py").write_text("from plsc.errors import PlscError\n\nmistake: int = PlscError('no number')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", tmp_path / "venv" / "bin" / "python", "mine.py"],
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=""),
+        capture_output=True,
+        text=True,
+    )
+    [error] = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert error.startswith("mine.py:3: error: Incompatible types"), done.stdout
 
 
 def test_training_works_outside_the_checkout(wheel, tmp_path):
