@@ -20,6 +20,7 @@ ALLOWED = {
     "predictor": SHARED | ROOMS | {"build", "loading", "runtimes"},
     "export": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
     "engine": SHARED | ROOMS | {"build", "loading"},
+    "timing": SHARED | {"predictor", "runtimes", "engine"},
     "visualize": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
 }
 # each with its reason

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from plsc import environment, places
@@ -85,6 +86,17 @@ def checked_output(option: str, path, endings=None) -> Path:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"{option} {path}: cannot be written: Permission denied")
     return path
+
+
+def print_table(rows: list[Sequence[str]], *, left: int) -> None:
+    """Rows in columns: the first `left` are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if k < left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def load_config(recipe: str, overrides):
