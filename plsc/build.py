@@ -5,15 +5,14 @@ import logging
 
 import paddle
 
-from plsc.config import Config
-from plsc.config.schema import Component, DataSection
+from plsc.config import Component, Config, DataSection
 from plsc.data.datasets.combine import Sliced, shard_sizes
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.errors import ConfigError, DataError
-from plsc.losses import BCELoss, ViTCELoss, WeightedSum
+from plsc.losses import Activation, Loss, WeightedSum
 from plsc.models.layers import pair
 from plsc.optim import GradientClip, Optimizer, parameter_groups
 from plsc.registry import (
@@ -27,6 +26,7 @@ from plsc.registry import (
     SCHEDULERS,
     TRANSFORMS,
     Registry,
+    missing_members,
 )
 
 log = logging.getLogger("plsc")
@@ -253,18 +253,30 @@ def sampler(config: Config, data, batch_size: int, rank: int, world_size: int):
     )
 
 
-def losses(config: Config, mode: str):
-    """The losses of one mode; evaluation without any takes the training's."""
+def losses(config: Config, mode: str) -> WeightedSum | None:
+    """The losses of one mode, where evaluation without any takes the training's; None where there are none.
+
+    Raises:
+        ConfigError: a loss lacks a member of the protocol plsc.losses.Loss.
+    """
     parts = config.Loss[mode] or config.Loss["Train"]
-    return WeightedSum(component(config, LOSSES, part) for part in parts)
+    made = [component(config, LOSSES, part) for part in parts]
+    for part, loss in zip(parts, made, strict=True):
+        missing = missing_members(loss, Loss)
+        if missing:
+            raise config.error(
+                part.path,
+                f"{part.name} is no loss, since it lacks {', '.join(missing)}; a loss has `weight` (a number), "
+                '`activation` ("softmax", "sigmoid" or None: what it makes of the outputs) and '
+                "__call__(outputs, targets) → [B]",
+            )
+    return WeightedSum(made) if made else None
 
 
-def activation(config: Config) -> str:
-    """What the training loss makes of logits, softmax or sigmoid; of several losses the one of the largest weight."""
-    heaviest = max((component(config, LOSSES, part) for part in config.Loss["Train"]), key=lambda loss: loss.weight)
-    if isinstance(heaviest, ViTCELoss):
-        return heaviest.type
-    return "sigmoid" if isinstance(heaviest, BCELoss) else "softmax"
+def activation(config: Config) -> Activation | None:
+    """What the training loss makes of logits; None where it says so, or the configuration has none."""
+    loss = losses(config, "Train")
+    return loss.activation if loss else None
 
 
 def metrics(config: Config, mode: str, *, weights_activation: str | None = None) -> list:
@@ -278,13 +290,19 @@ def metrics(config: Config, mode: str, *, weights_activation: str | None = None)
     if not parts and mode == "Eval":
         parts = [Component("TopkAcc", {}, ("Metric", "Eval"))]
     default = weights_activation or activation(config)
-    return [component(config, METRICS, _with_activation(part, default)) for part in parts]
+    return [component(config, METRICS, _with_activation(config, part, default)) for part in parts]
 
 
-def _with_activation(part: Component, default: str) -> Component:
-    """The metric with its activation said, where it has one."""
+def _with_activation(config: Config, part: Component, default: Activation | None) -> Component:
+    """The metric with its activation given, where it has one."""
     if "activation" not in METRICS.get(part.name).parameters() or part.arguments.get("activation"):
         return part
+    if default is None:
+        raise config.error(
+            (*part.path, "activation"),
+            f"neither the weights nor Loss.Train say how outputs become probabilities; give {part.name} softmax or "
+            "sigmoid",
+        )
     return dataclasses.replace(part, arguments={**part.arguments, "activation": default})
 
 

@@ -5,6 +5,7 @@ A factory's signature is its schema: parameter names, annotations and defaults a
 """
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,22 @@ class ListOf:
     """
 
     registry: "Registry"
+
+
+@dataclass(frozen=True)
+class InputPath:
+    """Marks a factory's parameter that takes the path of a file or folder to read: Annotated[str, InputPath()].
+
+    In a recipe a relative one is looked for in the working directory, then beside the recipe; the factory receives
+    the absolute path.
+
+    Attributes:
+        pattern: may hold the wildcards *, ? and [].
+        made: the folder is made where it is missing, as one that is downloaded to.
+    """
+
+    pattern: bool = False
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,12 @@ class Entry:
 
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters that YAML may set, in order."""
-        return {name: p for name, p in inspect.signature(self.factory).parameters.items() if name not in self.supplied}
+        return {name: p for name, p in self._signature.items() if name not in self.supplied}
+
+    @functools.cached_property
+    def _signature(self) -> Mapping[str, inspect.Parameter]:
+        # annotations are texts where their module begins with `from __future__ import annotations`
+        return inspect.signature(self.factory, eval_str=True).parameters
 
     def nested(self) -> dict[str, "Registry"]:
         """Parameters that take lists of components → the components' registry."""
@@ -103,6 +125,29 @@ def _mark(annotation, kind: type):
     return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)), None)
 
 
+def _place(factory: Callable) -> str:
+    """Module and name of a definition; one that is made again, as in a notebook's cell, has the same."""
+    return f"{factory.__module__}.{factory.__qualname__}"
+
+
+def _check_signature(factory: Callable) -> None:
+    """Refuse a factory whose signature does not say every argument by its name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for parameter in inspect.signature(factory).parameters.values():
+        if parameter.kind not in named:
+            raise ConfigError(
+                f"{_place(factory)} cannot be registered: recipes are checked against its signature, so that each "
+                f"argument has a name there, unlike {parameter}"
+            )
+
+
+def missing_members(component, protocol: type) -> list[str]:
+    """The public members of a `typing.Protocol` class that a component lacks."""
+    members = [*protocol.__annotations__, *vars(protocol)]
+    public = [name for name in members if not name.startswith("_") or name == "__call__"]
+    return [name for name in dict.fromkeys(public) if not hasattr(component, name)]
+
+
 class Registry:
     """Names of one kind of component."""
 
@@ -131,6 +176,7 @@ class Registry:
         """Decorator: make a class or function available under `name` (default: its own)."""
 
         def add(factory):
+            _check_signature(factory)
             entry = Entry(
                 name=name or factory.__name__,
                 factory=factory,
@@ -141,8 +187,12 @@ class Registry:
                 remarks=dict(remarks or {}),
             )
             for key in (entry.name, *aliases):
-                if key in self._entries or key in self._aliases:
-                    raise ValueError(f"{self.kind} {key!r} is registered twice")
+                present = self._entries.get(self._aliases.get(key, key))
+                if present and _place(present.factory) != _place(factory):
+                    raise ConfigError(
+                        f"{self.kind} {key} of {_place(factory)} cannot be registered: {_place(present.factory)} has "
+                        "the name; choose another"
+                    )
             self._entries[entry.name] = entry
             self._aliases.update(dict.fromkeys(aliases, entry.name))
             return factory

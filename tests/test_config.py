@@ -745,3 +745,82 @@ def test_shipped_recipes_load_to_themselves(here, name):
 def test_files_of_plsc_load_to_themselves(here, path):
     config = load(str(path))
     assert reloaded(here, config) == config.to_dict()
+
+
+# -- dicts, and copies with changes -------------------------------------------------------
+
+
+def test_a_dict_is_a_configuration(here):
+    tree = digits(**{"Global.output_dir": here / "run"})  # paths become texts
+    config = load(tree, {"Global.seed": 5, "Loss.Train.0.CELoss.epsilon": 0.1, "Optimizer.betas": (0.8, 0.9)})
+    assert config.Global.seed == 5 and config.Global.output_dir == str(here / "run")
+    assert config.Loss["Train"][0].arguments["epsilon"] == 0.1
+    assert config.Optimizer.arguments["betas"] == (0.8, 0.9)
+    assert tree["Global"]["seed"] == 7  # what is given stays as it is
+
+
+def test_problems_of_a_dict_and_its_overrides_are_placed(here):
+    with pytest.raises(ConfigError) as caught:
+        load(digits(**{"Global.sed": 3}), {"Optimizer.weigth_decay": 1})
+    assert "in the given dict: Global.sed: " in str(caught.value)
+    assert "override Optimizer.weigth_decay=1: Optimizer.weigth_decay: " in str(caught.value)
+
+
+def test_a_dict_may_have_a_base(here):
+    write_config(here / "base.yaml", digits(**{"Global.seed": 21}))
+    assert load({"_base_": "base.yaml", "Global": {"epochs": 2}}).Global.seed == 21
+
+
+@pytest.mark.parametrize("overrides", ["Global.seed=3", {3: 1}, {"": 1}, {"Global..seed": 1}], ids=repr)
+def test_overrides_of_another_form_are_refused(overrides):
+    with pytest.raises(ConfigError, match="override"):
+        load(tiny_digits(), overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("Global.seed", 3, lambda c: c.Global.seed),
+        ("Model.img_size", 16, lambda c: c.Model.arguments["img_size"]),
+        ("DataLoader.Train.sampler.batch_size", None, lambda c: c.DataLoader["Train"].sampler.arguments["batch_size"]),
+        ("DataLoader.Train.loader.num_workers", 2, lambda c: c.DataLoader["Train"].loader.num_workers),
+        (
+            "DataLoader.Eval.dataset.transform_ops.0.NormalizeImage.scale",
+            2.0,
+            lambda c: c.DataLoader["Eval"].transforms[0].arguments["scale"],
+        ),
+        ("Loss.Train.0.CELoss.epsilon", 0.1, lambda c: c.Loss["Train"][0].arguments["epsilon"]),
+        ("Optimizer.weight_decay", 0.5, lambda c: c.Optimizer.arguments["weight_decay"]),
+        ("Optimizer.layer_decay", 0.5, lambda c: c.optimizer_options.layer_decay),
+        ("Optimizer.grad_clip.clip_norm", 3.0, lambda c: c.optimizer_options.grad_clip.clip_norm),
+        ("FP16", None, lambda c: c.FP16),
+    ],
+)
+def test_a_copy_has_keys_replaced_and_the_original_stays(here, key, value, read):
+    config = load_tree(here, digits(**{"FP16.level": "O1"}))
+    before = config.to_dict()
+    changed = config.replace({key: value, "Global.epochs": 9})
+    assert read(changed) == value and changed.Global.epochs == 9
+    assert config.to_dict() == before and read(config) != value
+
+
+@pytest.mark.parametrize(
+    "key", ["Globl.seed", "Global.sed", "Model.dep", "Loss.Train.7.CELoss.weight", "DataLoader.Test.loader.num_workers"]
+)
+def test_replacing_a_key_that_is_not_there_is_an_error(here, key):
+    with pytest.raises(KeyError, match="there is no"):
+        load_tree(here, tiny_digits()).replace({key: 1})
+
+
+def test_a_base_of_another_component_says_what_is_not_inherited(here):
+    write_config(here / "base.yaml", digits(**{"Optimizer.betas": [0.8, 0.9]}))
+    changes = {
+        "Optimizer": {"name": "SGD", "weight_decay": 0.1},
+        "DataLoader": {"Train": {"dataset": {"name": "ImageFolder", "root": "pictures"}}},
+    }
+    notes = load(child(here, changes)).notes
+    [dataset] = [note for note in notes if "DataLoader.Train.dataset.name" in note]
+    assert dataset.startswith(f"{line_of(here, 'name: ImageFolder')}: ")
+    assert "is ImageFolder, in the base Digits" in dataset and "split, transform_ops" in dataset
+    [optimizer] = [note for note in notes if "Optimizer.name" in note]
+    assert optimizer.endswith("not inherited from there (base.yaml:29): no_weight_decay, grad_clip, betas")

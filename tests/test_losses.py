@@ -5,9 +5,13 @@ import paddle
 import pytest
 from scipy.special import expit, log_expit, log_softmax
 
+from plsc import build
+from plsc.config import Config, load
 from plsc.errors import ConfigError
-from plsc.losses import BCELoss, CELoss, ViTCELoss, WeightedSum
+from plsc.losses import BCELoss, CELoss, Loss, ViTCELoss, WeightedSum
+from plsc.registry import LOSSES
 from plsc.targets import Targets
+from tests.helpers import tiny_digits
 
 B, C = 4, 5
 LOGITS = (3 * np.random.default_rng(0).standard_normal((B, C))).astype("float32")
@@ -269,3 +273,59 @@ def test_targets_of_a_batch():
     assert targets.dense is batch["target"]
     assert targets.label_ids is None
     assert targets.label_weights is None
+
+
+# -- what makes a loss ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [(CELoss(), "softmax"), (BCELoss(), "sigmoid"), (ViTCELoss(), "sigmoid"), (ViTCELoss(type="softmax"), "softmax")],
+)
+def test_a_loss_says_its_activation(loss, activation):
+    assert isinstance(loss, Loss) and loss.activation == activation
+
+
+def test_the_activation_of_several_is_that_of_the_heaviest():
+    assert WeightedSum([CELoss(weight=0.5), BCELoss(weight=2.0)]).activation == "sigmoid"
+    assert WeightedSum([CELoss(weight=3.0), BCELoss(weight=2.0)]).activation == "softmax"
+
+
+@pytest.fixture
+def own_loss():
+    """A registered loss of somebody else's; returns its class."""
+    entries = dict(LOSSES._entries)
+
+    @LOSSES.register()
+    class OwnLoss:
+        weight = 1.0
+
+        def __call__(self, outputs, targets):
+            return outputs.mean(axis=-1)
+
+    yield OwnLoss
+    LOSSES._entries = entries
+
+
+def with_own_loss(**metric) -> Config:
+    tree = tiny_digits()
+    tree["Loss"] = {"Train": [{"OwnLoss": {}}]}
+    tree["Metric"] = {"Eval": [{"TopkAcc": {}}, {"ECE": metric}]}
+    return load(tree)
+
+
+def test_a_loss_that_does_not_say_its_activation_is_refused(own_loss):
+    for made in (build.activation, lambda config: build.losses(config, "Train")):
+        with pytest.raises(ConfigError, match=r"Loss.Train.0.OwnLoss: .*lacks activation.*softmax"):
+            made(with_own_loss())
+
+
+def test_a_loss_without_activation_is_never_softmax(own_loss):
+    """What needs to know asks for it."""
+    own_loss.activation = None
+    assert build.activation(with_own_loss()) is None
+    with pytest.raises(ConfigError, match=r"Metric.Eval.1.ECE.activation: .*softmax or sigmoid"):
+        build.metrics(with_own_loss(), "Eval")
+    given = [{"activation": "sigmoid"}, {}], [{}, {"weights_activation": "sigmoid"}]
+    for metric, keywords in given:
+        assert build.metrics(with_own_loss(**metric), "Eval", **keywords)[1].activation == "sigmoid"

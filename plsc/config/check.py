@@ -4,13 +4,16 @@ import inspect
 import re
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from plsc import components
 from plsc.config import schema
 from plsc.config.coerce import coerce
+from plsc.config.config import Config
+from plsc.config.imports import run_imports as import_named
 from plsc.config.schema import Component, DataSection
 from plsc.config.source import Source
 from plsc.errors import ConfigError
@@ -33,70 +36,6 @@ from plsc.registry import (
 )
 
 REQUIRED = inspect.Parameter.empty
-
-
-@dataclass
-class Config:
-    """A run, checked. Sections are attributes; `notes` says what was accepted without effect."""
-
-    Global: schema.Global
-    DistributedStrategy: schema.DistributedStrategy
-    FP16: schema.FP16 | None
-    EMA: schema.EMA | None
-    Model: Component
-    Loss: dict[str, list[Component]]
-    LRScheduler: Component
-    Optimizer: Component
-    optimizer_options: schema.OptimizerOptions
-    DataLoader: dict[str, DataSection]
-    Metric: dict[str, list[Component]]
-    Export: schema.Export
-    notes: list[str] = field(default_factory=list)
-    source: Source = field(default_factory=Source)
-
-    def error(self, path: tuple, text: str) -> ConfigError:
-        """A ConfigError that names the key and where it was written."""
-        return ConfigError(_located(self.source, path, text))
-
-    def to_dict(self) -> dict:
-        """The resolved run as plain values; written to YAML it is a runnable recipe."""
-        out = {
-            "Global": self.Global.model_dump(),
-            "DistributedStrategy": self.DistributedStrategy.model_dump(),
-            "FP16": self.FP16.model_dump() if self.FP16 else None,
-            "EMA": self.EMA.model_dump() if self.EMA else None,
-            "Model": self.Model.as_section(),
-            "Loss": {mode: [c.as_item() for c in items] for mode, items in self.Loss.items()},
-            "LRScheduler": self.LRScheduler.as_section(),
-            "Optimizer": {**self.Optimizer.as_section(), **self.optimizer_options.model_dump()},
-            "DataLoader": {mode: _data_as_dict(section) for mode, section in self.DataLoader.items()},
-            "Metric": {mode: [c.as_item() for c in items] for mode, items in self.Metric.items()},
-            "Export": self.Export.model_dump(),
-        }
-        return _plain({k: v for k, v in out.items() if v is not None})
-
-
-def _data_as_dict(section: DataSection) -> dict:
-    dataset = section.dataset.as_section()
-    dataset["transform_ops"] = [c.as_item() for c in section.transforms]
-    if section.batch_transforms:
-        dataset["batch_transform_ops"] = [c.as_item() for c in section.batch_transforms]
-    return {"dataset": dataset, "sampler": section.sampler.as_section(), "loader": section.loader.model_dump()}
-
-
-def _plain(value):
-    if isinstance(value, Component):
-        return _plain(value.as_item())
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _located(source: Source, path: tuple, text: str) -> str:
-    key = ".".join(str(part) for part in path)
-    return f"{source.origin(path)}: {key}: {text}"
 
 
 def describe(annotation) -> str:
@@ -123,17 +62,23 @@ def _plural(annotation) -> str:
     return {float: "numbers", int: "whole numbers", str: "texts"}.get(annotation, describe(annotation))
 
 
+def only_training_needs(path: tuple) -> bool:
+    """Whether evaluation, prediction and export do without what stands at a path."""
+    return path[0] in ("LRScheduler", "Optimizer", "Loss") or path[:2] in (("DataLoader", "Train"), ("Metric", "Train"))
+
+
 class _Checker:
-    def __init__(self, source: Source):
-        self.source = source
+    def __init__(self, source: Source, for_training: bool, not_run: list[str]):
+        self.source, self.for_training, self.not_run = source, for_training, not_run
         self.problems: list[str] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(source.notes)
+        self.absent: list[tuple] = []  # where components stand that are not there, and only training needs
 
     def problem(self, path: tuple, text: str):
-        self.problems.append(_located(self.source, path, text))
+        self.problems.append(self.source.located(path, text))
 
     def note(self, path: tuple, text: str):
-        self.notes.append(_located(self.source, path, text))
+        self.notes.append(self.source.located(path, text))
 
     # -- keys and values ------------------------------------------------------------------
 
@@ -231,7 +176,18 @@ class _Checker:
             entry = registry.get(name)
         except ConfigError as error:
             at = (*path, "name") if "name" in (self._at(path) or {}) else path
-            self.problem(at, str(error))
+            text = str(error)
+            if self.not_run:
+                text += (
+                    f"; its configuration imports {', '.join(self.not_run)}, which runs only where you ask for it: "
+                    + " ".join(f"--import {name}" for name in self.not_run)
+                    + ", or -c with the recipe"
+                )
+            if self.for_training or not only_training_needs(path):
+                self.problem(at, text)
+            else:
+                self.note(at, f"left out, since only training needs it: {text}")
+                self.absent.append(path)
             return None
         fields = {k: (_annotation(p), p.default) for k, p in entry.parameters().items()}
         if registry is DATASETS:  # every data set can be cut; see datasets/combine.py
@@ -384,12 +340,16 @@ SECTIONS = (
 )
 
 
-def check(source: Source) -> Config:
-    """Check a whole tree. Raises one ConfigError with every problem found."""
-    from plsc.components import register_all
+def check(
+    source: Source, imports: Iterable[str] = (), *, for_training: bool = True, run_imports: bool = True
+) -> Config:
+    """Check a whole tree; the arguments are those of `plsc.config.load`.
 
-    register_all()
-    c = _Checker(source)
+    Raises:
+        ConfigError: one with every problem.
+    """
+    components.register_all()
+    c = _Checker(source, for_training, import_named(source, imports, allowed=run_imports))
     tree = dict(source.tree)
     if "AMP" in tree:
         if "FP16" in tree:
@@ -401,7 +361,7 @@ def check(source: Source) -> Config:
             close = nearest(key, (*SECTIONS, "AMP"))
             hint = f"did you mean {close}?" if close else f"there are {', '.join(SECTIONS)}"
             c.problem((key,), f"unknown section; {hint}")
-    for key in ("Model", "Loss", "LRScheduler", "Optimizer", "DataLoader"):
+    for key in ("Model", "Loss", "LRScheduler", "Optimizer", "DataLoader") if for_training else ("Model",):
         if tree.get(key) is None:
             c.problem((key,), "the section is missing")
 
@@ -413,7 +373,7 @@ def check(source: Source) -> Config:
         FP16=c.section(schema.FP16, tree["FP16"], ("FP16",)) if tree.get("FP16") is not None else None,
         EMA=c.section(schema.EMA, tree["EMA"], ("EMA",)) if tree.get("EMA") is not None else None,
         Model=c.named(MODELS, tree["Model"], ("Model",)) if tree.get("Model") is not None else None,
-        Loss=c.modes(LOSSES, tree.get("Loss"), ("Loss",)),
+        Loss=_losses(c, tree.get("Loss")),
         LRScheduler=c.named(SCHEDULERS, tree["LRScheduler"], ("LRScheduler",), default="Constant")
         if tree.get("LRScheduler") is not None
         else None,
@@ -431,6 +391,14 @@ def check(source: Source) -> Config:
         head = "the configuration has a problem" if count == 1 else f"the configuration has {count} problems"
         raise ConfigError("\n  ".join([f"{head}:", *c.problems]))
     return config
+
+
+def _losses(c: _Checker, raw) -> dict[str, list[Component]]:
+    """The losses by mode; a mode of which one is not there has none, since the others' sum is another loss."""
+    modes = c.modes(LOSSES, raw, ("Loss",))
+    return {
+        mode: [] if any(path[:2] == ("Loss", mode) for path in c.absent) else items for mode, items in modes.items()
+    }
 
 
 def _optimizer(c: _Checker, raw) -> dict:
@@ -454,19 +422,20 @@ def _dataloaders(c: _Checker, raw) -> dict[str, DataSection]:
             hint = f"did you mean {close}?" if close else "there are Train and Eval"
             c.problem(("DataLoader", key), f"unknown key; {hint}")
     found = {m: c.data(raw[m], ("DataLoader", m)) for m in ("Train", "Eval") if raw.get(m) is not None}
-    return {mode: section for mode, section in found.items() if section}
+    absent = {path[1] for path in c.absent if path[0] == "DataLoader"}
+    return {mode: section for mode, section in found.items() if section and mode not in absent}
 
 
 def _across(c: _Checker, config: Config):
     """Checks that concern more than one key."""
     g = config.Global
-    if not config.Loss["Train"]:
+    if not config.Loss["Train"] and c.for_training:
         c.problem(("Loss", "Train"), "is missing; it lists the losses to train with")
-    if not config.DataLoader:
+    if not config.DataLoader and c.for_training:
         c.problem(("DataLoader",), "has neither Train nor Eval")
     if g.epochs is None and g.max_train_step is None and "Train" in config.DataLoader:
         c.problem(("Global", "epochs"), "is missing; give epochs or max_train_step, the length of the run")
-    if g.eval_during_train and "Eval" not in config.DataLoader:
+    if g.eval_during_train and "Eval" not in config.DataLoader and c.for_training:
         c.problem(("Global", "eval_during_train"), "is True, but there is no DataLoader.Eval")
     if config.EMA and config.EMA.ema_eval and "Eval" not in config.DataLoader:
         c.problem(("EMA", "ema_eval"), "is True, but there is no DataLoader.Eval")

@@ -37,6 +37,7 @@ class Component:
 
 
 class Global(Section):
+    imports: list[str] = Field(default_factory=list)  # modules and files (beside the recipe) that register components
     output_dir: str = "./output"  # the run directory
     device: str = "auto"  # auto, cpu, gpu, xpu, npu or a custom device; auto is gpu where Paddle has it
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -35,7 +35,7 @@ class Evaluator:
     Args:
         loader: a Loader over the evaluation data; every process has one.
         size: samples of the data set. batch_size: of one process.
-        input: DeviceInput. loss: logits, Targets → [B]. metrics: streaming metrics, see plsc.metrics.
+        input: DeviceInput. loss: logits, Targets → [B], or None. metrics: streaming metrics, see plsc.metrics.
     """
 
     def __init__(self, *, loader, size: int, batch_size: int, input, loss, metrics, precision, world):
@@ -98,7 +98,8 @@ class Evaluator:
                     logits = model(batch["image"])
                 logits = logits.astype("float32")
                 targets, valid = Targets.of(batch), batch["valid"]
-                mean.update(self.loss(logits, targets), valid)
+                losses = self.loss(logits, targets) if self.loss is not None else paddle.zeros([logits.shape[0]])
+                mean.update(losses, valid)
                 for metric in self.metrics:
                     metric.update(logits, targets, valid)
                 bar.update(min(self.batch_size * self.world.size, self.size - bar.n))
@@ -118,4 +119,6 @@ class Evaluator:
         result = {name: value for metric in metrics for name, value in metric.compute().items()}
         if self.world.on_cpu:
             self.world.barrier()
+        if self.loss is None:
+            del result["loss"]
         return {**result, "samples": mean.samples}

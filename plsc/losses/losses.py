@@ -1,11 +1,13 @@
 """The losses of the recipes, in numerically stable form and float32."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
 
 from plsc.errors import ConfigError
+from plsc.losses.base import Activation, Loss
 from plsc.registry import LOSSES
 from plsc.targets import Targets
 
@@ -33,6 +35,8 @@ def _sigmoid_cross_entropy(logits, dense):
 @LOSSES.register()
 class CELoss:
     """Softmax cross entropy of hard or soft targets, with label smoothing y(1 - e) + e / C."""
+
+    activation: Activation = "softmax"
 
     def __init__(self, weight: float = 1.0, epsilon: float | None = None):
         _check(weight, epsilon)
@@ -63,14 +67,14 @@ class ViTCELoss:
         smoothing: Literal["towards_one", "towards_half"] = "towards_one",
     ):
         _check(weight, epsilon)
-        self.weight, self.epsilon, self.type = weight, epsilon or 0.0, type
+        self.weight, self.epsilon, self.activation = weight, epsilon or 0.0, type
         self.floor = self.epsilon * (1.0 if smoothing == "towards_one" else 0.5)
 
     def __call__(self, logits, targets: Targets):
         dense = targets.to_dense(logits.shape[-1])
         if self.epsilon:
             dense = dense * (1.0 - self.epsilon) + self.floor
-        if self.type == "softmax":
+        if self.activation == "softmax":
             return _softmax_cross_entropy(logits, dense)
         return _sigmoid_cross_entropy(logits, dense).sum(axis=-1)
 
@@ -78,6 +82,8 @@ class ViTCELoss:
 @LOSSES.register()
 class BCELoss:
     """Sigmoid binary cross entropy for multi-label targets, summed or averaged over classes."""
+
+    activation: Activation = "sigmoid"
 
     def __init__(
         self, weight: float = 1.0, epsilon: float | None = None, class_reduction: Literal["sum", "mean"] = "sum"
@@ -92,15 +98,20 @@ class BCELoss:
 
 
 class WeightedSum:
-    """The losses of one section, each times its weight: logits, Targets → [B] float32."""
+    """The losses of one section, each times its weight: outputs, Targets → [B] float32."""
 
-    def __init__(self, losses):
+    def __init__(self, losses: Iterable[Loss]):
         self.losses = list(losses)
 
-    def __call__(self, logits, targets: Targets):
-        logits = logits.astype("float32")
+    @property
+    def activation(self) -> Activation | None:
+        """Of several losses that of the one with the largest weight."""
+        return max(self.losses, key=lambda loss: loss.weight).activation
+
+    def __call__(self, outputs: paddle.Tensor, targets: Targets) -> paddle.Tensor:
+        outputs = outputs.astype("float32")
         total = None
         for loss in self.losses:
-            value = loss(logits, targets) * loss.weight
+            value = loss(outputs, targets) * loss.weight
             total = value if total is None else total + value
         return total
