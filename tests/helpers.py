@@ -92,7 +92,7 @@ def plsc(*arguments, processes=None, cwd=None, timeout=180, check=True, log_dir=
     done = subprocess.run(
         command(arguments, processes, log_dir),
         cwd=cwd,
-        env=clean_environment(PYTHONPATH=str(CHECKOUT), **(env or {})),
+        env=clean_environment(**{"PYTHONPATH": str(CHECKOUT), **(env or {})}),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -14,6 +14,7 @@ ALLOWED = {
     **dict.fromkeys(ROOMS, SHARED),
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
+    "api": SHARED | {"config"},
     "datatools": SHARED | {"data"},
     "build": SHARED | ROOMS,
     "loading": SHARED | ROOMS | {"build"},

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plsc import environment, places
+from plsc.api import load_config
 from plsc.errors import CheckpointError, ConfigError
 
 
@@ -97,24 +98,6 @@ def print_table(rows: list[Sequence[str]], *, left: int) -> None:
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-
-
-def load_config(recipe: str, overrides):
-    """Read a recipe, prepare the process for its device, then import Paddle and check it."""
-    from plsc.config.source import load_source
-
-    source = load_source(recipe, overrides)
-    section = source.tree.get("Global")
-    section = section if isinstance(section, dict) else {}
-    device, threads = section.get("device", "auto"), section.get("cpu_threads")
-    environment.prepare(
-        device=device if isinstance(device, str) else "auto",
-        cpu_threads=threads if isinstance(threads, int) and threads > 0 else None,
-    )
-    environment.import_paddle()
-    from plsc.config import check
-
-    return check(source)
 
 
 def optional_config(arguments):
