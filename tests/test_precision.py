@@ -5,7 +5,6 @@ import json
 import logging
 from types import SimpleNamespace
 
-import numpy as np
 import paddle
 import pytest
 
@@ -23,13 +22,8 @@ class FakeScaler:
         self.arguments = arguments
         self.present = arguments["init_loss_scaling"]
         self.journal, self.overflows = [], []
-        self.counts = {"incr_count": 0, "decr_count": 0}
         self._cache_found_inf = None
         FakeScaler.made.append(self)
-
-    @property
-    def _scale(self):
-        return paddle.to_tensor([self.present], dtype="float32")
 
     def scale(self, loss):
         return loss * self.present
@@ -43,18 +37,8 @@ class FakeScaler:
         self.journal.append(("step", optimizer))
         self._cache_found_inf = self.overflows.pop(0) if self.overflows else False
 
-    def update(self):
-        self.journal.append(("update", None))
-
     def set_init_loss_scaling(self, value):
         self.present = value
-
-    def state_dict(self):
-        return {"scale": np.array([self.present], "float32"), **self.counts}
-
-    def load_state_dict(self, state):
-        self.present = state["scale"][0]
-        self.counts = {key: state[key] for key in self.counts}
 
 
 class Amp:
@@ -221,41 +205,18 @@ def test_without_masters_on_gpu_is_warned_of(amp, warnings):
 # -- loss scaling -------------------------------------------------------------------------
 
 
-def test_scaler_arguments(amp):
-    """Every key of the section that Paddle's scaler knows reaches it."""
-    scaling = LossScaling(
-        init_loss_scaling=1024.0,
-        incr_ratio=3.0,
-        decr_ratio=0.25,
-        incr_every_n_steps=7,
-        decr_every_n_nan_or_inf=5,
-        use_dynamic_loss_scaling=False,
-    )
-    Precision(FP16(level="O1", GradScaler=scaling), on_cpu=False)
+def test_paddles_scaler_never_changes_the_scale(amp):
+    """Its own lowering fails with NumPy 2.4; ours is handed to it."""
+    float16(init_loss_scaling=1024.0)
     (scaler,) = FakeScaler.made
-    assert scaler.arguments == dict(
-        enable=True,
-        init_loss_scaling=1024.0,
-        incr_ratio=3.0,
-        decr_ratio=0.25,
-        incr_every_n_steps=7,
-        decr_every_n_nan_or_inf=5,
-        use_dynamic_loss_scaling=False,
-    )
+    assert scaler.arguments == dict(enable=True, init_loss_scaling=1024.0, use_dynamic_loss_scaling=False)
 
 
 def test_scaler_arguments_are_paddles():
     """Paddle's own class takes these names, and its step leaves what compat.found_inf reads."""
     names = set(inspect.signature(paddle.amp.GradScaler.__init__).parameters)
-    assert {
-        "enable",
-        "init_loss_scaling",
-        "incr_ratio",
-        "decr_ratio",
-        "incr_every_n_steps",
-        "decr_every_n_nan_or_inf",
-        "use_dynamic_loss_scaling",
-    } <= names
+    assert {"enable", "init_loss_scaling", "use_dynamic_loss_scaling"} <= names
+    assert list(inspect.signature(paddle.amp.GradScaler.set_init_loss_scaling).parameters)[1:]
     assert "_cache_foun" in inspect.getsource(paddle.amp.GradScaler.step)
 
 
@@ -272,7 +233,6 @@ def test_bfloat16_has_no_loss_scale(amp):
     assert precision.loss_scale is None
     assert precision.state_dict() == {}
     precision.load_state_dict({})
-    precision.limit_loss_scale()
 
 
 def float16(**scaling) -> Precision:
@@ -287,14 +247,14 @@ def test_loss_is_scaled(amp):
 
 
 def test_order_of_unscaling_and_step(amp):
-    """Unscaled once, before whoever clips; then step and update by the scaler, which looks after overflows."""
+    """Unscaled once, before whoever clips; then a step by the scaler, which looks after overflows."""
     precision = float16()
     optimizer = optimizer_of(w=[16.0])
     precision.unscale(optimizer)
     assert optimizer.named[0][1].grad.tolist() == [2.0]
     precision.step(optimizer)
     inner = optimizer.paddle_optimizer
-    assert precision.scaler.journal == [("unscale", inner), ("step", inner), ("update", None)]
+    assert precision.scaler.journal == [("unscale", inner), ("step", inner)]
     assert inner.steps == 0  # the scaler steps it, not we
 
 
@@ -322,39 +282,73 @@ def test_skipped_updates_are_counted(amp):
 
 def test_too_many_skipped_updates_end_the_run(amp):
     """The third in a row; the message names the loss scale it came down to."""
-    precision = float16(max_skipped_updates=3)
+    precision = float16(max_skipped_updates=3, decr_every_n_nan_or_inf=1, decr_ratio=0.25)
     optimizer = optimizer_of(w=[1.0])
     precision.scaler.overflows = [True, True, True]
     precision.step(optimizer)
     precision.step(optimizer)
-    precision.scaler.present = 0.5
-    with pytest.raises(TrainingError, match=r"3 updates.*0\.5"):
+    with pytest.raises(TrainingError, match=r"3 updates.*0\.125"):
         precision.step(optimizer)
 
 
-def test_max_loss_scaling(amp):
-    """Paddle's scaler knows no upper bound; ours is set back at log steps, and only from above."""
-    precision = float16(max_loss_scaling=32.0)
-    for present, limited in ((16.0, 16.0), (32.0, 32.0), (64.0, 32.0), (4096.0, 32.0)):
-        precision.scaler.present = present
-        precision.limit_loss_scale()
-        assert precision.loss_scale == limited
+def scales(precision, overflows) -> list[float]:
+    """The loss scale after each of some updates, as Paddle's scaler has it."""
+    optimizer = optimizer_of(w=[1.0])
+    precision.scaler.overflows = list(overflows)
+    seen = []
+    for _ in overflows:
+        precision.step(optimizer)
+        assert precision.scaler.present == precision.loss_scale
+        seen.append(precision.loss_scale)
+    return seen
+
+
+def test_the_scale_is_lowered_after_overflows_in_a_row(amp):
+    """Every second one in a row here; one that is alone, or a good update between two, lowers nothing."""
+    precision = float16(decr_every_n_nan_or_inf=2, decr_ratio=0.25)
+    assert scales(precision, [True, False, True, True, True, True, True]) == [8.0, 8.0, 8.0, 2.0, 2.0, 0.5, 0.5]
+
+
+def test_the_scale_is_raised_after_good_updates_in_a_row(amp):
+    """An overflow begins the count anew; max_loss_scaling holds at once."""
+    precision = float16(incr_every_n_steps=2, incr_ratio=3.0, max_loss_scaling=100.0)
+    overflows = [False, True, False, False, False, False, False, False]
+    assert scales(precision, overflows) == [8.0, 8.0, 8.0, 24.0, 24.0, 72.0, 72.0, 100.0]
+
+
+def test_a_fixed_scale_stays(amp):
+    precision = float16(use_dynamic_loss_scaling=False, incr_every_n_steps=1, decr_every_n_nan_or_inf=1)
+    assert scales(precision, [False, True, True, False]) == [8.0] * 4
+    assert precision.skipped == 2
+
+
+def test_max_loss_scaling_bounds_the_first_scale(amp):
+    assert float16(init_loss_scaling=64.0, max_loss_scaling=32.0).loss_scale == 32.0
+    assert FakeScaler.made[-1].arguments["init_loss_scaling"] == 32.0
 
 
 def test_state_round_trip(amp):
-    """Scale, Paddle's counters and ours, through JSON as in trainer.json."""
-    precision = float16()
-    precision.scaler.overflows = [True]
-    precision.step(optimizer_of(w=[1.0]))
-    precision.scaler.present = 4.0
-    precision.scaler.counts = {"incr_count": 17, "decr_count": 1}
+    """Scale and counts through JSON as in trainer.json: the continued scaler does what the first would have done."""
+    settings = dict(decr_every_n_nan_or_inf=2, incr_every_n_steps=3)
+    precision, again = float16(**settings), float16(**settings)
+    scales(precision, [True, True, True])
     state = json.loads(json.dumps(precision.state_dict()))
-    again = float16()
     again.load_state_dict(state)
-    assert again.loss_scale == 4.0
-    assert again.scaler.counts == {"incr_count": 17, "decr_count": 1}
-    assert (again.skipped, again.skipped_in_a_row) == (1, 1)
+    assert again.loss_scale == again.scaler.present == 4.0
+    assert (again.skipped, again.skipped_in_a_row) == (3, 3)
     assert again.state_dict() == state
+    rest = [True, False, False, False, True, True]
+    assert scales(again, rest) == scales(precision, rest) == [2.0, 2.0, 2.0, 4.0, 4.0, 2.0]
+
+
+def test_a_state_of_plsc_3_0(amp):
+    """That version kept the state of Paddle's scaler; what the configuration says of the scaler holds all the same."""
+    scaler = {"scale": [512.0], "incr_ratio": 9.0, "decr_ratio": 0.1, "incr_every_n_steps": 5, "incr_count": 17}
+    scaler |= {"decr_every_n_nan_or_inf": 7, "decr_count": 1, "use_dynamic_loss_scaling": False}
+    precision = float16(decr_every_n_nan_or_inf=2)
+    precision.load_state_dict({"scaler": scaler, "skipped": 3, "skipped_in_a_row": 1})
+    assert (precision.loss_scale, precision.skipped) == (512.0, 3)
+    assert scales(precision, [True]) == [256.0]
 
 
 def test_state_between_precisions(amp):

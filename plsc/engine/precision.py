@@ -3,14 +3,50 @@
 import contextlib
 import logging
 
-import numpy as np
 import paddle
 
 from plsc import compat
-from plsc.config.schema import FP16
+from plsc.config.schema import FP16, LossScaling
 from plsc.errors import TrainingError
 
 log = logging.getLogger("plsc")
+
+
+class LossScale:
+    """The number by which a float16 loss is multiplied: lowered after overflows, raised after updates without any.
+
+    Kept here and not by Paddle's GradScaler, whose lowering calls float() on a tensor of shape [1], a TypeError with
+    NumPy 2.4, and which knows no upper bound.
+
+    Attributes:
+        value: the present scale. good, bad: updates in a row without and with an overflow, since the last change.
+    """
+
+    def __init__(self, settings: LossScaling):
+        self._settings = settings
+        self.value = min(settings.init_loss_scaling, settings.max_loss_scaling)
+        self.good = self.bad = 0
+
+    def update(self, overflowed: bool) -> None:
+        """Count one update, and change the value where its time has come."""
+        s = self._settings
+        if not s.use_dynamic_loss_scaling:
+            return
+        if overflowed:
+            self.good, self.bad = 0, self.bad + 1
+            if self.bad >= s.decr_every_n_nan_or_inf:
+                self.value, self.bad = self.value * s.decr_ratio, 0
+        else:
+            self.good, self.bad = self.good + 1, 0
+            if self.good >= s.incr_every_n_steps:
+                self.value, self.good = min(self.value * s.incr_ratio, s.max_loss_scaling), 0
+
+    def state_dict(self) -> dict:
+        return {"scale": [self.value], "incr_count": self.good, "decr_count": self.bad}
+
+    def load_state_dict(self, state: dict) -> None:
+        (self.value,) = state["scale"]
+        self.good, self.bad = state["incr_count"], state["decr_count"]
 
 
 class Precision:
@@ -43,18 +79,12 @@ class Precision:
                 "small updates are lost (FP16.master_weight or Optimizer.use_master_param: True keeps them)",
                 fp16.dtype,
             )
-        self.scaler = None
+        self.scaler = self._scale = None
         self.skipped = self.skipped_in_a_row = 0
         if self.active and fp16.dtype == "float16":
-            s = fp16.GradScaler
+            self._scale = LossScale(fp16.GradScaler)
             self.scaler = paddle.amp.GradScaler(
-                enable=True,
-                init_loss_scaling=s.init_loss_scaling,
-                incr_ratio=s.incr_ratio,
-                decr_ratio=s.decr_ratio,
-                incr_every_n_steps=s.incr_every_n_steps,
-                decr_every_n_nan_or_inf=s.decr_every_n_nan_or_inf,
-                use_dynamic_loss_scaling=s.use_dynamic_loss_scaling,
+                enable=True, init_loss_scaling=self._scale.value, use_dynamic_loss_scaling=False
             )
 
     @property
@@ -109,7 +139,7 @@ class Precision:
         kept = self.fp16.GradScaler.no_unscale_list
         for name, parameter in optimizer.named if kept else ():
             if parameter.grad is not None and any(part in name for part in kept):
-                parameter.grad.multiply_(self.scaler._scale.astype(parameter.grad.dtype))
+                parameter.grad.scale_(self.loss_scale)
 
     def step(self, optimizer) -> None:
         """Update the weights, or skip where the scaled gradients overflowed.
@@ -121,8 +151,12 @@ class Precision:
             optimizer.paddle_optimizer.step()
             return
         self.scaler.step(optimizer.paddle_optimizer)
-        self.scaler.update()
-        if not compat.found_inf(self.scaler):
+        overflowed = compat.found_inf(self.scaler)
+        before = self.loss_scale
+        self._scale.update(overflowed)
+        if self.loss_scale != before:
+            self.scaler.set_init_loss_scaling(self.loss_scale)
+        if not overflowed:
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
@@ -135,28 +169,24 @@ class Precision:
                 "may help"
             )
 
-    def limit_loss_scale(self) -> None:
-        """Keep the scale below max_loss_scaling, which Paddle's scaler does not know. Called at log steps."""
-        if self.scaler is not None and self.loss_scale > self.fp16.GradScaler.max_loss_scaling:
-            self.scaler.set_init_loss_scaling(self.fp16.GradScaler.max_loss_scaling)
-
     @property
     def loss_scale(self) -> float | None:
-        """The present loss scale, or None without one. Reads from the device."""
-        return None if self.scaler is None else float(self.scaler.state_dict()["scale"].item())
+        """The present loss scale, or None without one."""
+        return None if self._scale is None else self._scale.value
 
     def state_dict(self) -> dict:
         if self.scaler is None:
             return {}
-        state = self.scaler.state_dict()
-        state["scale"] = [float(state["scale"].item())]
-        return {"scaler": state, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return {
+            "scaler": self._scale.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a checkpoint's scale and counts; how they change is the configuration's."""
         if self.scaler is None or not state:
             return
-        # what the configuration says of the scaler holds; the checkpoint adds where it stood
-        kept = {name: state["scaler"][name] for name in ("incr_count", "decr_count")}
-        scale = np.asarray(state["scaler"]["scale"], dtype="float32")
-        self.scaler.load_state_dict({**self.scaler.state_dict(), **kept, "scale": scale})
+        self._scale.load_state_dict(state["scaler"])
+        self.scaler.set_init_loss_scaling(self.loss_scale)
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]

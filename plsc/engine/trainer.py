@@ -272,14 +272,13 @@ class Trainer:
             metric.reset()
         speed = self.meter.read()
         seconds_left = speed.pop("seconds_per_step") * (self.total_steps - self.step)
-        self.precision.limit_loss_scale()
         memory = compat.peak_memory_bytes(self.world.device)
         skipped = int(self.world.all_reduce(paddle.to_tensor([self.train.loader.skipped], dtype="int64")).item())
         record = {
             **values,
             "lr": self.schedule(self.step - 1),
             **speed,
-            "grad_norm": float(norm.item()),
+            "grad_norm": None if self.precision.skipped_in_a_row else float(norm.item()),
             "loss_scale": self.precision.loss_scale,
             "memory_bytes": memory,
             "skipped_updates": self.precision.skipped or None,
@@ -294,7 +293,10 @@ class Trainer:
         shown.append(f"lr {record['lr']:.3e}")
         shown.append(f"{record['images_per_second']:.1f} images/s")
         shown.append(f"data wait {100 * record['data_time_fraction']:.0f} %")
-        shown.append(f"grad norm {record['grad_norm']:.3f}")
+        if record["grad_norm"] is None:
+            shown.append("update skipped: its gradients overflowed")
+        else:
+            shown.append(f"grad norm {record['grad_norm']:.3f}")
         if self.precision.scaler is not None:
             shown.append(f"loss scale {record['loss_scale']:g} ({self.precision.skipped} skipped)")
         if memory is not None:
