@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from plsc.engine.callbacks import Callback as Callback
     from plsc.engine.evaluation import evaluate as evaluate
     from plsc.engine.run import TrainResult as TrainResult
-    from plsc.engine.run import train as train
     from plsc.errors import CheckpointError as CheckpointError
     from plsc.errors import ConfigError as ConfigError
     from plsc.errors import DataError as DataError
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from plsc.tasks.base import Task as Task
     from plsc.tasks.base import TaskOutput as TaskOutput
     from plsc.timing import benchmark as benchmark
+    from plsc.training import train as train
 
     register_model = MODELS.register
     register_dataset = DATASETS.register
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 _DEFINED_IN = {
     # what the commands do
     "load_config": "plsc.api:load_config",
-    "train": "plsc.engine.run:train",
+    "train": "plsc.training:train",
     "evaluate": "plsc.engine.evaluation:evaluate",
     "load_predictor": "plsc.predictor:load_predictor",
     "export_model": "plsc.export:export_model",
@@ -124,8 +124,11 @@ _DEFINED_IN = {
 # names whose modules do without Paddle, or prepare the process for it by themselves
 _WITHOUT_PADDLE = {
     "load_config",
+    "train",
     "list_models",
+    "Callback",
     "Config",
+    "TrainResult",
     *(name for name, place in _DEFINED_IN.items() if place.startswith(("plsc.errors:", "plsc.registry:"))),
 }
 

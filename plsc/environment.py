@@ -78,7 +78,7 @@ def thread_count(requested: int | None = None) -> int:
     return max(1, available_cores() // local_size())
 
 
-def prepare(*, device: str = "cpu", cpu_threads: int | None = None) -> None:
+def prepare(*, device: str = "auto", cpu_threads: int | None = None) -> None:
     """Set the process up for Paddle; call before the first `import paddle`.
 
     Args:

@@ -23,6 +23,7 @@ ALLOWED = {
     "export": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
     "engine": SHARED | ROOMS | {"build", "loading"},
     "timing": SHARED | {"predictor", "runtimes", "engine"},
+    "training": SHARED | {"config", "engine", "visualize"},
     "visualize": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
 }
 

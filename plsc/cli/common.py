@@ -3,11 +3,10 @@
 import argparse
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plsc import environment, places
+from plsc import places
 from plsc.api import load_config
 from plsc.errors import CheckpointError, ConfigError
 
@@ -148,44 +147,9 @@ def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
         print(told, file=file)
 
 
-def apply_flags(flags: dict) -> None:
-    """Global.flags → paddle.set_flags. A flag this build of Paddle does not know is a warning."""
-    import logging
-
-    import paddle
-
-    for name, value in flags.items():
-        name = name if name.startswith("FLAGS_") else f"FLAGS_{name}"
-        try:
-            paddle.set_flags({name: value})
-        except RuntimeError as error:
-            raise ConfigError(f"Global.flags.{name}: Paddle refuses the value {value!r}") from error
-        except ValueError:
-            logging.getLogger("plsc").warning(
-                "Global.flags: this build of Paddle %s does not know %s", paddle.__version__, name
-            )
-
-
 def in_world(config, work) -> int:
-    """Join the run's processes, do `work(world)`, and fail together; returns its exit code.
+    """Join the run's processes, do `work(world)`, and fail together; returns its exit code."""
+    from plsc.engine.run import joined
 
-    Errors end in <output_dir>/errors/rank-N.txt, on every process with the same code.
-    """
-    from plsc.engine.distributed import World
-    from plsc.engine.failures import Failures
-
-    failures = Failures(config.Global.output_dir, environment.rank(), environment.world_size())
-    try:
-        world = World.start(config.Global.device)
-        apply_flags(config.Global.flags)
-        failures.watch()
-        code = work(world) or 0
-        world.leave()
-    except (Exception, KeyboardInterrupt) as error:
-        code = 130 if isinstance(error, KeyboardInterrupt) else failures.report(error)
-    if code and environment.world_size() > 1:
-        # leave at once: other processes' broken connections must not turn this into an abort
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    with joined(config) as world:
+        return work(world) or 0

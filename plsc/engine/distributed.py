@@ -1,8 +1,12 @@
 """The processes of a run: who am I, and what all of them agree on."""
 
 import contextlib
+import itertools
+import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
@@ -38,6 +42,28 @@ def select_device(name: str) -> str:
     return name
 
 
+class _Meeting:
+    """A counter in the processes' key-value store. All processes make the same ones, in the same order.
+
+    The store lives as long as the process, and so does the numbering: two runs one after the other share no counter.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(self):
+        self._key = f"plsc/meeting/{next(self._numbers)}"
+
+    def arrive(self) -> None:
+        compat.global_tcp_store().add(self._key, 1)
+
+    def wait_for(self, count: int, seconds: float = float("inf")) -> None:
+        """Until `count` processes have arrived, or `seconds` are over; asks less and less often."""
+        store, until, pause = compat.global_tcp_store(), time.monotonic() + seconds, 0.01
+        while store.add(self._key, 0) < count and time.monotonic() < until:
+            time.sleep(pause)
+            pause = min(0.5, pause * 1.5)
+
+
 @dataclass
 class World:
     """The processes of this run.
@@ -50,7 +76,6 @@ class World:
     device: str = "cpu"
     rank: int = 0
     size: int = 1
-    _calls: int = field(default=0, repr=False)
 
     @classmethod
     def start(cls, device: str) -> "World":
@@ -61,10 +86,13 @@ class World:
                 f"Global.device is {device!r}, but the launcher gives each process its own; write {kind!r}"
             )
         device = select_device(device)
-        if environment.world_size() > 1:
+        if environment.world_size() == 1:
+            return cls(device)
+        if device == "cpu":  # a launcher that saw a GPU build asks for NCCL, which CPU tensors cannot use
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+        if not dist.is_initialized():
             dist.init_parallel_env()
-            return cls(device, dist.get_rank(), dist.get_world_size())
-        return cls(device)
+        return cls(device, dist.get_rank(), dist.get_world_size())
 
     @property
     def is_first(self) -> bool:
@@ -74,19 +102,19 @@ class World:
     def on_cpu(self) -> bool:
         return self.device == "cpu"
 
-    def all_reduce(self, tensor):
+    def all_reduce(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """The tensor summed over processes, in place where there are several."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def all_reduce_max(self, tensor):
+    def all_reduce_max(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """The tensor's largest over processes, in place where there are several."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
-    def broadcast(self, value):
+    def broadcast(self, value: Any) -> Any:
         """The first process's `value` (any picklable object), on every process."""
         if self.size == 1:
             return value
@@ -95,7 +123,7 @@ class World:
         return box[0]
 
     @contextlib.contextmanager
-    def first_only(self):
+    def first_only(self) -> Iterator[bool]:
         """The first process runs the block, the others wait: `with world.first_only() as mine: if mine: …`.
 
         They wait outside any collective, which gloo would end after 30 seconds.
@@ -103,42 +131,33 @@ class World:
         yield self.is_first
         if self.size == 1:
             return
-        self._calls += 1
-        key = f"plsc/first_only/{self._calls}"
+        meeting = _Meeting()
         if self.is_first:
-            compat.global_tcp_store().add(key, 1)
+            meeting.arrive()
         else:
-            self._wait_for(key, 1)
+            meeting.wait_for(1)
 
     def barrier(self) -> None:
         """Wait until all processes are here, without a collective."""
         if self.size > 1:
-            self._calls += 1
-            key = f"plsc/barrier/{self._calls}"
-            compat.global_tcp_store().add(key, 1)
-            self._wait_for(key, self.size)
+            meeting = _Meeting()
+            meeting.arrive()
+            meeting.wait_for(self.size)
 
     def leave(self) -> None:
-        """The last act: the first process, whose store the others may still ask, waits for them to be done."""
+        """The last act of a run: the first process, whose store the others may still ask, waits for them."""
         if self.size > 1:
-            compat.global_tcp_store().add("plsc/leave", 1)
+            meeting = _Meeting()
+            meeting.arrive()
             if self.is_first:
-                self._wait_for("plsc/leave", self.size, _LEAVE_SECONDS)
+                meeting.wait_for(self.size, _LEAVE_SECONDS)
 
-    @staticmethod
-    def _wait_for(key: str, count: int, seconds: float = float("inf")) -> None:
-        """Until the store's counter has reached `count`, or `seconds` are over; asks less and less often."""
-        store, until, pause = compat.global_tcp_store(), time.monotonic() + seconds, 0.01
-        while store.add(key, 0) < count and time.monotonic() < until:
-            time.sleep(pause)
-            pause = min(0.5, pause * 1.5)
-
-    def parallel(self, model):
+    def parallel(self, model: paddle.nn.Layer) -> paddle.nn.Layer:
         """The model for data-parallel training: gradients are averaged while backward still runs."""
         if self.on_cpu:
             self.barrier()  # gloo would end the first broadcast after 30 seconds
         return paddle.DataParallel(model) if self.size > 1 else model
 
-    def accumulating(self, network):
+    def accumulating(self, network: paddle.nn.Layer) -> contextlib.AbstractContextManager:
         """Context of micro-batches whose gradients stay on this process."""
         return network.no_sync() if self.size > 1 else contextlib.nullcontext()

@@ -5,13 +5,17 @@ others see the file, print it and end: otherwise they would die inside a collect
 an abort that no Python sees, and the launcher would report that instead of the cause.
 """
 
+import contextlib
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from plsc import files
 from plsc.errors import PlscError
 
 _POLL_SECONDS = 0.25
@@ -44,27 +48,32 @@ class Failures:
     another command's failure in the same folder is taken for one of this run.
     """
 
-    def __init__(self, run_directory, rank: int, size: int):
+    def __init__(self, run_directory: str | Path, rank: int, size: int):
         self.folder = Path(run_directory) / "errors"
         self.rank, self.size = rank, size
         self._own = self.folder / f"rank-{rank}.txt"
         self._stopped = threading.Event()
         self._identity, self._since = _run_identity(), time.time() - _START_SKEW_SECONDS
 
-    def watch(self) -> None:
-        """End this process when another one fails. Call when all processes have been started."""
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Context in which this process ends when another one fails. Enter it when all processes have been started."""
         if self.size > 1:
             threading.Thread(target=self._watch, name="plsc-failures", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
 
     def _watch(self):
         while not self._stopped.wait(_POLL_SECONDS):
-            found = self._earliest_of_others()
-            if found:
-                self._end_with(found)
+            failure = self._earliest_of_others()
+            if failure:
+                self._end_with(*failure)
 
-    def _earliest_of_others(self):
+    def _earliest_of_others(self) -> tuple[int, int, str] | None:
         """(rank, exit code, text) of the first failure elsewhere, or None."""
-        found = []
+        failures = []
         for path in self.folder.glob("rank-*.txt") if self.folder.is_dir() else ():
             if path == self._own:
                 continue
@@ -73,41 +82,49 @@ class Failures:
                 _, when, code, identity = head.split()
                 rank = int(path.stem.split("-")[1])
                 if identity == self._identity and float(when) > self._since and rank < self.size:
-                    found.append((float(when), rank, int(code), text))
+                    failures.append((float(when), rank, int(code), text))
             except (OSError, ValueError):
                 continue  # being written this moment, or gone
-        return min(found)[1:] if found else None
+        return min(failures)[1:] if failures else None
 
-    def _end_with(self, found):
-        rank, code, text = found
+    def _end_with(self, rank: int, code: int, text: str) -> NoReturn:
         print(f"process {rank} of {self.size} failed:\n{text}", file=sys.stderr, flush=True)
+        self._end(code)
+
+    @staticmethod
+    def _end(code: int) -> NoReturn:
+        """Leave at once: broken connections to other processes must not turn the end into an abort."""
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
-    def report(self, error: BaseException) -> int:
-        """Write and print this process's error, or the one elsewhere that caused it; returns the exit code."""
+    def record(self, error: Exception) -> None:
+        """Write this process's error for the others and for whoever reads the run directory.
+
+        Of several processes, prints it too, or the one elsewhere that caused it, and ends this process: the others
+        wait for it in a collective. One process goes on with its exception; where that is the user's to mend, it is
+        not written, since the folder may be another run's.
+        """
         self._stopped.set()
-        if self.size > 1 and not isinstance(error, PlscError):
-            # perhaps only a broken connection: the cause is what somebody else has written
+        code, text = exit_code(error), message(error)
+        if self.size == 1:
+            if code == FAULT:
+                self._write(code, text)
+            return
+        if code == FAULT:  # perhaps only a broken connection: the cause is what another process has written
             until = time.monotonic() + _WAIT_FOR_CAUSE_SECONDS
             while time.monotonic() < until:
-                found = self._earliest_of_others()
-                if found:
-                    self._end_with(found)
+                cause = self._earliest_of_others()
+                if cause:
+                    self._end_with(*cause)
                 time.sleep(_POLL_SECONDS)
-        code, text = exit_code(error), message(error)
-        if self.size > 1 or code == FAULT:  # one process's refusal is on its console; the folder may be another run's
-            self._write(code, text)
+        self._write(code, text)
         print(text, file=sys.stderr, flush=True)
-        if self.size > 1:
-            time.sleep(_LINGER_SECONDS)
-        return code
+        time.sleep(_LINGER_SECONDS)
+        self._end(code)
 
-    def _write(self, code: int, text: str):
+    def _write(self, code: int, text: str) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self._own.with_suffix(".writing")
-            beside.write_text(f"failed {time.time()} {code} {self._identity}\n{text}\n", encoding="utf-8")
-            beside.rename(self._own)
+            files.write_text(self._own, f"failed {time.time()} {code} {self._identity}\n{text}\n")
         except OSError as problem:
             print(f"({self._own} could not be written: {problem})", file=sys.stderr)

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import threading
 import time
 
 import paddle
@@ -16,6 +17,8 @@ _MOST_TICKS = 20  # a loader may become slower than the pace so far
 
 class StopRequest:
     """Turns SIGTERM and Ctrl-C into a stop after the update in progress; a second Ctrl-C ends at once.
+
+    Python gives signals to the main thread only: a run in another thread leaves them to the program.
 
     Only some processes may have got the signal, so they vote. The vote is a collective and reads
     from the device; it is held about every two seconds, at occasions that follow from the slowest
@@ -30,6 +33,8 @@ class StopRequest:
 
     def __enter__(self):
         """Set the handlers. After Paddle's import, whose own handlers abort the process."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._handle)
         return self
@@ -40,7 +45,7 @@ class StopRequest:
 
     def _handle(self, number, frame):
         if self.signal is not None and number == signal.SIGINT:
-            os._exit(128 + number)
+            raise KeyboardInterrupt
         if self.signal is None and self._world.is_first:
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
             os.write(2, f"\nstopping after this update, then saving{again}\n".encode())

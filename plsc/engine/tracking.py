@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,22 +24,40 @@ class _Console(logging.Handler):
         sys.stdout.flush()
 
 
-def start_logging(file: Path | None, verbose: bool = True) -> None:
-    """Log lines to the console and, where given, to a file.
+@contextlib.contextmanager
+def logging_to(file: Path | None, *, verbose: bool = True) -> Iterator[None]:
+    """Context in which plsc's log lines go to the console and, where given, are added to a file.
+
+    Handlers that a program has set itself stay. Afterwards the logger is as it was before, and the file is closed.
 
     Args:
         verbose: every line; else only warnings, as on all processes but the first.
     """
-    log.handlers.clear()
-    log.propagate = False  # Paddle's import leaves a handler on the root logger
-    log.setLevel(logging.INFO if verbose else logging.WARNING)
     handlers: list[logging.Handler] = [_Console()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
+    before, level, propagate = list(log.handlers), log.level, log.propagate
+    log.handlers[:] = [handler for handler in before if not isinstance(handler, _Console)] + handlers
+    log.propagate = False  # a handler of the root logger would print every line again
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        log.handlers[:], log.propagate = before, propagate
+        log.setLevel(level)
+        for handler in handlers:
+            handler.close()
+
+
+def start_logging(file: Path | None, verbose: bool = True) -> None:
+    """As `logging_to`, for the rest of the process."""
+    _for_the_process.enter_context(logging_to(file, verbose=verbose))
+
+
+_for_the_process = contextlib.ExitStack()
 
 
 class Tracker:

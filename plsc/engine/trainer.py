@@ -14,6 +14,7 @@ from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.engine import blocks, checkpoint, run_directory
 from plsc.engine.accumulation import GradientSums
+from plsc.engine.callbacks import Callbacks, RunInfo
 from plsc.engine.checkpoint import Checkpoints
 from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
@@ -46,8 +47,9 @@ class Trainer:
         model: the network itself. network: what forward goes through (data-parallel where there are several).
     """
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, callbacks: Callbacks | None = None):
         self.config, self.world = config, world
+        self.callbacks = callbacks or Callbacks((), is_first=world.is_first)
         g = config.Global
         self.output_dir = Path(g.output_dir)
         run_directory.check_shared(self.output_dir, world)
@@ -172,6 +174,18 @@ class Trainer:
                 self.total_steps,
             )
             self._evaluate()
+        self.callbacks.start(
+            RunInfo(
+                Path(g.output_dir),
+                self.config,
+                self.step,
+                self.total_steps,
+                self.steps_per_epoch,
+                self.world.rank,
+                self.world.size,
+            )
+        )
+        self.world.barrier()
         self.meter.read()
         while not (stopped or finished):
             norm = self.advance(batches)
@@ -189,9 +203,6 @@ class Trainer:
         bar.close()
         if profile is not None:
             profile.close()
-        if not finished:
-            again = f"-c {self.output_dir / 'config.yaml'} -o Global.resume=auto"
-            log.info("stopped at step %d of %d; continue with: plsc train %s", self.step, self.total_steps, again)
         return finished, self.last_evaluation or {}
 
     def advance(self, batches):
@@ -284,6 +295,8 @@ class Trainer:
             "skipped_updates": self.precision.skipped or None,
             "skipped_images": skipped or None,
         }
+        with self.meter.pause():
+            self.callbacks.after_step(self.step, {"epoch": self.epoch, **record})
         if not self.world.is_first:
             return
         self.tracker.write("train", self.step, epoch=self.epoch, **record)
@@ -324,6 +337,8 @@ class Trainer:
                 self.tracker.write("eval", self.step, epoch=self.epoch, weights=weights, **result)
                 shown = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k != "samples")
                 of = " of the averaged weights" if weights == "ema" else ""
+                with self.world.first_only():
+                    self.callbacks.after_evaluation(self.step, weights, {"epoch": self.epoch, **result})
                 log.info("evaluation%s after epoch %d, step %d: %s", of, self.epoch, self.step, shown)
             self._remember_best(results)
             self.last_evaluation = {**results["raw"], **{f"ema_{k}": v for k, v in results.get("ema", {}).items()}}
@@ -355,6 +370,7 @@ class Trainer:
                 self.checkpoints.point("latest", self.step)
                 self.checkpoints.prune()
                 log.info("saved %s", path)
+                self.callbacks.after_save(self.step, path)
         self.saved_step = self.step
 
     def _write_checkpoint(self) -> Path:

@@ -1,0 +1,172 @@
+"""The life of a run: its folder and lock, its processes, logging, failures and end. Importing it imports no Paddle."""
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plsc import environment
+from plsc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plsc.config import Config
+    from plsc.engine.callbacks import Callback
+    from plsc.engine.distributed import World
+
+log = logging.getLogger("plsc")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a run.
+
+    Attributes:
+        run_directory: Global.output_dir, with checkpoints, metrics.jsonl and train.log.
+        finished: whether the last update was done; False after a signal or a profile that ends the run.
+        step: updates done.
+        last: figures of the last evaluation, of averaged weights with the prefix ema_; empty without any.
+        best: metric, value, step and weights (raw or ema) of the best evaluation so far; None without any.
+        signal: the signal that stopped the run, or None.
+    """
+
+    run_directory: Path
+    finished: bool
+    step: int
+    last: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, Any] | None = None
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a command: 0, or 128 + the signal that stopped the run."""
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult:
+    """Train, fine-tune or continue the run that a configuration describes.
+
+    Works in a notebook, in any thread, and several times in one process; under paddle.distributed.launch every
+    process calls it alike. SIGTERM and Ctrl-C end the run after the update in progress, with a checkpoint.
+
+    Args:
+        callbacks: see plsc.engine.callbacks.
+
+    Raises:
+        PlscError: what the user can mend. One process raises it; of several, the one that fails prints it, writes it
+            to errors/rank-N.txt in the run directory, and all end with exit code 2.
+    """
+    g = config.Global
+    environment.prepare(cpu_threads=g.cpu_threads)
+    environment.import_paddle()
+    from plsc.engine import profiling, tracking
+    from plsc.engine.callbacks import Callbacks
+    from plsc.engine.trainer import Trainer
+
+    if g.profiler_options:
+        profiling.parse(g.profiler_options)
+    first = environment.rank() == 0
+    with contextlib.ExitStack() as stack:
+        folder = Path(g.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if first:
+                stack.enter_context(_locked(folder))
+            stack.enter_context(tracking.logging_to(folder / "train.log" if first else None, verbose=first))
+        except OSError as error:
+            raise config.error(("Global", "output_dir"), f"{folder} cannot be written: {error.strerror}") from error
+        world = stack.enter_context(joined(config))
+        for note in config.notes:
+            log.info("%s", note)
+        called = Callbacks(callbacks, is_first=first)
+        try:
+            trainer = Trainer(config, world, called)
+            finished, last = trainer.fit()
+            result = TrainResult(folder, finished, trainer.step, last, trainer.best, trainer.stop.signal)
+            called.end(result)
+        except BaseException as error:
+            called.failure(error)
+            raise
+        if world.is_first:
+            _summarise(result, trainer.total_steps)
+        return result
+
+
+@contextlib.contextmanager
+def joined(config: "Config") -> Iterator["World"]:
+    """The processes of a run for the length of the block: device, Paddle's flags, and failing together.
+
+    Errors of the block end in errors/rank-N.txt of Global.output_dir; of several processes all end with the same
+    exit code. Afterwards device and flags are as they were before.
+    """
+    import paddle
+
+    from plsc.engine.distributed import World
+    from plsc.engine.failures import Failures
+
+    failures = Failures(config.Global.output_dir, environment.rank(), environment.world_size())
+    device = paddle.get_device()
+    try:
+        world = World.start(config.Global.device)
+        with _flags(config), failures.watched():
+            yield world
+            world.leave()
+    except Exception as error:
+        failures.record(error)
+        raise
+    finally:
+        paddle.set_device(device)
+
+
+@contextlib.contextmanager
+def _flags(config: "Config") -> Iterator[None]:
+    """Paddle's flags as Global.flags sets them. One that this build of Paddle does not know is a warning."""
+    import paddle
+
+    before = {}
+    try:
+        for key, value in config.Global.flags.items():
+            name = key if key.startswith("FLAGS_") else f"FLAGS_{key}"
+            try:
+                before |= {} if name in before else paddle.get_flags(name)
+                paddle.set_flags({name: value})
+            except RuntimeError as error:
+                raise config.error(("Global", "flags", key), f"Paddle refuses the value {value!r}") from error
+            except ValueError:
+                log.warning("Global.flags: this build of Paddle %s does not know %s", paddle.__version__, name)
+        yield
+    finally:
+        paddle.set_flags(before)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run directory's lock: a second run in the same folder would destroy the first."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Global.output_dir: another run is at work in {folder}; choose another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _summarise(result: TrainResult, total_steps: int) -> None:
+    """The last lines of a run: accuracy, run directory, how to continue."""
+    which = "final" if result.finished else "last"
+    for prefix, of in (("", ""), ("ema_", " of the averaged weights")):
+        accuracies = {k.removeprefix(prefix): v for k, v in result.last.items() if k.startswith(f"{prefix}top")}
+        if accuracies:
+            shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in accuracies.items())
+            log.info("%s evaluation%s: %s", which, of, shown)
+    log.info("run directory: %s", result.run_directory)
+    if not result.finished:
+        log.info(
+            "stopped at step %d of %d; continue with: plsc train -c %s -o Global.resume=auto",
+            result.step,
+            total_steps,
+            result.run_directory / "config.yaml",
+        )
