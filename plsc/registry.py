@@ -1,54 +1,39 @@
-"""Names in YAML → factories in Python. The registries are plsc's only global state.
+"""Names in recipes → factories in Python. The registries are plsc's only global state.
 
-A factory's signature is its schema: parameter names, annotations and defaults are what
-`plsc list` shows and what the configuration is checked against.
+A factory's signature is its schema: parameter names, annotations (with bounds, see plsc.signatures) and defaults are
+what `plsc list` shows and what a configuration is checked against.
 """
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from plsc.errors import ConfigError
+from plsc.signatures import holding_bounds, parameters
 
 
-def nearest(name: str, candidates) -> str | None:
+def nearest(name: str, candidates: Iterable) -> str | None:
     """The candidate most like `name`, or None where nothing is near."""
     candidates = [str(c) for c in candidates]
     folded = {c.lower().replace("_", ""): c for c in candidates}
     exact = folded.get(str(name).lower().replace("_", ""))
     if exact:
         return exact
-    found = difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)
-    return found[0] if found else None
+    close = difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)
+    return close[0] if close else None
 
 
 @dataclass(frozen=True)
 class ListOf:
     """Marks a factory's parameter that takes a list of components: Annotated[list, ListOf(TRANSFORMS)].
 
-    In YAML it is a list of the form `- Name: arguments`; the factory receives the built components.
+    In a recipe it is a list of the form `- Name: arguments`; the factory receives the built components.
     """
 
     registry: "Registry"
-
-
-@dataclass(frozen=True)
-class InputPath:
-    """Marks a factory's parameter that takes the path of a file or folder to read: Annotated[str, InputPath()].
-
-    In a recipe a relative one is looked for in the working directory, then beside the recipe; the factory receives
-    the absolute path.
-
-    Attributes:
-        pattern: may hold the wildcards *, ? and [].
-        made: the folder is made where it is missing, as one that is downloaded to.
-    """
-
-    pattern: bool = False
-    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,39 +49,72 @@ class KeysOf:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One registered factory and what the configuration may say about it.
+class InputPath:
+    """Marks a factory's parameter that takes the path of a file or folder to read: Annotated[str, InputPath()].
+
+    A recipe's relative path is looked for in the working directory, then beside the recipe; the factory receives one
+    that is there. A run's config.yaml has the absolute path.
 
     Attributes:
-        supplied: parameters the engine fills in (the number of steps, the classes, …);
-            they cannot be set from YAML.
-        argument_aliases: other spellings of parameters, alias → parameter.
-        inert: keys accepted for compatibility that change nothing, key → reason.
-        refused: keys known from elsewhere that plsc does not offer, key → reason.
-        remarks: keys that differ from where users know them, key → (value at which nothing differs, what does).
+        pattern: may hold the wildcards *, ? and [].
+        made: need not be there, since the component makes it, as a folder that it downloads to.
+    """
+
+    pattern: bool = False
+    made: bool = False
+
+
+def mark_of(annotation, kind: type):
+    """What an annotation, or a part of a union, is marked with of a kind; None where it is not."""
+    marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)]
+    if marks:
+        return marks[0]
+    parts = getattr(annotation, "__args__", ())
+    return next((mark for mark in (mark_of(part, kind) for part in parts) if mark), None)
+
+
+def list_of(annotation) -> "Registry | None":
+    """The registry of an annotation marked with ListOf."""
+    mark = mark_of(annotation, ListOf)
+    return mark.registry if mark else None
+
+
+def missing_members(component, protocol: type) -> list[str]:
+    """The public members of a `typing.Protocol` class that a component lacks."""
+    members = [*protocol.__annotations__, *vars(protocol)]
+    public = [name for name in members if not name.startswith("_") or name == "__call__"]
+    return [name for name in dict.fromkeys(public) if not hasattr(component, name)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered factory.
+
+    Attributes:
+        supplied: parameters that the engine fills in (the number of steps, the parameter groups, …); recipes cannot
+            set them.
     """
 
     name: str
     factory: Callable
-    supplied: frozenset = frozenset()
-    argument_aliases: Mapping[str, str] = field(default_factory=dict)
-    inert: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    remarks: Mapping[str, tuple] = field(default_factory=dict)
-
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """The parameters that YAML may set, in order."""
-        return {name: p for name, p in self._signature.items() if name not in self.supplied}
+    supplied: frozenset[str] = frozenset()
 
     @functools.cached_property
-    def _signature(self) -> Mapping[str, inspect.Parameter]:
-        # annotations are texts where their module begins with `from __future__ import annotations`
-        return inspect.signature(self.factory, eval_str=True).parameters
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return parameters(self.factory)
+
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters that recipes may set, in order."""
+        return {name: p for name, p in self._parameters.items() if name not in self.supplied}
+
+    def supplied_parameters(self) -> list[str]:
+        """The parameters that the engine fills in."""
+        return [name for name in self._parameters if name in self.supplied]
 
     def nested(self) -> dict[str, "Registry"]:
         """Parameters that take lists of components → the components' registry."""
-        found = {name: list_of(p.annotation) for name, p in self.parameters().items()}
-        return {name: registry for name, registry in found.items() if registry}
+        registries = {name: list_of(p.annotation) for name, p in self.parameters().items()}
+        return {name: registry for name, registry in registries.items() if registry}
 
     @property
     def summary(self) -> str:
@@ -105,24 +123,9 @@ class Entry:
         return doc.split("\n", 1)[0]
 
     def build(self, arguments: Mapping[str, Any], **supplied):
-        """Call the factory with checked arguments and those `supplied` it asks for."""
-        wanted = {k: v for k, v in supplied.items() if k in self.supplied}
+        """Call the factory with checked arguments and those `supplied` that it has parameters for."""
+        wanted = {name: supplied[name] for name in self.supplied_parameters() if name in supplied}
         return self.factory(**arguments, **wanted)
-
-
-def list_of(annotation) -> "Registry | None":
-    """The registry of an annotation marked with ListOf."""
-    mark = _mark(annotation, ListOf)
-    return mark.registry if mark else None
-
-
-def keys_of(annotation) -> KeysOf | None:
-    """The KeysOf that an annotation is marked with."""
-    return _mark(annotation, KeysOf)
-
-
-def _mark(annotation, kind: type):
-    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)), None)
 
 
 def _place(factory: Callable) -> str:
@@ -141,80 +144,66 @@ def _check_signature(factory: Callable) -> None:
             )
 
 
-def missing_members(component, protocol: type) -> list[str]:
-    """The public members of a `typing.Protocol` class that a component lacks."""
-    members = [*protocol.__annotations__, *vars(protocol)]
-    public = [name for name in members if not name.startswith("_") or name == "__call__"]
-    return [name for name in dict.fromkeys(public) if not hasattr(component, name)]
-
-
 class Registry:
-    """Names of one kind of component."""
+    """Names of one kind of component.
 
-    def __init__(self, kind: str):
+    Args:
+        kind: "loss", as messages call one.
+        supplied: parameters that the engine fills in for every factory that has them.
+    """
+
+    def __init__(self, kind: str, supplied: Iterable[str] = ()):
         self.kind = kind
+        self.supplied = frozenset(supplied)
         self._entries: dict[str, Entry] = {}
         self._aliases: dict[str, str] = {}
-        self._refused: dict[str, str] = {}
-        self._refused_prefixes: dict[str, str] = {}
 
     @property
     def plural(self) -> str:
         return "losses" if self.kind == "loss" else f"{self.kind}s".replace(" ", "_")
 
     def register(
-        self,
-        name: str | None = None,
-        *,
-        aliases=(),
-        supplied=(),
-        argument_aliases=None,
-        inert=None,
-        refused=None,
-        remarks=None,
-    ):
-        """Decorator: make a class or function available under `name` (default: its own)."""
+        self, name: str | None = None, *, aliases: Iterable[str] = (), supplied: Iterable[str] = ()
+    ) -> Callable[[Callable], Callable]:
+        """Decorator: make a class or function available in recipes.
 
-        def add(factory):
+        Its signature is the schema of its arguments. Bounds in it hold for calls from Python as well.
+
+        Args:
+            name: in recipes; default: the factory's own.
+            aliases: other names.
+            supplied: parameters that recipes cannot set, beside those of the registry.
+
+        Raises:
+            ConfigError: another factory has the name, or the signature has *args or **kwargs.
+
+        Example:
+            @TRANSFORMS.register()
+            class Invert:
+                def __init__(self, p: Annotated[float, Field(ge=0, le=1)] = 0.5): ...
+        """
+
+        def add(factory: Callable) -> Callable:
             _check_signature(factory)
-            entry = Entry(
-                name=name or factory.__name__,
-                factory=factory,
-                supplied=frozenset(supplied),
-                argument_aliases=dict(argument_aliases or {}),
-                inert=dict(inert or {}),
-                refused=dict(refused or {}),
-                remarks=dict(remarks or {}),
-            )
-            for key in (entry.name, *aliases):
+            own = name or factory.__name__
+            for key in (own, *aliases):
                 present = self._entries.get(self._aliases.get(key, key))
                 if present and _place(present.factory) != _place(factory):
                     raise ConfigError(
                         f"{self.kind} {key} of {_place(factory)} cannot be registered: {_place(present.factory)} has "
                         "the name; choose another"
                     )
-            self._entries[entry.name] = entry
-            self._aliases.update(dict.fromkeys(aliases, entry.name))
+            factory = holding_bounds(factory, own)
+            self._entries[own] = Entry(own, factory, self.supplied | frozenset(supplied))
+            self._aliases.update(dict.fromkeys(aliases, own))
             return factory
 
         return add
 
-    def refuse(self, name: str, reason: str, *, prefix: bool = False):
-        """Know a name from elsewhere, or how such names begin in any case, and say why plsc does not have it."""
-        if prefix:
-            self._refused_prefixes[name.lower()] = reason
-        else:
-            self._refused[name] = reason
-
-    def _reason_against(self, name: str) -> str | None:
-        if name in self._refused:
-            return self._refused[name]
-        return next((why for start, why in self._refused_prefixes.items() if name.lower().startswith(start)), None)
-
     def __contains__(self, name) -> bool:
         return name in self._entries or name in self._aliases
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
     def get(self, name: str) -> Entry:
@@ -222,9 +211,6 @@ class Registry:
         name = self._aliases.get(name, name)
         if name in self._entries:
             return self._entries[name]
-        reason = self._reason_against(name)
-        if reason:
-            raise ConfigError(f"{self.kind} {name} is not part of plsc: {reason}")
         known = [*self._entries, *self._aliases]
         close = nearest(name, known)
         if close:
@@ -243,21 +229,8 @@ MODELS = Registry("model")
 DATASETS = Registry("dataset")
 TRANSFORMS = Registry("transform")
 BATCH_TRANSFORMS = Registry("batch transform")
-SAMPLERS = Registry("sampler")
-OPTIMIZERS = Registry("optimizer")
-SCHEDULERS = Registry("scheduler")
+SAMPLERS = Registry("sampler", supplied=("size", "seed", "rank", "world", "shard_sizes"))
+OPTIMIZERS = Registry("optimizer", supplied=("groups", "multi_precision"))
+SCHEDULERS = Registry("scheduler", supplied=("total_steps", "steps_per_epoch"))
 LOSSES = Registry("loss")
 METRICS = Registry("metric")
-
-MODELS.refuse("convnext", "only Vision Transformers are offered", prefix=True)
-for _prefix in ("swin_", "cait_", "mae_", "convmae_", "cae_"):
-    MODELS.refuse(_prefix, "only plain Vision Transformers are offered", prefix=True)
-for _prefix in ("iresnet", "mobilefacenet", "facevit"):
-    MODELS.refuse(_prefix, "face recognition is not offered", prefix=True)
-for _name in ("FaceIdentificationDataset", "FaceVerificationDataset", "FaceRandomDataset"):
-    DATASETS.refuse(_name, "face recognition is not offered")
-_SELF_SUPERVISED = "it serves self-supervised training, which is not offered"
-for _name in ("TwoViewsTransform", "RandomResizedCropWithTwoImages", "SimCLRGaussianBlur", "BYOLSolarize"):
-    TRANSFORMS.refuse(_name, _SELF_SUPERVISED)
-LOSSES.refuse("MarginLoss", "face recognition is not offered")
-METRICS.refuse("LFWAcc", "face recognition is not offered")

@@ -139,7 +139,7 @@ def test_poly():
     """(1 - epoch / 4)² over 4 epochs of 2 steps."""
     schedule = make("Poly", 8, per_epoch=2, learning_rate=1.0)
     check(schedule, {0: 1.0, 1: 1.0, 2: 0.5625, 3: 0.5625, 4: 0.25, 6: 0.0625, 7: 0.0625, 8: 0.0, 80: 0.0})
-    check(make("Polynomial", 8, per_epoch=2, learning_rate=1.0, power=1.0, end_lr=0.2), {0: 1.0, 4: 0.6, 8: 0.2})
+    check(make("Poly", 8, per_epoch=2, learning_rate=1.0, power=1.0, end_lr=0.2), {0: 1.0, 4: 0.6, 8: 0.2})
 
 
 def test_poly_warmup():

@@ -90,21 +90,23 @@ def _print_components(kind: str, pattern: str | None, verbose: bool):
     environment.prepare()
     environment.import_paddle()
     from plsc.components import register_all
+    from plsc.config import plsc_dialect, schema
 
     register_all()
     entries = getattr(registry, kind.upper())
-    names = {alias: name for name in entries for alias in (name, *entries.aliases_of(name))}
+    aliases = {n: [*entries.aliases_of(n), *plsc_dialect.aliases_of(entries.kind, n)] for n in entries}
+    names = {alias: name for name in entries for alias in (name, *aliases[name])}
     chosen = list(dict.fromkeys(names[name] for name in _matching(pattern, names, entries.kind)))
     if not verbose:
         _print_columns([(name, entries.get(name).summary) for name in sorted(chosen)])
         return
     for name in sorted(chosen):
-        entry, aliases = entries.get(name), entries.aliases_of(name)
-        print(name + (f"  (also {', '.join(aliases)})" if aliases else ""))
+        entry = entries.get(name)
+        print(name + (f"  (also {', '.join(aliases[name])})" if aliases[name] else ""))
         print(f"    {entry.summary}")
         shown = [_shown(p) for p in entry.parameters().values()]
         if kind == "datasets":
-            shown.append("slice=None")  # every data set can be cut
+            shown += [f"{key}={default}" for key, (_, default) in schema.DATASET_KEYS.items()]
         shown = ", ".join(shown) or "no arguments"
         print(textwrap.fill(shown, width=_WIDTH, initial_indent="    ", subsequent_indent="      "))
 

@@ -1,13 +1,13 @@
 """The sections of a run: names, types and defaults of every key that is not a factory's.
 
-The names are PLSC's; the comment behind a key says what it means here. Keys that PLSC has and
-plsc treats otherwise stand in INERT (accepted, no effect, reported once) and REFUSED.
+The comment after a key says what it means. What PLSC's files have besides is in plsc_dialect.py.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -130,6 +130,21 @@ class Loader(Section):
     damaged_images: Literal["raise", "skip"] = "raise"
 
 
+def _slice_text(value):
+    """A slice as text. Without quotes YAML makes a list or a mapping of [:5] and [-5:]."""
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(text, dict) and list(text.values()) == [None]:
+        text = f"{next(iter(text))}:"
+    if text is None or (isinstance(text, str) and re.fullmatch(r"\[?\s*(-?\d+)?\s*:\s*(-?\d+)?\s*\]?", text)):
+        return text
+    raise ValueError("write it in quotes as in Python, for instance '[1000:2000]' or '[-50:]'")
+
+
+DATASET_KEYS = {  # of every data set beside its own: annotation and default
+    "slice": (Annotated[str | None, BeforeValidator(_slice_text)], None),  # a part as in Python, "[:50000]"
+}
+
+
 @dataclass
 class DataSection:
     """DataLoader.Train or DataLoader.Eval."""
@@ -145,22 +160,3 @@ class DataSection:
 class Export(Section):
     export_type: Literal["paddle", "onnx"] = "paddle"
     input_shape: list[int | None] | None = None  # batch, channels, height, width, None free; default: the model's
-
-
-INERT = {
-    ("Global", "train_epoch_func"): "there is one training loop",
-    ("Global", "eval_func"): "there is one evaluation loop",
-    ("Global", "distributed"): "read from the launcher",
-    ("Global", "rank"): "read from the launcher",
-    ("Global", "world_size"): "read from the launcher",
-    ("DataLoader", "*", "loader", "use_shared_memory"): "workers always hand batches over in shared memory",
-    ("DataLoader", "*", "loader", "collate_fn"): "batches have one layout",
-}
-
-REFUSED = {
-    ("Global", "use_dali"): (False, "DALI is not used; decoding runs in loader.num_workers processes"),
-    ("Global", "task_type"): ("classification", "plsc does classification only"),
-    ("DistributedStrategy", "data_sharding"): (False, "optimizer states are not sharded"),
-    ("DistributedStrategy", "sharding"): (None, "optimizer states are not sharded"),
-    ("Optimizer", "lr_func"): (None, "YAML holds no functions; layer_decay and freeze set rates by layer"),
-}

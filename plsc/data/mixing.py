@@ -19,8 +19,6 @@ from plsc.registry import BATCH_TRANSFORMS, KeysOf
 
 Mode = Literal["batch", "elem"]
 
-_INERT = {"class_num": "the number of classes is Model.class_num"}
-
 
 @dataclass
 class _Mixture:
@@ -96,7 +94,7 @@ class _Mixer:
         return image, target * share + paddle.index_select(target, partner) * (1.0 - share)
 
 
-@BATCH_TRANSFORMS.register(inert=_INERT)
+@BATCH_TRANSFORMS.register()
 class Mixup(_Mixer):
     """share x picture + (1 - share) x partner (Zhang et al., 2018)."""
 
@@ -112,7 +110,7 @@ class Mixup(_Mixer):
         return _Mixture(1.0 - share, np.zeros((size, 4), "int32"), share)
 
 
-@BATCH_TRANSFORMS.register(inert=_INERT, aliases=["CutMix"])
+@BATCH_TRANSFORMS.register()
 class Cutmix(_Mixer):
     """A box of the partner, of (1 - share) of the area, pasted in (Yun et al., 2019)."""
 

@@ -158,10 +158,7 @@ def evaluation_batches(size: int, batch_size: int, rank: int, world: int) -> Ite
         yield [Draw(0, p if p < size else size - 1, 0, p < size) for p in positions]
 
 
-_SUPPLIED = ("size", "seed", "rank", "world", "shard_sizes")
-
-
-@SAMPLERS.register(aliases=["BatchSampler"], supplied=_SUPPLIED)
+@SAMPLERS.register()
 def DistributedBatchSampler(
     batch_size: int | None = None,
     drop_last: bool = False,
@@ -188,7 +185,7 @@ def DistributedBatchSampler(
     )
 
 
-@SAMPLERS.register(supplied=_SUPPLIED)
+@SAMPLERS.register()
 def RepeatedAugSampler(
     batch_size: int | None = None,
     drop_last: bool = False,

@@ -11,9 +11,6 @@ import inspect
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from plsc.registry import MODELS
 
-_INERT = {"norm_layer": "the norm is LayerNorm"}
-_REFUSED = {"num_classes": "the number of classes is class_num"}
-
 
 def _factory(name: str, summary: str, *, aliases=(), **preset):
     """Register and return a function: fields of ViTSpec → VisionTransformer."""
@@ -30,7 +27,7 @@ def _factory(name: str, summary: str, *, aliases=(), **preset):
             for f in dataclasses.fields(ViTSpec)
         ]
     )
-    return MODELS.register(name, aliases=aliases, inert=_INERT, refused=_REFUSED)(build)
+    return MODELS.register(name, aliases=aliases)(build)
 
 
 _TINY = dict(embed_dim=192, depth=12, num_heads=3)

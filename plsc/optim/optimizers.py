@@ -10,10 +10,6 @@ from plsc.optim.extra_optimizers import Adafactor as _Adafactor
 from plsc.optim.extra_optimizers import Lars as _Lars
 from plsc.registry import OPTIMIZERS
 
-_SUPPLIED = ("groups", "multi_precision")
-_MOMENTS = {"exp_avg_force_fp32": "moments are float32 anyway"}
-_EPSILON = {"epsilon": (1e-8, "is used here; PLSC itself drops this key and runs at 1e-8")}
-
 
 def _require(condition: bool, text: str):
     if not condition:
@@ -32,7 +28,7 @@ def _paddle_groups(groups, weight_decay: float, key: str = "weight_decay") -> li
     ]
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED, argument_aliases={"eps": "epsilon"}, inert=_MOMENTS, remarks=_EPSILON)
+@OPTIMIZERS.register()
 def AdamW(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
@@ -54,7 +50,7 @@ def AdamW(
     )
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED, argument_aliases={"eps": "epsilon"}, inert=_MOMENTS)
+@OPTIMIZERS.register()
 def Adam(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
@@ -76,7 +72,7 @@ def Adam(
     )
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED)
+@OPTIMIZERS.register()
 def Momentum(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
@@ -98,7 +94,7 @@ def Momentum(
     )
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED)
+@OPTIMIZERS.register()
 def SGD(weight_decay: float = 0.0, *, groups, multi_precision: bool = False):
     """Plain stochastic gradient descent; weight_decay is added to the gradient, L2."""
     _check(weight_decay)
@@ -110,7 +106,7 @@ def SGD(weight_decay: float = 0.0, *, groups, multi_precision: bool = False):
     )
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED, argument_aliases={"eps": "epsilon"}, aliases=["LAMB"])
+@OPTIMIZERS.register()
 def Lamb(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-6,
@@ -135,7 +131,7 @@ def Lamb(
     )
 
 
-@OPTIMIZERS.register(supplied=_SUPPLIED, aliases=["MomentumLARS"])
+@OPTIMIZERS.register()
 def LARS(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
@@ -160,14 +156,7 @@ def LARS(
     )
 
 
-@OPTIMIZERS.register(
-    supplied=_SUPPLIED,
-    argument_aliases={"eps": "epsilon"},
-    refused={
-        "one_dim_param_no_weight_decay": "write no_weight_decay: [1d]",
-        "warmup_init": "give LRScheduler a warm-up",
-    },
-)
+@OPTIMIZERS.register()
 def Adafactor(
     epsilon: float = 1e-30,
     eps_scale: float = 1e-3,

@@ -17,7 +17,6 @@ from plsc.registry import SCHEDULERS
 
 Schedule = Callable[[int], float]
 Unit = Literal["step", "epoch"]
-_LENGTHS = ("total_steps", "steps_per_epoch")
 
 
 def _require(condition: bool, text: str):
@@ -49,11 +48,7 @@ def _warm(decay: Callable[[float], float], warmup: int, total: int, start: float
     return lr
 
 
-def _factory(**names):
-    return SCHEDULERS.register(supplied=_LENGTHS, **names)
-
-
-@_factory()
+@SCHEDULERS.register()
 def Constant(
     learning_rate: float,
     warmup_steps: int = 0,
@@ -68,7 +63,7 @@ def Constant(
     return _warm(lambda p: learning_rate, warmup, total_steps, 0.0, learning_rate)
 
 
-@_factory()
+@SCHEDULERS.register()
 def Cosine(
     learning_rate: float,
     end_lr: float = 0.0,
@@ -88,7 +83,7 @@ def Cosine(
     return _warm(decay, warmup, total_steps, warmup_start_lr, learning_rate)
 
 
-@_factory()
+@SCHEDULERS.register()
 def Linear(
     learning_rate: float,
     end_lr: float = 0.0,
@@ -107,7 +102,7 @@ def Linear(
     return _warm(decay, warmup, total_steps, warmup_start_lr, learning_rate)
 
 
-@_factory()
+@SCHEDULERS.register()
 def ViTLRScheduler(
     learning_rate: float,
     decay_type: Literal["cosine", "linear"] = "cosine",
@@ -128,7 +123,7 @@ def ViTLRScheduler(
     return make(learning_rate, end, warmup_steps, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
 
 
-@_factory(argument_aliases={"warmup_epochs": "warmup_epoch"})
+@SCHEDULERS.register()
 def TimmCosine(
     learning_rate: float,
     eta_min: float = 0.0,
@@ -160,7 +155,7 @@ def TimmCosine(
     return lr
 
 
-@_factory()
+@SCHEDULERS.register()
 def Step(
     boundaries: list[int],
     values: list[float],
@@ -193,7 +188,7 @@ def Step(
     return lr
 
 
-@_factory(aliases=["Polynomial"])
+@SCHEDULERS.register()
 def Poly(
     learning_rate: float,
     power: float = 2.0,

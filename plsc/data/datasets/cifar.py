@@ -56,7 +56,7 @@ _CIFAR100 = _Layout(
 )
 
 
-@DATASETS.register(aliases=["Cifar10"])
+@DATASETS.register()
 class CIFAR10(InMemory):
     """CIFAR-10: 50,000 training and 10,000 test pictures of 32 x 32 px in colour, 10 classes.
 
@@ -72,7 +72,7 @@ class CIFAR10(InMemory):
         super().__init__(images, _labels(batches, "labels", len(names)), names, f"CIFAR-10 {split}")
 
 
-@DATASETS.register(aliases=["Cifar100"])
+@DATASETS.register()
 class CIFAR100(InMemory):
     """CIFAR-100: 50,000 training and 10,000 test pictures of 32 x 32 px in colour, 100 classes in 20 groups.
 

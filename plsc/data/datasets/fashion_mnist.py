@@ -38,7 +38,7 @@ _FILES = {  # split → images, labels
 }
 
 
-@DATASETS.register(aliases=["FashionMnist"])
+@DATASETS.register()
 class FashionMNIST(InMemory):
     """Fashion-MNIST: 60,000 training and 10,000 test pictures of 28 x 28 px, 1 channel, 10 classes of clothing.
 

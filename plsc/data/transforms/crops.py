@@ -11,15 +11,13 @@ from plsc.data.transforms.geometry import Backend, Interpolation, RandomCrop
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
-_PILLOW_SMOOTHS = "Pillow always smooths where it shrinks; backend: cv2 does not"
-
 
 def _sides(area: float, ratio: float) -> tuple[int, int]:
     """(height, width) in whole pixels of a box of this area and ratio."""
     return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
 
 
-@TRANSFORMS.register(aliases=["RandomResizedCropAndInterpolation"], inert={"antialias": _PILLOW_SMOOTHS})
+@TRANSFORMS.register()
 class RandomResizedCrop(RandomCrop):
     """Random area and ratio, drawn again up to 10 times until it fits, resized: torchvision's crop.
 

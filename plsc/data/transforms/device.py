@@ -6,12 +6,7 @@ from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
 
-@TRANSFORMS.register(
-    inert={
-        "output_fp16": "normalisation is float32; FP16 decides the model's precision",
-        "channel_num": "the number of channels is Model.in_chans",
-    },
-)
+@TRANSFORMS.register()
 class NormalizeImage:
     """(image * scale - mean) / std, a value a channel, in float32 on the device."""
 
@@ -33,7 +28,7 @@ class NormalizeImage:
         self.scale, self.mean, self.std = scale, tuple(mean), tuple(std)
 
 
-@TRANSFORMS.register(inert={"inplace": "it always works on a new tensor"})
+@TRANSFORMS.register()
 class Normalize(NormalizeImage):
     """NormalizeImage in torchvision's words: (image - mean) / std of 0 … 1 behind ToTensor, else of 0 … 255."""
 
@@ -41,7 +36,7 @@ class Normalize(NormalizeImage):
         super().__init__(scale=1.0, mean=mean, std=std)
 
 
-@TRANSFORMS.register(inert={"data_format": "the model's input is [C, H, W]"})
+@TRANSFORMS.register()
 class ToTensor:
     """[H, W, C] 0 … 255 → [C, H, W] 0 … 1, in float32 on the device; Normalize may stand behind it."""
 

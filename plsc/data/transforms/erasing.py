@@ -16,9 +16,7 @@ from plsc.registry import TRANSFORMS
 _TILE_KEY = 0x706C7363  # fixes the noise of mode pixel, for ever and on every machine
 
 
-@TRANSFORMS.register(
-    argument_aliases={"probability": "EPSILON", "min_area": "sl", "max_area": "sh", "min_aspect": "r1"}
-)
+@TRANSFORMS.register()
 class RandomErasing:
     """Overwrite a rectangle of the normalised picture, with probability EPSILON (Zhong et al., 2020).
 

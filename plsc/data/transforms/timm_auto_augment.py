@@ -243,7 +243,7 @@ def _auto_augment(style: _Style, name: str) -> _AutoAugment:
     return _AutoAugment(style, [[(renamed.get(kind, kind), p, level) for kind, p, level in row] for row in table])
 
 
-@TRANSFORMS.register(inert={"img_size": "translations are parts of the picture's own side, as in timm"})
+@TRANSFORMS.register()
 class TimmAutoAugment:
     """RandAugment, AutoAugment, 3-Augment or AugMix by timm's string, for instance rand-m9-mstd0.5-inc1.
 

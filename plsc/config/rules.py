@@ -1,0 +1,66 @@
+"""What a configuration must hold to across several keys."""
+
+from plsc.config.checker import Checker
+from plsc.config.config import Config
+
+
+def check_rules(c: Checker, config: Config) -> None:
+    """Note a problem for each rule that a configuration, whose keys are right one by one, breaks."""
+    _check_lengths(c, config)
+    for mode in config.DataLoader:
+        _check_data(c, config, mode)
+    _check_precision(c, config)
+    if config.Global.to_static and config.DistributedStrategy.recompute:
+        c.problem(
+            ("Global", "to_static"),
+            "is given with DistributedStrategy.recompute, which saves no memory in Paddle's compiled blocks; keep one",
+        )
+
+
+def _check_lengths(c: Checker, config: Config) -> None:
+    g = config.Global
+    if not c.for_training:
+        return
+    if not config.Loss["Train"]:
+        c.problem(("Loss", "Train"), "is missing; it lists the losses to train with")
+    if not config.DataLoader:
+        c.problem(("DataLoader",), "has neither Train nor Eval")
+    if g.epochs is None and g.max_train_step is None and "Train" in config.DataLoader:
+        c.problem(("Global", "epochs"), "is missing; give epochs or max_train_step, the length of the run")
+    if "Eval" not in config.DataLoader:
+        if g.eval_during_train:
+            c.problem(("Global", "eval_during_train"), "is True, but there is no DataLoader.Eval")
+        if config.EMA and config.EMA.ema_eval:
+            c.problem(("EMA", "ema_eval"), "is True, but there is no DataLoader.Eval")
+
+
+def _check_data(c: Checker, config: Config, mode: str) -> None:
+    g, section = config.Global, config.DataLoader[mode]
+    path = ("DataLoader", mode, "sampler", "batch_size")
+    arguments = section.sampler.arguments
+    size = arguments.get("batch_size")
+    if size is not None and size < 1:
+        c.problem(path, f"is {size}; it must be at least 1")
+        return
+    if mode == "Eval":
+        if section.batch_transforms:
+            c.problem(section.batch_transforms[0].path, "mixes pictures, which evaluation does not")
+        if arguments.get("drop_last") or arguments.get("shuffle"):
+            c.note(path[:-1], "drop_last and shuffle are without effect: evaluation takes every sample once, in order")
+    if size is None and (mode == "Eval" or g.global_batch_size is None):
+        c.problem(path, "is missing; it is the batch of one process")
+    elif mode == "Train" and size is not None and size % g.accum_steps:
+        c.problem(path, f"{size} is not divisible by Global.accum_steps = {g.accum_steps}")
+
+
+def _check_precision(c: Checker, config: Config) -> None:
+    fp16, asked = config.FP16, config.optimizer_options.use_master_param
+    if not fp16:
+        return
+    if asked is not None:
+        if ("FP16", "master_weight") in c.source.origins and fp16.master_weight != asked:
+            c.problem(("Optimizer", "use_master_param"), f"is {asked}, but FP16.master_weight is {fp16.master_weight}")
+        fp16.master_weight = asked
+    scaler = fp16.GradScaler
+    if scaler.init_loss_scaling > scaler.max_loss_scaling:
+        c.problem(("FP16", "GradScaler", "init_loss_scaling"), "is larger than max_loss_scaling")
