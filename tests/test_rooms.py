@@ -6,7 +6,18 @@ from pathlib import Path
 import plsc
 
 PACKAGE = Path(plsc.__file__).parent
-SHARED = {"errors", "files", "places", "registry", "environment", "compat", "tensors", "targets", "pickles"}
+SHARED = {
+    "errors",
+    "files",
+    "places",
+    "registry",
+    "signatures",
+    "environment",
+    "compat",
+    "tensors",
+    "targets",
+    "pickles",
+}
 ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "config"}
 # what a module of each place may import of plsc, beside its own place
 ALLOWED = {
