@@ -5,6 +5,7 @@
     RUN/checkpoints/latest, best      text files that name such a folder
     EXPORT/                           inference.json (Paddle 2: .pdmodel) with inference.pdiparams, or model.onnx
     WEIGHTS                           a file, or a folder that holds one under a usual name
+    PREFIX.index, PREFIX.data-…       a TensorFlow checkpoint; a file called checkpoint there names the latest
 
 Standard library only.
 """
@@ -26,6 +27,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
 _PADDLE_GRAPHS = (".json", ".pdmodel")
+_TENSORFLOW_POINTER, _TENSORFLOW_DATA = "checkpoint", re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 
 
 # -- runs and their checkpoints ---------------------------------------------------------------
@@ -153,8 +155,9 @@ def weights_file(path, weights: str = "model") -> Path:
 
     Args:
         path: a file, a .pdparams or .pdema file without its ending, a folder of plsc, Hugging Face or PLSC, a run
-            directory (its best checkpoint, else its latest), or a latest or best file.
-        weights: model, or ema for the averaged ones of a plsc checkpoint.
+            directory (its best checkpoint, else its latest), a latest or best file, or a TensorFlow checkpoint's
+            prefix, one of its files, its folder, or the file called checkpoint there. It means the .index file.
+        weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
 
     Raises:
         CheckpointError: there is none; the message says what was looked for.
@@ -168,6 +171,9 @@ def weights_file(path, weights: str = "model") -> Path:
         path = path.parent  # the folder shows whether it has the weights asked for
     if path.is_dir():
         return _file_in(path, weights)
+    index = _tensorflow_index(path)
+    if index is not None:
+        return index
     if path.is_file():
         _refuse_export(path)
         if weights != "model" and path.name != f"{weights}.safetensors":
@@ -188,6 +194,9 @@ def _file_in(folder: Path, weights: str) -> Path:
     if weights != "model":
         if (own / f"{weights}.safetensors").is_file():
             return own / f"{weights}.safetensors"
+        index = None if (own / _WEIGHTS[0]).is_file() else _tensorflow_index_in(own)
+        if index is not None:
+            return index
         raise CheckpointError(f"{own}: holds no averaged weights ({weights}.safetensors)")
     for name in (*_WEIGHTS, _INDEX):
         if (own / name).is_file():
@@ -195,11 +204,52 @@ def _file_in(folder: Path, weights: str) -> Path:
     paddle_files = sorted(own.glob("*.pdparams"))
     if len(paddle_files) == 1:
         return paddle_files[0]
+    index = _tensorflow_index_in(own)
+    if index is not None:
+        return index
     _refuse_export(own)
     several = f"; there are {', '.join(file.name for file in paddle_files)}: name one" if paddle_files else ""
     raise CheckpointError(
         f"{folder}: neither a checkpoint nor a run directory, and none of {', '.join(_WEIGHTS)} is in it{several}"
     )
+
+
+def _tensorflow_index(path: Path) -> Path | None:
+    """The index of the TensorFlow checkpoint that a prefix or a file means; None where it means none."""
+    if path.name == _TENSORFLOW_POINTER and path.is_file():
+        return _tensorflow_pointed(path)
+    data = _TENSORFLOW_DATA.fullmatch(path.name)
+    index = path if path.suffix == ".index" else path.with_name(f"{data[1] if data else path.name}.index")
+    return index if index.is_file() and (data or not path.is_file() or index == path) else None
+
+
+def _tensorflow_index_in(folder: Path) -> Path | None:
+    """The index of the TensorFlow checkpoint in a folder: the one that its pointer names, or the only one."""
+    pointer = folder / _TENSORFLOW_POINTER
+    index = _tensorflow_pointed(pointer) if pointer.is_file() else None
+    if index is not None:
+        return index
+    indices = sorted(folder.glob("*.index"))
+    if len(indices) > 1:
+        names = ", ".join(file.stem for file in indices)
+        raise CheckpointError(f"{folder}: holds {len(indices)} TensorFlow checkpoints ({names}); name one of them")
+    return indices[0] if indices else None
+
+
+def _tensorflow_pointed(pointer: Path) -> Path | None:
+    """The index that a file called checkpoint names, looked for beside it; None where it is a file of another kind."""
+    try:
+        with open(pointer, "rb") as file:
+            text = file.read(2**16).decode("utf-8", "replace")
+    except OSError as error:
+        raise CheckpointError(f"{pointer}: cannot be read: {error}") from error
+    named = re.match(r'model_checkpoint_path: "([^"\n]+)"', text)
+    if named is None:
+        return None
+    index = pointer.with_name(re.split(r"[/\\]", named[1])[-1] + ".index")  # whatever folder it was written in
+    if not index.is_file():
+        raise CheckpointError(f"{pointer}: names {named[1]}, but {index.name} is not beside it; name an .index file")
+    return index
 
 
 def _refuse_export(path: Path) -> None:

@@ -19,7 +19,7 @@ def add_arguments(parser):
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--output", required=True, metavar="PATH", help="a file; for huggingface a folder")
     parser.add_argument("--backbone", action="store_true", help="leave out head and pre-logits")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc or TensorFlow checkpoint")
     parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, where the source does not tell")
 
 

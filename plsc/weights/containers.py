@@ -1,4 +1,5 @@
-"""Files that hold arrays by name, whoever wrote them: npz, safetensors, torch archives, Paddle's pickles.
+"""Files that hold arrays by name, whoever wrote them: npz, safetensors, torch archives, Paddle's pickles, TensorFlow's
+checkpoints.
 
 Reading is lazy: a Tensor knows its shape, and reads its values when asked, so that loading a
 model needs the memory of one array besides the model.
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from plsc import pickles
 from plsc.errors import CheckpointError
 from plsc.pickles import Storage, StoredTensor, item_bytes
+from plsc.weights.tensor_bundle import read_bundle
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS_TYPES = {
@@ -56,14 +58,16 @@ class Container:
     """Arrays by name, and what else the file says.
 
     Attributes:
-        kind: npz, safetensors, torch or paddle.
+        kind: npz, safetensors, torch, paddle or tensorflow.
         notes: plain values beside the arrays (metadata, training arguments).
+        averaged: the moving averages of arrays, where the file keeps both.
     """
 
     path: Path
     kind: str
     tensors: dict[str, Tensor]
     notes: dict = field(default_factory=dict)
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
 
 def widen(raw: np.ndarray) -> np.ndarray:
@@ -298,6 +302,29 @@ def _paddle_array(array: np.ndarray) -> np.ndarray:
     return widen(array) if array.dtype == np.uint16 else array  # bfloat16 is stored so, without a mark
 
 
+# -- TensorFlow -------------------------------------------------------------------------------
+
+
+# how TensorFlow 2 names what belongs to an object, and what an optimizer keeps of a variable
+_VARIABLE, _SLOT = "/.ATTRIBUTES/VARIABLE_VALUE", "/.OPTIMIZER_SLOT/"
+
+
+def _read_tensorflow(path: Path) -> Container:
+    """A checkpoint by its index: each variable under the path of attributes that leads to it.
+
+    Of the optimizer's slots only moving averages (called average) are kept.
+    """
+    tensors, averaged = {}, {}
+    for name, entry in read_bundle(path).items():
+        tensor = Tensor(entry.shape, lambda e=entry: _values(e.read(), e.dtype).reshape(e.shape))
+        variable, is_slot, slot = name.removesuffix(_VARIABLE).partition(_SLOT)
+        if not is_slot:
+            tensors[variable] = tensor
+        elif slot.endswith("/average"):
+            averaged[variable] = tensor
+    return Container(path, "tensorflow", tensors, averaged=averaged)
+
+
 # -- which one --------------------------------------------------------------------------------
 
 
@@ -328,6 +355,8 @@ def open_container(path: Path) -> Container:
         CheckpointError: not a file of weights, damaged, or asking to run code.
     """
     try:
+        if path.suffix == ".index":
+            return _read_tensorflow(path)
         with open(path, "rb") as file:
             head = file.read(16)
         if len(head) < 8:
@@ -347,4 +376,4 @@ def open_container(path: Path) -> Container:
     except DAMAGE as error:
         said = str(error) or type(error).__name__
         raise CheckpointError(f"{path}: damaged, or not a file of weights: {said}") from error
-    raise CheckpointError(f"{path}: not a file of weights: neither npz, safetensors, torch nor Paddle")
+    raise CheckpointError(f"{path}: not a file of weights: neither npz, safetensors, torch, Paddle nor TensorFlow")

@@ -321,6 +321,43 @@ _HUGGINGFACE: list[Rule] = [
     (r"classifier\.(.+)", r"head.\1"),
 ]
 
+# kakaobrain/coyo-vit: the attributes of its Keras model; in save_weights' files the backbone is a layer, or is alone
+_COYO_BACKBONE = r"(?:backbone/|layer_with_weights-0/|)"
+_COYO: list[Rule] = [
+    (_COYO_BACKBONE + r"class_emb", "cls_token"),
+    (_COYO_BACKBONE + r"pos_emb", "pos_embed"),
+    (_COYO_BACKBONE + r"embedding/(.+)", r"patch_embed.proj.\1"),
+    (_COYO_BACKBONE + r"enc_layers/(\d+)/layernorm([12])/(.+)", r"blocks.\1.norm\2.\3"),
+    (_COYO_BACKBONE + r"enc_layers/(\d+)/att/([qkv])(?:uery|ey|alue)_dense/(.+)", r"blocks.\1.attn.\2.\3"),
+    (_COYO_BACKBONE + r"enc_layers/(\d+)/att/combine_heads/(.+)", r"blocks.\1.attn.proj.\2"),
+    (_COYO_BACKBONE + r"enc_layers/(\d+)/mlp/layer_with_weights-0/(.+)", r"blocks.\1.mlp.fc1.\2"),
+    (_COYO_BACKBONE + r"enc_layers/(\d+)/mlp/layer_with_weights-1/(.+)", r"blocks.\1.mlp.fc2.\2"),
+    (_COYO_BACKBONE + r"norm/(.+)", r"norm.\1"),
+    (_COYO_BACKBONE + r"representation/(.+)", r"head0.\1"),
+    (r"(?:model/)?layer_with_weights-1/(.+)", r"head.\1"),
+]
+_KERAS_KINDS = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
+_COYO_TRAINING = re.compile(r"optimizer/.+|save_counter|ckpt_saved_iterations|(model/)?keras_api/.+")
+_COYO_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}  # its code has these four models, and no other width
+
+
+def _coyo(container: Container) -> Mapped | None:
+    if not any(re.fullmatch(_COYO_BACKBONE + "class_emb", name) for name in container.tensors):
+        return None
+    tensors = {name: t for name, t in container.tensors.items() if not _COYO_TRAINING.fullmatch(name)}
+    renamed, unknown = _renamed(tensors, _COYO)
+    known = {}
+    for name, tensor in renamed.items():
+        layer, dot, kind = name.rpartition(".")
+        known[f"{layer}{dot}{_KERAS_KINDS.get(kind, kind)}"] = tensor
+    if "patch_embed.proj.weight" in known:
+        known["patch_embed.proj.weight"] = _conv_from_hwio(known["patch_embed.proj.weight"])
+    heads = _COYO_HEADS.get(known["cls_token"].shape[-1])
+    return Mapped("coyo", _fused(known), unknown, {**_facts(known), "num_heads": heads, **_COYO_FACTS})
+
+
+_COYO_FACTS = {"pool": "token", "act": "gelu_tanh", "epsilon": 1e-6}
+
 _OURS = re.compile(
     r"(cls_token|pos_embed|reg_token|patch_embed\..+|blocks\.\d+\..+|norm\.(weight|bias)|fc_norm\.(weight|bias)"
     r"|head0?\.(weight|bias)|attn_pool\..+)$"
@@ -433,6 +470,7 @@ def _facts(tensors: dict[str, Tensor]) -> dict:
 
 
 _LAYOUTS = (
+    _coyo,  # whose backbone alone has an embedding/kernel, too
     _google,
     _by_rules("huggingface", "embeddings.patch_embeddings.projection.weight", _HUGGINGFACE),
     _by_rules("torchvision", "conv_proj.weight", _TORCHVISION),

@@ -20,7 +20,7 @@ class Source:
     """Weights in plsc's names and orientation, read one array at a time.
 
     Attributes:
-        layout: plsc, google, timm, huggingface, torchvision, lukemelas, jeonsworld or paddle.
+        layout: plsc, google, timm, huggingface, torchvision, lukemelas, jeonsworld, coyo or paddle.
         tensors: name → Tensor.
         spec: fields of the model's spec, said by the file or told by its shapes.
         unknown: shapes of arrays without a counterpart, by the file's own names.
@@ -109,14 +109,18 @@ def read(path, weights: str = "model") -> Source:
 
     Args:
         path: a file, a folder of plsc, Hugging Face or PLSC, a run directory, `latest` or `best`,
-            or a .pdparams file without its ending.
-        weights: model, or ema for the averaged ones of a plsc checkpoint.
+            a .pdparams file without its ending, or a TensorFlow checkpoint's prefix, file or folder.
+        weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown model, or asking to run code.
     """
     file = places.weights_file(path, weights)
     container = _open(file)
+    if container.kind == "tensorflow" and weights == "ema":
+        if not container.averaged:
+            raise CheckpointError(f"{file}: holds no averaged weights (optimizer slots called average)")
+        container.tensors |= container.averaged
     mapped = recognise(container)
     source = Source(file, mapped.tensors, mapped.layout)
     source.unknown = {name: t.shape for name, t in mapped.unknown.items()}
