@@ -1,7 +1,9 @@
-"""`plsc eval`: several weights, resolutions and data sets, its files, its errors, its processes."""
+"""`plsc eval` and plsc.evaluate: several weights, resolutions and data sets, its files, its errors, its processes."""
 
+import contextlib
 import csv
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -11,13 +13,16 @@ import paddle
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
-from plsc import loading, predictor
+from plsc import build, loading, places, predictor
 from plsc.cli import main
-from plsc.cli.eval import _common_failure
-from plsc.cli.results import Row, table, write
+from plsc.cli.eval import confusion_text
+from plsc.config import load
+from plsc.engine import evaluation
 from plsc.engine.distributed import World
+from plsc.engine.evaluation import Evaluation, evaluate, evaluate_all
+from plsc.engine.evaluation_files import columns, write_table
 from plsc.engine.evaluator import Evaluator
-from plsc.errors import DataError
+from plsc.errors import CheckpointError, ConfigError, DataError
 from tests.helpers import SHARED, TINY_MODEL, metrics, plsc, tiny_digits, write_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -228,6 +233,79 @@ def test_real_labels(run, picture_tree):
     assert_figures(found, {"real_top1": 10 / 15, "real_samples": 15, "top1": (said == labels).mean(), "samples": 20})
 
 
+def test_results_go_to_the_runs_they_are_of(run, other, picture_tree, capsys):
+    """Several runs get their own rows each; weights of no run are printed only, Global.output_dir has no say."""
+    first, second = (Path(shutil.copytree(run, name)) for name in ("first", "second"))
+    config = pictures_config(picture_tree, Path("another_run"))
+    arguments = ["-c", write_config(Path("c.yaml"), config), "--resolution", "16,24"]
+    weights = [first, second / "checkpoints" / "latest", other]
+    assert main(["eval", *map(str, arguments), *(f"--weights={path}" for path in weights)]) == 0
+    out = capsys.readouterr().out
+    for folder, path in ((first, weights[0]), (second, weights[1])):
+        rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+        assert [(row["weights"], row["resolution"]) for row in rows] == [(str(path), 16), (str(path), 24)]
+        assert f"written to {folder / 'evaluation.json'}" in out
+    assert main(["eval", *map(str, arguments[:2]), "--weights", str(other)]) == 0
+    assert "written to" not in capsys.readouterr().out
+    assert not Path("another_run").exists() and not (other.parent / "evaluation.json").exists()
+
+
+def test_a_run_directory_that_cannot_be_written_is_no_reason_to_stop(run, capsys):
+    copy = Path(shutil.copytree(run, "copy"))
+    (copy / "evaluation.json").mkdir()
+    assert main(["eval", "--weights", "copy"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^samples +20$", out, re.MULTILINE) and "not written: copy/evaluation.json: cannot be" in out
+
+
+# -- from Python --------------------------------------------------------------------------
+
+
+def test_a_result_is_a_mapping_of_its_figures(run, picture_tree):
+    """Nothing is written, and logging stays as it was."""
+    before, files = list(logging.getLogger("plsc").handlers), set(run.rglob("*"))
+    result = evaluate(run, metrics=["PerClassAccuracy", "ConfusionMatrix"])
+    logits, labels = ours(run, picture_tree / "val")
+    assert_figures(result, figures_of(logits, labels))
+    assert list(result) == ["loss", "top1", "top5", "mean_class_top1", "classes", "samples"] and len(result) == 6
+    assert result.about | dict(result) == result.to_dict() and result.error is None
+    assert result.confusion.tolist() == confusion_matrix(labels, logits.argmax(axis=1), labels=range(4)).tolist()
+    assert result.classes.samples.tolist() == [5] * 4
+    assert result.class_names == [f"class_{c}" for c in range(4)]
+    assert list(logging.getLogger("plsc").handlers) == before and set(run.rglob("*")) == files
+
+
+def test_a_configuration_of_any_kind(run, picture_tree):
+    """A dict with overrides, or a checked one, at another resolution and on other data."""
+    tree = pictures_config(picture_tree, Path("none"))
+    of_dict = evaluate(run, tree, overrides={"DataLoader.Eval.sampler.batch_size": 3}, data=picture_tree / "train")
+    assert_figures(of_dict, figures_of(*ours(run, picture_tree / "train")))
+    config = load(tree)
+    assert_figures(evaluate(run, config, resolution=24), figures_of(*ours(run, picture_tree / "val", 24)))
+    assert config.Model.arguments["img_size"] == 16, "the caller's configuration stays as it was"
+    with pytest.raises(ConfigError, match="go with a recipe"):
+        evaluate(run, config, overrides=["Global.seed=1"])
+
+
+def test_a_single_failure_is_raised_and_one_of_several_is_in_its_row(run):
+    with pytest.raises(CheckpointError, match="gone: no such file"):
+        evaluate("gone")
+    seen = []
+    rows = evaluate_all(["gone", run], on_row=lambda rows: seen.append(len(rows)))
+    assert "gone: no such file" in rows[0].error and rows[1].error is None and seen == [1, 2]
+
+
+def test_missing_weights_are_told_before_data_is_read(run, picture_tree, monkeypatch):
+    """Of every row, before the first is measured."""
+    monkeypatch.setattr(build, "dataset", lambda *_: pytest.fail("a data set was opened"))
+    with pytest.raises(CheckpointError, match="gone: no such file"):
+        evaluate("gone", pictures_config(picture_tree, Path("none")))
+    damaged = Path("damaged.safetensors")
+    damaged.write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="damaged"):
+        evaluate(damaged, pictures_config(picture_tree, Path("none")))
+
+
 # -- what fails ---------------------------------------------------------------------------
 
 
@@ -299,10 +377,10 @@ WRONG = {
     "ending of the confusion": (["--confusion", "c.pdf"], "--confusion c.pdf: is written as .csv, .png, .svg"),
     "folder as output": (["--output", "folder.json"], "--output folder.json: is a folder"),
     "metric": (["--metrics", "ECEE"], "no metric is called 'ECEE'; did you mean ECE?"),
-    "RealAcc without labels": (["--metrics", "RealAcc"], "--metrics RealAcc: needs labels; --real FILE"),
+    "RealAcc without labels": (["--metrics", "RealAcc"], "metric RealAcc: needs labels; give real (--real FILE)"),
     "real.json": (["--real", "gone.json"], "gone.json: No such file"),
-    "data": (["--data", "gone"], "--data gone: no such folder, list file or recipe"),
-    "named data": (["--data", "x=gone"], "--data gone: no such folder"),
+    "data": (["--data", "gone"], "gone: no such folder, list file or recipe"),
+    "named data": (["--data", "x=gone"], "gone: no such folder"),
     "recipe as data": (["--data", "gone.yaml"], "gone.yaml: neither a file nor a shipped recipe"),
     "recipe without Eval": (["--data", "train_only.yaml"], "the recipe has no DataLoader.Eval"),
     "class names": (["--per-class", "c.csv", "--class-names", "gone.txt"], "gone.txt: cannot be read"),
@@ -342,7 +420,7 @@ def test_a_resolution_of_oblong_pictures(run, picture_tree, capsys):
     config = pictures_config(picture_tree, Path("elsewhere"))
     config["Model"]["img_size"] = [16, 24]
     text = refused(capsys, "-c", write_config(Path("c.yaml"), config), "--weights", run, "--resolution", "24")
-    assert "--resolution needs a square Model.img_size" in text
+    assert "Model.img_size: is [16, 24]; another resolution needs a square one" in text
 
 
 def test_averaged_weights_that_are_not_there(other, capsys):
@@ -372,12 +450,13 @@ def test_csv_and_markdown_say_the_same(run, other):
 
 def test_what_no_number_is_becomes_null(capsys):
     """JSON has no NaN; the table shows it."""
-    row = Row({"weights": "a|b", "data": None, "resolution": 8}, {"top1": float("nan"), "loss": 1.0}, {"top1"})
-    write([row], Path("r.json"), alone=True)
+    figures = {"top1": float("nan"), "loss": 1.0}
+    row = Evaluation("a|b", False, None, None, 8, figures=figures, fractions=frozenset({"top1"}))
+    write_table([row], "r.json", alone=True)
     assert json.loads(Path("r.json").read_text()) == {**row.about, "top1": None, "loss": 1.0}
-    write([row], Path("r.md"), alone=True)
+    write_table([row], "r.md")
     assert "| a\\|b | nan % | 1 |" in Path("r.md").read_text()
-    assert "nan %" in table([row, row])
+    assert columns([row, row]) == [["weights", "top1", "loss"], *[["a|b", "nan %", "1"]] * 2]
 
 
 def test_accuracy_class_by_class(run, picture_tree, capsys):
@@ -428,26 +507,24 @@ def test_confusion_as_table_and_picture(run, other, picture_tree, capsys):
 
 
 def test_a_matrix_too_large_to_print_says_how_to_get_it():
-    from plsc.cli.results import confusion_text
+    def printed(matrix) -> str:
+        return confusion_text(Evaluation("a", False, None, None, 8, confusion=matrix))
 
     few = np.zeros([1000, 1000], int)
     few[[3, 700], [700, 700]] = [2, 5]
-    header, *rows = confusion_text(few, None).splitlines()[1:]
+    header, *rows = printed(few).splitlines()[1:]
     assert header.split() == ["3", "700"]
     assert [row.split() for row in rows] == [["3", ".", "2"], ["700", ".", "5"]]
-    assert "--confusion FILE" in confusion_text(np.eye(51, dtype=int), None)
+    assert "--confusion FILE" in printed(np.eye(51, dtype=int))
 
 
 def test_an_output_that_cannot_be_written(run, monkeypatch, capsys):
-    """Told before anything is measured, for the default as well."""
+    """Told before anything is measured."""
     monkeypatch.setattr(Evaluator, "run", None)
     Path("file").write_text("")
     for option, name in (("--output", "r.json"), ("--per-class", "c.csv"), ("--confusion", "c.png")):
         text = refused(capsys, "--weights", run, option, f"file/{name}")
         assert f"{option} file/{name}: cannot be written: file is no folder" in text
-    config = run / "config.yaml"
-    text = refused(capsys, "-c", config, "--weights", run, "-o", "Global.output_dir=file")
-    assert "file/evaluation.json: cannot be written" in text
 
 
 @pytest.mark.parametrize(
@@ -472,7 +549,7 @@ def test_a_run_that_was_moved_keeps_its_results(picture_tree, weights, monkeypat
     monkeypatch.undo()
     monkeypatch.chdir(moved.parent / "elsewhere")
     assert main(["eval", "--weights", str(weights), "-o", "Global.output_dir=asked"]) == 0
-    assert [path.name for path in Path("asked").iterdir()] == ["evaluation.json"]
+    assert list(Path.cwd().iterdir()) == [], "a folder for training has no say here"
 
 
 # -- exports ------------------------------------------------------------------------------
@@ -480,7 +557,7 @@ def test_a_run_that_was_moved_keeps_its_results(picture_tree, weights, monkeypat
 
 def exported_as(monkeypatch, loaded):
     """Make the path `export.onnx` mean an export of this predictor."""
-    monkeypatch.setattr(predictor, "is_export", lambda path: str(path) == "export.onnx")
+    monkeypatch.setattr(places, "exported_model", lambda path: loaded.path if str(path) == "export.onnx" else None)
     monkeypatch.setattr(predictor, "load", lambda path, **options: loaded)
 
 
@@ -509,7 +586,10 @@ def test_an_export_of_other_pictures_is_warned_of(run, monkeypatch, capsys):
 def test_an_export_of_other_classes_is_refused(run, monkeypatch, capsys):
     arguments = ("-c", run / "config.yaml", "--weights", "export.onnx")
     exported_as(monkeypatch, as_predictor(run, class_names=[f"class_{c}" for c in (1, 0, 2, 3)]))
-    assert "its classes are not those of the data set" in refused(capsys, *arguments)
+    assert "has 4 classes, the data set 4; they are in another order" in refused(capsys, *arguments)
+    exported_as(monkeypatch, as_predictor(run, class_names=["class_0", "class_2", "rose", "tulip"]))
+    text = refused(capsys, *arguments)
+    assert "only in the weights: rose, tulip; only in the data: class_1, class_3" in text
     exported_as(monkeypatch, as_predictor(run, class_names=None, forward=lambda x: np.zeros([len(x), 5], "float32")))
     assert "has 5 classes, Model.class_num is 4" in refused(capsys, *arguments)
 
@@ -603,34 +683,31 @@ class TwoProcesses(World):
         super().__init__(size=2)
         self.other_failed = other_failed
 
-    def meet(self):
+    def barrier(self):
         pass
 
-    def max(self, tensor):
+    def all_reduce_max(self, tensor):
         return paddle.maximum(tensor, paddle.to_tensor([int(self.other_failed)]))
 
 
 def test_processes_give_up_a_row_together():
-    assert _common_failure(TwoProcesses(False), None) is None
-    assert _common_failure(TwoProcesses(True), "mine") == "mine" == _common_failure(TwoProcesses(False), "mine")
-    assert "another process" in _common_failure(TwoProcesses(True), None)
+    common = evaluation._common_failure
+    assert common(TwoProcesses(False), None) is None
+    assert common(TwoProcesses(True), "mine") == "mine" == common(TwoProcesses(False), "mine")
+    assert "another process" in common(TwoProcesses(True), None)
 
 
-def test_a_failing_picture_ends_all_processes(run, monkeypatch, capsys):
+def test_a_failing_picture_ends_all_processes(run, monkeypatch):
     """In the midst of a row others may be waiting: the error is not noted, but ends the run."""
-    from plsc.cli.eval import _measure
-    from plsc.cli.eval_plan import plan
-    from plsc.cli.main import parser
-
-    arguments = parser().parse_args(["eval", "--weights", str(run), "--weights", str(run)])
-    row, config = plan(arguments)[0]
 
     def unreadable(*_):
         raise DataError("a picture of this process")
 
     monkeypatch.setattr(Evaluator, "run", unreadable)
+    assert [row.error for row in evaluate_all([run, run])] == ["a picture of this process"] * 2
+    monkeypatch.setattr(evaluation, "joined", lambda config: contextlib.nullcontext(TwoProcesses(False)))
     with pytest.raises(DataError):
-        _measure(row, config, TwoProcesses(False), arguments, alone=False)
+        evaluate_all([run, run])
 
 
 # -- real weights and pictures ------------------------------------------------------------

@@ -32,7 +32,7 @@ ALLOWED = {
     "runtimes": SHARED,
     "predictor": SHARED | ROOMS | {"build", "loading", "runtimes"},
     "export": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
-    "engine": SHARED | ROOMS | {"build", "loading"},
+    "engine": SHARED | ROOMS | {"api", "build", "loading", "predictor"},  # evaluation reads recipes and runs exports
     "timing": SHARED | {"predictor", "runtimes", "engine"},
     "training": SHARED | {"config", "engine", "visualize"},
     "visualize": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
@@ -19,10 +19,12 @@ from sklearn.utils.extmath import softmax
 
 from plsc import build, loading, predictor, runtimes
 from plsc import export as exporting
-from plsc.cli import eval as evaluation
-from plsc.cli import eval_plan, main
-from plsc.config import load
+from plsc.cli import main
+from plsc.config import Component, load
 from plsc.data.preprocess import Preprocess
+from plsc.engine import evaluation
+from plsc.engine.distributed import World
+from plsc.engine.evaluation_plan import Row, at_resolution
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import CheckpointError, ConfigError
 from plsc.metrics import ECE, F1
@@ -323,21 +325,15 @@ def test_one_mean_for_three_channels_is_exported(tmp_path):
 # -- sizes --------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(pixels=st.integers(1, 900), new=st.integers(1, 900), old=st.integers(1, 900))
 def test_every_way_to_another_resolution_rounds_alike(pixels, new, old):
-    config = SimpleNamespace(
-        Model=SimpleNamespace(arguments={"img_size": old}),
-        DataLoader={
-            "Eval": SimpleNamespace(
-                transforms=[
-                    SimpleNamespace(arguments={"size": None, "resize_short": pixels, "keep_above": None}),
-                    SimpleNamespace(arguments={"size": (pixels, old)}),
-                ]
-            )
-        },
-    )
-    eval_plan._set_resolution(config, new)
-    by_plan = [part.arguments for part in config.DataLoader["Eval"].transforms]
+    steps = [
+        Component("ResizeImage", {"size": None, "resize_short": pixels, "keep_above": None}),
+        Component("CenterCropImage", {"size": (pixels, old)}),
+    ]
+    config = recipe().replace({"Model.img_size": old, "DataLoader.Eval.dataset.transform_ops": steps})
+    by_plan = [part.arguments for part in at_resolution(config, new).DataLoader["Eval"].transforms]
     found = Preprocess(resize=pixels, crop=(pixels, old)).enlarged(new, old)
     assert by_plan[0] == {"size": None, "resize_short": found.resize, "keep_above": found.keep_above}
     assert by_plan[1]["size"] == found.crop == (found.resize, new)
@@ -352,7 +348,7 @@ def test_a_pair_of_equal_sides_is_square(tmp_path):
     assert loading.model_of(path, img_size=48).preprocess == larger
     asked = recipe(img_size=[32, 32])
     assert build.recipe_preprocess(asked, 32).resize == 60 and build.recipe_preprocess(asked, 48).resize == 90
-    eval_plan._set_resolution(asked, 48)
+    asked = at_resolution(asked, 48)
     assert asked.Model.arguments["img_size"] == 48
     assert build.recipe_preprocess(asked).resize == 90 and build.recipe_preprocess(asked).crop == (48, 48)
     exporting.export(predictor.load_model(path), "free", format="onnx", dynamic=True)
@@ -369,7 +365,7 @@ def test_different_sides_have_no_other_resolution(tmp_path):
     with pytest.raises(CheckpointError, match="32x48 pixels; another resolution needs a square one"):
         predictor.load("free", img_size=64)
     asked = recipe(img_size=[32, 48])
-    for fails in (lambda: build.recipe_preprocess(asked, 64), lambda: eval_plan._set_resolution(asked, 64)):
+    for fails in (lambda: build.recipe_preprocess(asked, 64), lambda: at_resolution(asked, 64)):
         with pytest.raises(ConfigError, match=r"\[32, 48\]"):
             fails()
 
@@ -539,13 +535,11 @@ def test_each_process_runs_an_onnx_export_on_its_own_device(monkeypatch, on_cpu,
         asked.append(options["device"])
         raise Asked
 
-    monkeypatch.setattr(predictor, "is_export", lambda path: True)
     monkeypatch.setattr(predictor, "load", load_export)
     monkeypatch.setattr(paddle, "get_device", lambda: own)
-    row = SimpleNamespace(about={"weights": "model.onnx", "resolution": None})
-    arguments = SimpleNamespace(ema=False, resolution=None)
+    row = Row("model.onnx", None, None, 224, resized=False)
     with pytest.raises(Asked):
-        evaluation._network(row, None, None, arguments, on_cpu=on_cpu)
+        evaluation._exported(row, "model", World(device="cpu" if on_cpu else "gpu"))
     assert asked == [expected]
 
 

@@ -45,7 +45,7 @@ def run(arguments) -> int:
     device = timings[0].device
     where = f"{device}, {timings[0].threads} threads" if device == "cpu" else device
     print(f"{where}; random images in memory; milliseconds are of one batch")
-    print_table([_TITLES, *map(_row, timings)], left=2)
+    print_table([_TITLES, *map(_row, timings)], left=[True, True, *[False] * (len(_TITLES) - 2)])
     if output:
         write_timings(timings, output)
         print(f"written to {output}")

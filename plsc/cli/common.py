@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from plsc import places
-from plsc.api import load_config
+from plsc import environment, places
 from plsc.errors import CheckpointError, ConfigError
 
 
@@ -28,6 +27,20 @@ def add_config_arguments(parser, *, required: bool = True):
         metavar="KEY=VALUE",
         help="override one key, for instance Global.epochs=3 or DataLoader.Train.sampler.batch_size=64; may be given "
         "several times",
+    )
+    add_import_argument(parser)
+
+
+def add_import_argument(parser):
+    """--import, as in every command that reads a recipe or weights."""
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE|FILE",
+        help="a module (my_package.my_module) or a .py file that registers your own components, besides the recipe's "
+        "Global.imports; may be given several times",
     )
 
 
@@ -88,28 +101,48 @@ def checked_output(option: str, path, endings=None) -> Path:
     return path
 
 
-def print_table(rows: list[Sequence[str]], *, left: int) -> None:
-    """Rows in columns: the first `left` are aligned to the left, the others to the right."""
+def shortened(path: Path) -> Path:
+    """A path as it is printed: relative where it lies below the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def print_table(rows: Sequence[Sequence[str]], *, left: Sequence[bool]) -> None:
+    """Rows in columns, aligned to the left where `left` is true, else to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [
-            cell.ljust(width) if k < left else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+        cells = zip(row, widths, left, strict=True)
+        print("  ".join(cell.ljust(width) if at_left else cell.rjust(width) for cell, width, at_left in cells).rstrip())
+
+
+def load_config(recipe: str, overrides=(), imports=(), *, for_training: bool = True):
+    """See plsc.load_config."""
+    from plsc import api
+
+    return api.load_config(recipe, overrides, imports, for_training=for_training)
 
 
 def optional_config(arguments):
-    """The configuration of -c with -o, as `load_config`; None without -c.
+    """The configuration of -c with -o and --import; None without -c, where --import is done all the same.
 
     Raises:
         ConfigError: there is -o without -c.
     """
     if arguments.config:
-        return load_config(arguments.config, arguments.override)
+        return load_config(arguments.config, arguments.override, arguments.imports, for_training=False)
     if arguments.override:
         raise ConfigError("-o changes a recipe; give one with -c RECIPE")
+    import_parts(arguments)
     return None
+
+
+def import_parts(arguments) -> None:
+    """What --import names."""
+    if arguments.imports:
+        environment.prepare()
+        environment.import_paddle()
+        from plsc import components
+
+        components.import_parts(arguments.imports)
 
 
 def weights_of(given: str | None, config, purpose: str) -> str:
@@ -145,11 +178,3 @@ def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
     if record and record["weights"] == "ema":
         told = f"note: the best {record['metric']} of this run was one of the averaged weights; --ema takes them"
         print(told, file=file)
-
-
-def in_world(config, work) -> int:
-    """Join the run's processes, do `work(world)`, and fail together; returns its exit code."""
-    from plsc.engine.run import joined
-
-    with joined(config) as world:
-        return work(world) or 0

@@ -18,9 +18,9 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    from plsc.cli.common import load_config
+    from plsc.api import load_config
 
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, arguments.imports)
     from plsc.engine.run_directory import config_text
 
     for note in config.notes:

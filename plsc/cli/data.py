@@ -265,7 +265,7 @@ def _show(arguments) -> int:
     for name in ("count", "copies"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, arguments.imports)
     _section(config, arguments.mode)
     from plsc.engine import tracking
     from plsc.visualize.contact_sheet import contact_sheet
@@ -328,7 +328,7 @@ def _source(arguments) -> tuple:
 
 
 def _recipe_source(arguments) -> tuple:
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, arguments.imports)
     section = _section(config, arguments.mode)
     from plsc import build
     from plsc.engine import tracking

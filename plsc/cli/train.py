@@ -34,4 +34,4 @@ def run(arguments) -> int:
     overrides = list(arguments.override)
     if arguments.profiler_options:
         overrides.append(f"Global.profiler_options={json.dumps(arguments.profiler_options)}")
-    return train(load_config(arguments.config, overrides)).exit_code
+    return train(load_config(arguments.config, overrides, arguments.imports)).exit_code

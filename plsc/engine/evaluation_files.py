@@ -1,0 +1,129 @@
+"""Measured figures as files: a table as JSON, CSV or Markdown, counts of classes and confusion as CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from plsc import files
+from plsc.engine.evaluation import Evaluation
+from plsc.errors import ConfigError
+
+TABLE_ENDINGS = (".json", ".csv", ".md")
+
+
+def write_table(results: Sequence[Evaluation], path: str | Path, *, alone: bool = False) -> None:
+    """Write measurements, in the format of the file's ending: .json, .csv or .md.
+
+    Args:
+        alone: a single measurement is a plain JSON object; else its rows are a list named `rows`.
+
+    Raises:
+        ConfigError: the file cannot be written, or has another ending.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in TABLE_ENDINGS:
+        raise ConfigError(f"{path}: is written as {', '.join(TABLE_ENDINGS)}; end the name so")
+    rows = [result.to_dict() for result in results]
+    if ending == ".csv":
+        errors = ["error"] if any(result.error for result in results) else []
+        columns = [*results[0].about, *figure_names(results), *errors]
+        _write(path, _csv([columns, *([row.get(name) for name in columns] for row in rows)]))
+    elif ending == ".md":
+        _write(path, _markdown(results))
+    else:
+        content = rows[0] if alone else {"rows": rows}
+        _write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_classes(result: Evaluation, path: str | Path) -> None:
+    """Write a line a class: number, name, samples, how many are right, and their share (empty without samples).
+
+    Args:
+        result: measured with the metric PerClassAccuracy.
+
+    Raises:
+        ConfigError: it was not, or the file cannot be written.
+    """
+    counts = result.classes
+    if counts is None:
+        raise ConfigError(f"{path}: there are no counts of classes: evaluate with metrics=['PerClassAccuracy']")
+    rows = [
+        [c, class_name(result, c), samples, right, right / samples if samples else ""]
+        for c, (samples, right) in enumerate(zip(counts.samples.tolist(), counts.right.tolist(), strict=True))
+    ]
+    _write(path, _csv([["class", "name", "samples", "right", "top1"], *rows]))
+
+
+def write_confusion(result: Evaluation, path: str | Path) -> None:
+    """Write the confusion matrix, a row a true class and a column a predicted one.
+
+    plsc.visualize.draw_confusion draws it.
+
+    Args:
+        result: measured with the metric ConfusionMatrix.
+
+    Raises:
+        ConfigError: it was not, or the file cannot be written.
+    """
+    if result.confusion is None:
+        raise ConfigError(f"{path}: there is no confusion matrix: evaluate with metrics=['ConfusionMatrix']")
+    rows = [[c, class_name(result, c), *counts] for c, counts in enumerate(result.confusion.tolist())]
+    _write(path, _csv([["class", "name", *range(len(rows))], *rows]))
+
+
+def class_name(result: Evaluation, c: int) -> str:
+    """A class's name; empty where it has none."""
+    return result.class_names[c] if result.class_names is not None and c < len(result.class_names) else ""
+
+
+def figure_names(results: Sequence[Evaluation]) -> list[str]:
+    """Of all rows, in the order in which they are first met."""
+    return list(dict.fromkeys(name for result in results for name in result))
+
+
+def columns(results: Sequence[Evaluation]) -> list[list[str]]:
+    """A table to be read: names, then a row a measurement, with fractions in percent.
+
+    Data and resolution have a column where they differ between the rows, errors where there are any.
+    """
+    names = ["weights"]
+    for name in ("data", "resolution"):
+        if len({str(result.about[name]) for result in results if result.about[name] is not None}) > 1:
+            names.append(name)
+    names += figure_names(results)
+    names += ["error"] if any(result.error for result in results) else []
+    return [names, *([" ".join(shown(result, name).split()) for name in names] for result in results)]
+
+
+def shown(result: Evaluation, name: str) -> str:
+    """A figure or fact as a reader wants it."""
+    if name not in result:
+        value = result.to_dict().get(name)
+        return "" if value is None else str(value)
+    value = result[name]
+    if name in result.fractions:
+        return f"{100 * value:.2f} %"
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _markdown(results: Sequence[Evaluation]) -> str:
+    names, *rows = columns(results)
+    figures = figure_names(results)
+    rule = ["---:" if name in figures else "---" for name in names]
+    lines = [names, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: str | Path, text: str) -> None:
+    try:
+        files.write_text(Path(path), text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
