@@ -1,6 +1,7 @@
 """Config → components: the one file that knows every room."""
 
 import dataclasses
+import inspect
 import logging
 
 import paddle
@@ -12,9 +13,10 @@ from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.errors import ConfigError, DataError
-from plsc.losses import Activation, Loss, WeightedSum
+from plsc.losses import Loss, WeightedSum
+from plsc.metrics import Metric, WithActivation
 from plsc.models.layers import pair
-from plsc.optim import GradientClip, Optimizer, parameter_groups
+from plsc.optim import GradientClip, Optimizer, Schedule, WithWarmup, parameter_groups
 from plsc.registry import (
     BATCH_TRANSFORMS,
     DATASETS,
@@ -28,6 +30,7 @@ from plsc.registry import (
     Registry,
     missing_members,
 )
+from plsc.targets import Activation
 
 log = logging.getLogger("plsc")
 
@@ -48,6 +51,18 @@ def component(config: Config, registry: Registry, part: Component, **supplied):
         return Sliced(built, piece)
     except (ConfigError, DataError) as error:
         raise config.error((*part.path, "slice"), str(error)) from error
+
+
+def check_members(config: Config, part: Component, built, protocol: type) -> None:
+    """Raise ConfigError where a component lacks what its protocol, a `typing.Protocol` class, asks for."""
+    missing = missing_members(built, protocol)
+    if missing:
+        kind = protocol.__name__
+        raise config.error(
+            part.path,
+            f"{part.name} lacks {', '.join(missing)}, which a {kind.lower()} needs; "
+            f"{protocol.__module__}.{kind} says what they are:\n{inspect.getdoc(protocol)}",
+        )
 
 
 def model(config: Config):
@@ -262,14 +277,7 @@ def losses(config: Config, mode: str) -> WeightedSum | None:
     parts = config.Loss[mode] or config.Loss["Train"]
     made = [component(config, LOSSES, part) for part in parts]
     for part, loss in zip(parts, made, strict=True):
-        missing = missing_members(loss, Loss)
-        if missing:
-            raise config.error(
-                part.path,
-                f"{part.name} is no loss, since it lacks {', '.join(missing)}; a loss has `weight` (a number), "
-                '`activation` ("softmax", "sigmoid" or None: what it makes of the outputs) and '
-                "__call__(outputs, targets) → [B]",
-            )
+        check_members(config, part, loss, Loss)
     return WeightedSum(made) if made else None
 
 
@@ -289,32 +297,28 @@ def metrics(config: Config, mode: str, *, weights_activation: str | None = None)
     parts = config.Metric[mode]
     if not parts and mode == "Eval":
         parts = [Component("TopkAcc", {}, ("Metric", "Eval"))]
-    default = weights_activation or activation(config)
-    return [component(config, METRICS, _with_activation(config, part, default)) for part in parts]
+    made = [component(config, METRICS, part) for part in parts]
+    for part, metric in zip(parts, made, strict=True):
+        check_members(config, part, metric, Metric)
+        if isinstance(metric, WithActivation) and metric.activation is None:
+            metric.activation = weights_activation or activation(config)
+            if metric.activation is None:
+                raise config.error(
+                    (*part.path, "activation"),
+                    f"neither the weights nor Loss.Train say how logits become probabilities; give {part.name} "
+                    "softmax or sigmoid",
+                )
+    return made
 
 
-def _with_activation(config: Config, part: Component, default: Activation | None) -> Component:
-    """The metric with its activation given, where it has one."""
-    if "activation" not in METRICS.get(part.name).parameters() or part.arguments.get("activation"):
-        return part
-    if default is None:
-        raise config.error(
-            (*part.path, "activation"),
-            f"neither the weights nor Loss.Train say how outputs become probabilities; give {part.name} softmax or "
-            "sigmoid",
-        )
-    return dataclasses.replace(part, arguments={**part.arguments, "activation": default})
-
-
-def schedule(config: Config, total_steps: int, steps_per_epoch: int):
-    """step → learning rate."""
+def schedule(config: Config, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """update → learning rate."""
     made = component(config, SCHEDULERS, config.LRScheduler, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    warmup = getattr(made, "warmup", 0)
-    if warmup >= total_steps:
+    if isinstance(made, WithWarmup) and made.warmup >= total_steps:
         log.warning(
             "the run of %d updates is no longer than the warm-up of %d: the learning rate ends at %.3g, below its peak",
             total_steps,
-            warmup,
+            made.warmup,
             made(total_steps - 1),
         )
     return made

@@ -1,9 +1,12 @@
 """What a batch says the answer is, in the compact form it arrived in."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
+
+Activation = Literal["softmax", "sigmoid"]  # what turns logits into probabilities
 
 
 @dataclass

@@ -316,7 +316,7 @@ def with_own_loss(**metric) -> Config:
 
 def test_a_loss_that_does_not_say_its_activation_is_refused(own_loss):
     for made in (build.activation, lambda config: build.losses(config, "Train")):
-        with pytest.raises(ConfigError, match=r"Loss.Train.0.OwnLoss: .*lacks activation.*softmax"):
+        with pytest.raises(ConfigError, match=r"(?s)Loss.Train.0.OwnLoss: OwnLoss lacks activation.*softmax"):
             made(with_own_loss())
 
 

@@ -12,6 +12,7 @@ SHARED = {
     "places",
     "registry",
     "signatures",
+    "bounds",
     "environment",
     "compat",
     "tensors",

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.errors import ConfigError
-from plsc.optim import schedules
 from plsc.registry import SCHEDULERS
 
 # cosines of the hand-worked points
@@ -206,11 +205,6 @@ def test_wrong_arguments_are_refused_by_name(name, arguments, message):
     """A negative rate, a length given twice, lists that do not fit: a ConfigError that names the key."""
     with pytest.raises(ConfigError, match=message):
         make(name, 10, **arguments)
-
-
-def test_table():
-    schedule = make("Linear", 4, learning_rate=1.0)
-    assert schedules.table(schedule, [0, 2, 4]) == [1.0, 0.5, 0.0]
 
 
 totals = st.integers(1, 5000)

@@ -1,12 +1,10 @@
 """What a loss offers."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import paddle
 
-from plsc.targets import Targets
-
-Activation = Literal["softmax", "sigmoid"]
+from plsc.targets import Activation, Targets
 
 
 @runtime_checkable

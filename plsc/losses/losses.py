@@ -6,17 +6,10 @@ from typing import Literal
 import paddle
 import paddle.nn.functional as F
 
-from plsc.errors import ConfigError
-from plsc.losses.base import Activation, Loss
+from plsc.bounds import BelowOne, NonNegativeFloat
+from plsc.losses.base import Loss
 from plsc.registry import LOSSES
-from plsc.targets import Targets
-
-
-def _check(weight: float, epsilon: float | None):
-    if weight < 0:
-        raise ConfigError(f"a loss's weight is {weight}; it cannot be negative")
-    if epsilon is not None and not 0.0 <= epsilon < 1.0:
-        raise ConfigError(f"a loss's epsilon is {epsilon}; it must be at least 0 and below 1")
+from plsc.targets import Activation, Targets
 
 
 def _log_softmax(logits):
@@ -38,8 +31,7 @@ class CELoss:
 
     activation: Activation = "softmax"
 
-    def __init__(self, weight: float = 1.0, epsilon: float | None = None):
-        _check(weight, epsilon)
+    def __init__(self, weight: NonNegativeFloat = 1.0, epsilon: BelowOne | None = None):
         self.weight, self.epsilon = weight, epsilon or 0.0
 
     def __call__(self, logits, targets: Targets):
@@ -61,12 +53,11 @@ class ViTCELoss:
 
     def __init__(
         self,
-        weight: float = 1.0,
-        epsilon: float | None = None,
-        type: Literal["sigmoid", "softmax"] = "sigmoid",
+        weight: NonNegativeFloat = 1.0,
+        epsilon: BelowOne | None = None,
+        type: Activation = "sigmoid",
         smoothing: Literal["towards_one", "towards_half"] = "towards_one",
     ):
-        _check(weight, epsilon)
         self.weight, self.epsilon, self.activation = weight, epsilon or 0.0, type
         self.floor = self.epsilon * (1.0 if smoothing == "towards_one" else 0.5)
 
@@ -86,9 +77,11 @@ class BCELoss:
     activation: Activation = "sigmoid"
 
     def __init__(
-        self, weight: float = 1.0, epsilon: float | None = None, class_reduction: Literal["sum", "mean"] = "sum"
+        self,
+        weight: NonNegativeFloat = 1.0,
+        epsilon: BelowOne | None = None,
+        class_reduction: Literal["sum", "mean"] = "sum",
     ):
-        _check(weight, epsilon)
         self.weight, self.epsilon, self.class_reduction = weight, epsilon or 0.0, class_reduction
 
     def __call__(self, logits, targets: Targets):

@@ -4,26 +4,27 @@ import numpy as np
 import paddle
 
 from plsc.errors import ConfigError
+from plsc.metrics.base import Sums
 from plsc.registry import METRICS
 from plsc.targets import Targets
 
 _MOST_CLASSES = 5000  # a confusion matrix of 200 MB
 
 
-def _single(targets: Targets, metric: str):
+def _single(targets: Targets, metric: str) -> paddle.Tensor:
     """Labels [B] int64. Raises ConfigError where a sample has several."""
     if targets.label is None:
         raise ConfigError(f"Metric: {metric} needs one label a sample, but the data set has several; F1 and mAP do not")
     return targets.label
 
 
-def _counts(valid, rows: int):
+def _counts(valid: paddle.Tensor | None, rows: int) -> paddle.Tensor:
     """[B] int64: 1 for rows that count."""
     return paddle.ones([rows], dtype="int64") if valid is None else valid.astype("int64")
 
 
 @METRICS.register()
-class PerClassAccuracy:
+class PerClassAccuracy(Sums):
     """Top-1 accuracy of each class, and its mean over the classes that have samples.
 
     With data of which some classes have more samples than others, the mean is not the accuracy of all samples.
@@ -34,23 +35,14 @@ class PerClassAccuracy:
 
     def __init__(self):
         self.names = ["mean_class_top1"]
-        self.reset()
-
-    def reset(self):
-        self._sums = None
+        super().__init__()
 
     @paddle.no_grad()
-    def update(self, logits, targets: Targets, valid=None):
-        """Add logits [B, C]; where `valid` [B] bool is given, only those it marks."""
+    def update(self, logits: paddle.Tensor, targets: Targets, valid: paddle.Tensor | None = None) -> None:
         label = _single(targets, "PerClassAccuracy")
         counts = _counts(valid, len(label))
         right = (logits.argmax(axis=1) == label).astype("int64") * counts
-        sums = paddle.scatter_nd(label.unsqueeze(1), paddle.stack([counts, right], axis=1), [logits.shape[1], 2])
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    def reduce(self, all_reduce):
-        """Sum over processes; `all_reduce` maps a tensor to its sum."""
-        self._sums = all_reduce(self._sums)
+        self.add(paddle.scatter_nd(label.unsqueeze(1), paddle.stack([counts, right], axis=1), [logits.shape[1], 2]))
 
     @property
     def samples(self) -> np.ndarray:
@@ -70,7 +62,7 @@ class PerClassAccuracy:
 
 
 @METRICS.register()
-class ConfusionMatrix:
+class ConfusionMatrix(Sums):
     """How often each class is taken for each.
 
     The matrix takes 8 bytes x classes² on the device; more than 5,000 classes are refused.
@@ -81,14 +73,10 @@ class ConfusionMatrix:
 
     def __init__(self):
         self.names = []
-        self.reset()
-
-    def reset(self):
-        self._sums = None
+        super().__init__()
 
     @paddle.no_grad()
-    def update(self, logits, targets: Targets, valid=None):
-        """Add logits [B, C]; where `valid` [B] bool is given, only those it marks."""
+    def update(self, logits: paddle.Tensor, targets: Targets, valid: paddle.Tensor | None = None) -> None:
         classes = logits.shape[1]
         if classes > _MOST_CLASSES:
             raise ConfigError(
@@ -101,10 +89,6 @@ class ConfusionMatrix:
         if self._sums is None:
             self._sums = paddle.zeros([classes, classes], dtype="int64")
         self._sums = paddle.scatter_nd_add(self._sums, place, counts)
-
-    def reduce(self, all_reduce):
-        """Sum over processes; `all_reduce` maps a tensor to its sum."""
-        self._sums = all_reduce(self._sums)
 
     @property
     def matrix(self) -> np.ndarray:

@@ -2,29 +2,24 @@
 
 import paddle
 
+from plsc.metrics.base import Sums
 
-class Mean:
+
+class Mean(Sums):
     """Sum and count in float64 on the device."""
 
     def __init__(self, name: str = "loss"):
         self.name = name
-        self.reset()
-
-    def reset(self):
-        self._sums = paddle.zeros([2], dtype="float64")
+        super().__init__([2], "float64")
 
     @paddle.no_grad()
-    def update(self, values, valid=None):
+    def update(self, values: paddle.Tensor, valid: paddle.Tensor | None = None) -> None:
         """Add `values` [B]; where `valid` [B] bool is given, only those it marks."""
         values = values.astype("float64")
         count = paddle.ones_like(values) if valid is None else valid.astype("float64")
         # where, not a product: a padded sample's value may be anything
         values = values if valid is None else paddle.where(valid, values, paddle.zeros_like(values))
-        self._sums = self._sums + paddle.stack([values.sum(), count.sum()])
-
-    def reduce(self, all_reduce):
-        """Sum over processes; `all_reduce` maps a tensor to its sum."""
-        self._sums = all_reduce(self._sums)
+        self.add(paddle.stack([values.sum(), count.sum()]))
 
     @property
     def samples(self) -> int:

@@ -1,13 +1,15 @@
 """Metrics that rank all samples by one class's probability: mean average precision, area under the ROC curve."""
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import paddle
 
+from plsc.bounds import PositiveFloat
 from plsc.errors import ConfigError
+from plsc.metrics.base import AllReduce
 from plsc.registry import METRICS
-from plsc.targets import Targets
+from plsc.targets import Activation, Targets
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -28,23 +30,27 @@ class Ranking:
         max_gib: what would take more is refused before anything is kept.
     """
 
-    def __init__(self, name: str, figure, *, registered: str, max_gib: float, activation: str | None):
-        if not max_gib > 0:
-            raise ConfigError(f"Metric: {registered}.max_gib is {max_gib}; it must be above 0")
+    def __init__(
+        self,
+        name: str,
+        figure: Callable[[np.ndarray, np.ndarray], float | None],
+        *,
+        registered: str,
+        max_gib: float,
+        activation: Activation | None,
+    ):
         self.names = [name]
         self._figure, self._registered, self._max_gib = figure, registered, max_gib
-        self._size, self.activation = None, activation or "softmax"
+        self._size, self.activation = None, activation
         self.reset()
 
-    def attach(self, data):
-        """Tell the data set that is measured."""
+    def attach(self, data) -> None:
         self._size = len(data)
 
-    def reset(self):
+    def reset(self) -> None:
         self._scores = self._labels = self._seen = None
 
-    def update(self, logits, targets: Targets, valid=None):
-        """Add logits [B, C]; where `valid` [B] bool is given, only those it marks."""
+    def update(self, logits: paddle.Tensor, targets: Targets, valid: paddle.Tensor | None = None) -> None:
         if self._size is None:
             raise ConfigError(
                 f"Metric: {self._registered} ranks the samples of a whole data set; it belongs in Metric.Eval"
@@ -54,7 +60,7 @@ class Ranking:
             self._allocate(logits.shape[1], labels.shape[1])
         kept = np.ones(len(labels), bool) if valid is None else valid.numpy()
         index = targets.index.numpy()[kept]
-        if self.activation == "softmax":  # not F.log_softmax, which on CPU cuts at -64
+        if self.activation != "sigmoid":  # not F.log_softmax, which on CPU cuts at -64
             logits = logits - paddle.logsumexp(logits, axis=1, keepdim=True)
         self._scores[index] = logits.numpy()[kept]
         self._labels[index] = labels[kept] + 1
@@ -72,8 +78,8 @@ class Ranking:
         self._labels = np.zeros([self._size, labels], "int32")  # class + 1: a sum with the others' zeros keeps it
         self._seen = np.zeros([self._size, 1], "int32")
 
-    def reduce(self, all_reduce):
-        """Join the processes' rows, 16 MB at a time; `all_reduce` maps a tensor to its sum."""
+    def reduce(self, all_reduce: AllReduce) -> None:
+        """Join the processes' rows, 16 MB at a time."""
         for array in (self._scores, self._labels, self._seen):
             rows = max(1, _CHUNK_BYTES // array[:1].nbytes)
             for start in range(0, len(array), rows):
@@ -83,8 +89,8 @@ class Ranking:
 
     def compute(self) -> dict[str, float]:
         [name] = self.names
-        found = [] if self._seen is None else self._by_class()
-        return {name: sum(found) / len(found) if found else float("nan"), f"{name}_classes": len(found)}
+        figures = [] if self._seen is None else self._by_class()
+        return {name: sum(figures) / len(figures) if figures else float("nan"), f"{name}_classes": len(figures)}
 
     def _by_class(self) -> list[float]:
         """The figure of each class that has samples and of which it is defined."""
@@ -92,13 +98,13 @@ class Ranking:
         scores, labels = self._scores[kept], self._labels[kept]
         samples, places = np.nonzero(labels)
         classes = labels[samples, places] - 1
-        found = []
+        figures = []
         for c in np.unique(classes):
             right = np.zeros(len(scores), bool)
             right[samples[classes == c]] = True
             defined = np.isfinite(scores[:, c]).all()
-            found.append(self._figure(right, scores[:, c]) if defined else float("nan"))
-        return [float(value) for value in found if value is not None]
+            figures.append(self._figure(right, scores[:, c]) if defined else float("nan"))
+        return [float(value) for value in figures if value is not None]
 
 
 def _labels(targets: Targets) -> np.ndarray:
@@ -121,7 +127,7 @@ def _area_under_curve(right, scores):
 
 
 @METRICS.register()
-def mAP(max_gib: float = 8.0, activation: Literal["softmax", "sigmoid"] | None = None) -> Ranking:
+def mAP(max_gib: PositiveFloat = 8.0, activation: Activation | None = None) -> Ranking:
     """Mean over classes of the average precision (scikit-learn's average_precision_score).
 
     Classes without samples are left out; `mAP_classes` remain.
@@ -134,7 +140,7 @@ def mAP(max_gib: float = 8.0, activation: Literal["softmax", "sigmoid"] | None =
 
 
 @METRICS.register()
-def AUC(max_gib: float = 8.0, activation: Literal["softmax", "sigmoid"] | None = None) -> Ranking:
+def AUC(max_gib: PositiveFloat = 8.0, activation: Activation | None = None) -> Ranking:
     """Mean over classes of the area under the ROC curve (scikit-learn's roc_auc_score).
 
     Classes that no sample has, or every sample, are left out; `auc_classes` remain.

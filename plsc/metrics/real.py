@@ -3,13 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import paddle
 
 from plsc.errors import ConfigError, DataError
+from plsc.metrics.base import AllReduce
 from plsc.metrics.topk import TopkAcc
-from plsc.registry import METRICS
+from plsc.registry import METRICS, InputPath
 from plsc.targets import Targets
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -39,6 +41,13 @@ def _is_row(row) -> bool:
     return isinstance(row, list) and all(type(c) is int and c >= 0 for c in row)
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A data set that knows a sample's name without reading it."""
+
+    def name(self, index: int) -> str: ...
+
+
 @METRICS.register()
 class RealAcc:
     """Top-1 accuracy by ImageNet-ReaL: right is any of a picture's reassessed labels; pictures without are skipped.
@@ -51,7 +60,7 @@ class RealAcc:
         labels: the file real.json.
     """
 
-    def __init__(self, labels: str):
+    def __init__(self, labels: Annotated[str, InputPath()]):
         self._path, self._labels = labels, read_real_labels(labels)
         self._most = max(1, max(map(len, self._labels)))
         self._largest = max((c for row in self._labels for c in row), default=0)
@@ -59,27 +68,25 @@ class RealAcc:
         self._accuracy = TopkAcc(1)
         self._data = None
 
-    def attach(self, data):
-        """Tell the data set that is measured. Raises DataError where its pictures cannot be found in the file."""
+    def attach(self, data) -> None:
+        """Remember the data set. Raises DataError where its pictures cannot be found in the file."""
         self._data = data
         self._by_name = _NUMBER.search(Path(self._name(0)).name) is not None
         if not self._by_name and len(data) != len(self._labels):
             raise DataError(
                 f"{self._path}: has labels of {len(self._labels):,} pictures, the data set has {len(data):,}, and "
-                f"their names ({self._name(0)}) do not tell which: ILSVRC2012_val_ and 8 digits would"
+                f"their names ({self._name(0)}) do not say which is which, as ILSVRC2012_val_ and 8 digits would"
             )
         self._places = np.full(len(data), -1, "int64")
 
     def _name(self, index: int) -> str:
-        """Of a sample; most data sets know it without reading the picture."""
-        named = getattr(self._data, "name", None)
-        return named(index) if named else self._data[index].name
+        """Of a sample."""
+        return self._data.name(index) if isinstance(self._data, Named) else self._data[index].name
 
-    def reset(self):
+    def reset(self) -> None:
         self._accuracy.reset()
 
-    def update(self, logits, targets: Targets, valid=None):
-        """Add logits [B, C]; where `valid` [B] bool is given, only those it marks."""
+    def update(self, logits: paddle.Tensor, targets: Targets, valid: paddle.Tensor | None = None) -> None:
         if self._data is None:
             raise ConfigError("Metric: RealAcc measures ImageNet's validation pictures; it belongs in Metric.Eval")
         if self._largest >= logits.shape[1]:
@@ -91,8 +98,8 @@ class RealAcc:
         counted = np.ones(len(ids), bool) if valid is None else valid.numpy()
         index = targets.index.numpy()
         for row in np.flatnonzero(counted):
-            found = self._labels[self._place(index[row])]
-            ids[row, : len(found)] = found
+            labels = self._labels[self._place(index[row])]
+            ids[row, : len(labels)] = labels
         real = Targets(label_ids=paddle.to_tensor(ids), label_weights=paddle.ones(ids.shape))
         self._accuracy.update(logits, real, paddle.to_tensor(ids[:, 0] >= 0))
 
@@ -108,8 +115,7 @@ class RealAcc:
             self._places[index] = int(number[1]) - 1
         return int(self._places[index])
 
-    def reduce(self, all_reduce):
-        """Sum over processes; `all_reduce` maps a tensor to its sum."""
+    def reduce(self, all_reduce: AllReduce) -> None:
         self._accuracy.reduce(all_reduce)
 
     def compute(self) -> dict[str, float]:

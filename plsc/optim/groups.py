@@ -17,6 +17,18 @@ class Group:
     parameters: list = field(default_factory=list)
 
 
+def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_decay") -> list[dict]:
+    """Parameter groups in the form that Paddle's optimizers take.
+
+    Args:
+        weight_decay: of the groups that are decayed.
+        key: the optimizer's name for it.
+    """
+    return [
+        {"params": g.parameters, "learning_rate": g.lr_scale, key: weight_decay if g.decay else 0.0} for g in groups
+    ]
+
+
 def _rule(name: str, parameter, tokens: set[str]) -> set[str]:
     """Which of the rules bias, norm, token, position, 1d a parameter falls under."""
     rules = set()

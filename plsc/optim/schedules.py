@@ -1,7 +1,6 @@
-"""Learning-rate schedules: pure functions of the update's number, 0 for the first.
+"""Learning-rate schedules by name: pure functions of the update's number, 0 for the first.
 
-Each factory takes the run's length from the engine (`total_steps`, `steps_per_epoch`) and
-returns `lr(step) -> float`. Nothing is stored in a checkpoint but the step.
+Each factory takes the run's length from the engine (`total_steps`, `steps_per_epoch`).
 
 `decay_unit` says what a schedule counts: step, or epoch, where the rate stays the same within
 an epoch, as in PLSC. A run no longer than its warm-up stays in it.
@@ -9,14 +8,31 @@ an epoch, as in PLSC. A run no longer than its warm-up stays in it.
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+from plsc.bounds import NonNegative, NonNegativeFloat, PositiveFloat
 from plsc.errors import ConfigError
 from plsc.registry import SCHEDULERS
 
-Schedule = Callable[[int], float]
 Unit = Literal["step", "epoch"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A schedule with a warm-up.
+
+    Attributes:
+        rate: update → learning rate.
+        warmup: updates before the peak.
+    """
+
+    rate: Callable[[int], float]
+    warmup: int
+
+    def __call__(self, step: int) -> float:
+        return self.rate(step)
 
 
 def _require(condition: bool, text: str):
@@ -24,59 +40,49 @@ def _require(condition: bool, text: str):
         raise ConfigError(text)
 
 
-def _not_negative(**values):
-    for name, value in values.items():
-        _require(math.isfinite(value), f"{name} is {value}; it must be a finite number")
-        _require(value >= 0, f"{name} is {value}; it cannot be negative")
-
-
 def _warmup_length(warmup_steps: int, warmup_epochs: float, steps_per_epoch: int) -> int:
     _require(not (warmup_steps and warmup_epochs), "warmup_steps and warmup_epochs are both given; keep one")
     return warmup_steps or round(warmup_epochs * steps_per_epoch)
 
 
-def _warm(decay: Callable[[float], float], warmup: int, total: int, start: float, peak: float) -> Schedule:
+def _warm(decay: Callable[[float], float], warmup: int, total: int, start: float, peak: float) -> Curve:
     """Linear from `start` to `peak` in `warmup` steps, then decay(progress), progress 0 → 1."""
 
-    def lr(step: int) -> float:
+    def rate(step: int) -> float:
         if step < warmup:
             return start + (peak - start) * step / warmup
         progress = (step - warmup) / (total - warmup) if total > warmup else 1.0
         return decay(min(1.0, progress))
 
-    lr.warmup = warmup
-    return lr
+    return Curve(rate, warmup)
 
 
 @SCHEDULERS.register()
 def Constant(
-    learning_rate: float,
-    warmup_steps: int = 0,
-    warmup_epochs: float = 0.0,
+    learning_rate: NonNegativeFloat,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """The same rate throughout, after a linear warm-up from 0."""
-    _not_negative(learning_rate=learning_rate, warmup_steps=warmup_steps, warmup_epochs=warmup_epochs)
     warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
     return _warm(lambda p: learning_rate, warmup, total_steps, 0.0, learning_rate)
 
 
 @SCHEDULERS.register()
 def Cosine(
-    learning_rate: float,
-    end_lr: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_epochs: float = 0.0,
-    warmup_start_lr: float = 0.0,
+    learning_rate: NonNegativeFloat,
+    end_lr: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """Linear warm-up, then half a cosine to end_lr at the run's end (Loshchilov and Hutter, 2017)."""
-    _not_negative(learning_rate=learning_rate, end_lr=end_lr, warmup_start_lr=warmup_start_lr)
-    _not_negative(warmup_steps=warmup_steps, warmup_epochs=warmup_epochs)
     warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
     span = learning_rate - end_lr
     decay = lambda p: end_lr + 0.5 * span * (1.0 + math.cos(math.pi * p))  # noqa: E731
@@ -85,18 +91,16 @@ def Cosine(
 
 @SCHEDULERS.register()
 def Linear(
-    learning_rate: float,
-    end_lr: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_epochs: float = 0.0,
-    warmup_start_lr: float = 0.0,
+    learning_rate: NonNegativeFloat,
+    end_lr: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """Linear warm-up, then a straight line to end_lr at the run's end."""
-    _not_negative(learning_rate=learning_rate, end_lr=end_lr, warmup_start_lr=warmup_start_lr)
-    _not_negative(warmup_steps=warmup_steps, warmup_epochs=warmup_epochs)
     warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
     decay = lambda p: end_lr + (learning_rate - end_lr) * (1.0 - p)  # noqa: E731
     return _warm(decay, warmup, total_steps, warmup_start_lr, learning_rate)
@@ -104,20 +108,19 @@ def Linear(
 
 @SCHEDULERS.register()
 def ViTLRScheduler(
-    learning_rate: float,
+    learning_rate: NonNegativeFloat,
     decay_type: Literal["cosine", "linear"] = "cosine",
-    linear_end: float = 1e-5,
-    warmup_steps: int = 0,
+    linear_end: NonNegativeFloat = 1e-5,
+    warmup_steps: NonNegative = 0,
     decay_unit: Literal["step"] = "step",
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """PLSC's and Google's ViT schedule: linear warm-up from 0, then cosine to 0 or linear to linear_end.
 
     While warming up PLSC multiplies the decay's start by step / warmup_steps; so does this.
     """
-    _not_negative(learning_rate=learning_rate, linear_end=linear_end, warmup_steps=warmup_steps)
     end = linear_end if decay_type == "linear" else 0.0
     make = Linear if decay_type == "linear" else Cosine
     return make(learning_rate, end, warmup_steps, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -125,25 +128,23 @@ def ViTLRScheduler(
 
 @SCHEDULERS.register()
 def TimmCosine(
-    learning_rate: float,
-    eta_min: float = 0.0,
-    warmup_epoch: float = 0,
-    warmup_start_lr: float = 0.0,
+    learning_rate: NonNegativeFloat,
+    eta_min: NonNegativeFloat = 0.0,
+    warmup_epoch: NonNegativeFloat = 0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
     warmup_prefix: bool = False,
     decay_unit: Unit = "epoch",
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """timm's cosine: without warmup_prefix the cosine runs from step 0 and warm-up covers its beginning."""
-    _not_negative(learning_rate=learning_rate, eta_min=eta_min, warmup_epoch=warmup_epoch)
-    _not_negative(warmup_start_lr=warmup_start_lr)
     if decay_unit == "epoch":
         length, warmup, scale = math.ceil(total_steps / steps_per_epoch), warmup_epoch, steps_per_epoch
     else:
         length, warmup, scale = total_steps, round(warmup_epoch * steps_per_epoch), 1
 
-    def lr(step: int) -> float:
+    def rate(step: int) -> float:
         t = step // scale
         if t < warmup:
             return warmup_start_lr + (learning_rate - warmup_start_lr) * t / warmup
@@ -151,75 +152,66 @@ def TimmCosine(
         progress = min(1.0, done / span) if span > 0 else 1.0
         return eta_min + 0.5 * (learning_rate - eta_min) * (1.0 + math.cos(math.pi * progress))
 
-    lr.warmup = round(warmup_epoch * steps_per_epoch)
-    return lr
+    return Curve(rate, round(warmup_epoch * steps_per_epoch))
 
 
 @SCHEDULERS.register()
 def Step(
-    boundaries: list[int],
-    values: list[float],
-    warmup_steps: int = 0,
-    warmup_epochs: int = 0,
-    warmup_start_lr: float = 0.0,
-    warmup_end_lr: float | None = None,
+    boundaries: list[NonNegative],
+    values: list[NonNegativeFloat],
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegative = 0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
+    warmup_end_lr: NonNegativeFloat | None = None,
     decay_unit: Unit = "epoch",
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """values[i] until boundaries[i], the last value after them. warmup_end_lr defaults to values[0]."""
-    _not_negative(
-        warmup_steps=warmup_steps, warmup_epochs=warmup_epochs, **{f"values[{i}]": v for i, v in enumerate(values)}
-    )
     _require(len(values) == len(boundaries) + 1, f"{len(boundaries)} boundaries need {len(boundaries) + 1} values")
     _require(list(boundaries) == sorted(boundaries), "boundaries must rise")
     scale = steps_per_epoch if decay_unit == "epoch" else 1
     warmup = _plsc_warmup(warmup_steps, warmup_epochs, decay_unit, steps_per_epoch)
     end = values[0] if warmup_end_lr is None else warmup_end_lr
 
-    def lr(step: int) -> float:
+    def rate(step: int) -> float:
         t = step // scale
         if t < warmup:
             return warmup_start_lr + (end - warmup_start_lr) * t / warmup
         return float(values[bisect.bisect_right(boundaries, t)])
 
-    lr.warmup = warmup * scale
-    return lr
+    return Curve(rate, warmup * scale)
 
 
 @SCHEDULERS.register()
 def Poly(
-    learning_rate: float,
-    power: float = 2.0,
-    end_lr: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_epochs: int = 0,
-    warmup_start_lr: float = 0.0,
-    warmup_end_lr: float | None = None,
+    learning_rate: NonNegativeFloat,
+    power: PositiveFloat = 2.0,
+    end_lr: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegative = 0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
+    warmup_end_lr: NonNegativeFloat | None = None,
     decay_unit: Unit = "epoch",
     *,
     total_steps: int,
     steps_per_epoch: int,
-) -> Schedule:
+) -> Curve:
     """Polynomial decay to end_lr, (1 - progress) ** power. warmup_end_lr defaults to learning_rate."""
-    _not_negative(learning_rate=learning_rate, end_lr=end_lr, warmup_steps=warmup_steps, warmup_epochs=warmup_epochs)
-    _not_negative(warmup_start_lr=warmup_start_lr, warmup_end_lr=warmup_end_lr or 0.0)
-    _require(power > 0, f"power is {power}; it must be above 0")
     scale = steps_per_epoch if decay_unit == "epoch" else 1
     length = math.ceil(total_steps / scale)
     warmup = _plsc_warmup(warmup_steps, warmup_epochs, decay_unit, steps_per_epoch)
     end = learning_rate if warmup_end_lr is None else warmup_end_lr
 
-    def lr(step: int) -> float:
+    def rate(step: int) -> float:
         t = step // scale
         if t < warmup:
             return warmup_start_lr + (end - warmup_start_lr) * t / warmup
         progress = min(1.0, (t - warmup) / (length - warmup)) if length > warmup else 1.0
         return end_lr + (learning_rate - end_lr) * (1.0 - progress) ** power
 
-    lr.warmup = warmup * scale
-    return lr
+    return Curve(rate, warmup * scale)
 
 
 def _plsc_warmup(warmup_steps: int, warmup_epochs: int, decay_unit: Unit, steps_per_epoch: int) -> int:
@@ -229,8 +221,3 @@ def _plsc_warmup(warmup_steps: int, warmup_epochs: int, decay_unit: Unit, steps_
         _require(not warmup_steps, "warmup_steps needs decay_unit: step; with decay_unit: epoch give warmup_epochs")
         return warmup_epochs
     return warmup_steps or warmup_epochs * steps_per_epoch
-
-
-def table(schedule: Schedule, steps: Sequence[int]) -> list[float]:
-    """The rates at `steps`, as for a plot."""
-    return [schedule(step) for step in steps]

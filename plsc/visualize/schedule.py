@@ -8,7 +8,7 @@ import numpy as np
 from plsc import build
 from plsc.config import Config
 from plsc.errors import ConfigError, DataError
-from plsc.optim.schedules import table
+from plsc.optim import WithWarmup
 from plsc.visualize import sheet
 
 _POINTS = 2000
@@ -55,10 +55,10 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
 def draw_schedule(config: Config, length: Length, output: Path, *, source: str) -> Path:
     """The rate over updates and epochs, the warm-up shaded."""
     schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
-    warmup = int(min(getattr(schedule, "warmup", 0), length.steps))
+    warmup = min(schedule.warmup, length.steps) if isinstance(schedule, WithWarmup) else 0
     spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)
     steps = np.unique([*spread, min(warmup, length.steps - 1)])  # the peak itself is among them
-    rates = table(schedule, steps.tolist())
+    rates = [schedule(step) for step in steps.tolist()]
     figure = sheet.new(9, 4.8, f"{sheet.end_of(source)}: learning rate, {config.LRScheduler.name}")
     axis = figure.subplots()
     if warmup:
