@@ -127,6 +127,7 @@ _WITHOUT_PADDLE = {
     "train",
     "list_models",
     "Callback",
+    "benchmark",
     "Config",
     "TrainResult",
     *(name for name, place in _DEFINED_IN.items() if place.startswith(("plsc.errors:", "plsc.registry:"))),
