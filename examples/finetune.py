@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", help="a folder with one sub-folder a class")
     parser.add_argument("--weights", help="anybody's weights of a ViT")
-    parser.add_argument("--model", default="DeiT_tiny_patch16_224", help="the model of the weights, see plsc list models")
+    parser.add_argument(
+        "--model", default="DeiT_tiny_patch16_224", help="the model of the weights, see plsc list models"
+    )
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--output", default="output/finetune", help="the run directory")
     arguments = parser.parse_args()

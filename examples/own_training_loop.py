@@ -47,9 +47,7 @@ def main(epochs: int = 5) -> float:
     )
     groups = parameter_groups(network, no_decay=("bias", "norm", "token", "position"))
     optimizer = Optimizer(AdamW(weight_decay=0.05, groups=groups), network, GradientClip(1.0))
-    schedule = Cosine(
-        2e-3, warmup_steps=steps // 10, total_steps=steps, steps_per_epoch=sampler.steps_per_epoch
-    )
+    schedule = Cosine(2e-3, warmup_steps=steps // 10, total_steps=steps, steps_per_epoch=sampler.steps_per_epoch)
     loss_of, accuracy = CELoss(epsilon=0.1), TopkAcc([1])
 
     batches = train_loader.run(sampler.batches(0))
