@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from plsc.cli.main import COMMANDS
 from plsc.components import register_all
 from plsc.config import load
 from plsc.config.recipes import SHIPPED, shipped_recipes
-from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config
+from tests.helpers import CHECKOUT, clean_environment, command, plsc, tiny_digits, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +253,13 @@ def test_list_by_a_pattern_or_a_name(capsys):
     assert "digits.yaml" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_list_shows_what_is_imported(here):
+    (here / "slow.py").write_text(SLOW_DATA)
+    shown = plsc("list", "datasets", "*digits", "--import", "slow.py", cwd=here).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["Digits", "SlowDigits"] and shown[1].endswith("take their time.")
+
+
 def test_list_of_what_is_not_there(capsys):
     assert main(["list", "models", "ViT_smal_patch16_224"]) == 2
     assert "no model is called 'ViT_smal_patch16_224'; did you mean ViT_small_patch16_224?" in capsys.readouterr().err
@@ -370,3 +378,56 @@ def test_a_reader_that_stops_early_is_no_error(here):
     )
     assert done.returncode == 0 and done.stdout.startswith("DeiT_base_patch16_224 "), done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+SLOW_DATA = '''
+import time
+import plsc
+from plsc.data.datasets import Digits
+
+
+@plsc.register_dataset()
+class SlowDigits(Digits):
+    """Digits that take their time."""
+
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+'''
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    plsc("train", "-c", write_config(folder / "c.yaml", tiny_digits()), "-o", f"Global.output_dir={folder / 'run'}")
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_an_evaluation_quietly(number, workers, trained, here):
+    """One line and no C++ stack of Paddle; the processes that prepare pictures end with it, and nothing is written."""
+    (here / "slow.py").write_text(SLOW_DATA)
+    tree = tiny_digits()
+    tree["DataLoader"]["Eval"]["dataset"] = {**tree["DataLoader"]["Eval"]["dataset"], "name": "SlowDigits"}
+    tree["DataLoader"]["Eval"]["loader"]["num_workers"] = workers
+    write_config(here / "slow.yaml", tree)
+    process = subprocess.Popen(
+        command(["eval", "-c", "slow.yaml", "--import", "slow.py", "--weights", trained]),
+        cwd=here,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert "360 samples" in process.stdout.readline()
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (SIGNALS[number][0], "", SIGNALS[number][1])
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not (trained / "evaluation.json").exists()

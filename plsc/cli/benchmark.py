@@ -4,7 +4,16 @@ A checkpoint is timed in dygraph and with its blocks compiled (Global.to_static)
 Images are random; the time runs from an array in memory to the logits in memory, without reading pictures.
 """
 
-from plsc.cli.common import above_zero, checked_output, positive, print_table, several_above_zero
+from plsc import environment
+from plsc.cli.common import (
+    above_zero,
+    add_import_argument,
+    checked_output,
+    import_parts,
+    positive,
+    print_table,
+    several_above_zero,
+)
 
 EXAMPLES = """\
   plsc benchmark output/mine
@@ -28,12 +37,15 @@ def add_arguments(parser):
         "--device", default="auto", metavar="NAME", help="cpu, gpu, …; default: a GPU where there is one"
     )
     parser.add_argument("--output", metavar="FILE", help="also write the table, as .json")
+    add_import_argument(parser)
 
 
 def run(arguments) -> int:
     from plsc.timing import benchmark, write_timings
 
     output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
+    environment.prepare(device=arguments.device, cpu_threads=arguments.threads)
+    import_parts(arguments)
     timings = benchmark(
         arguments.paths,
         batch_sizes=arguments.batch_sizes,

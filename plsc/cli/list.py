@@ -7,7 +7,7 @@ import re
 import textwrap
 import typing
 
-from plsc.cli.common import unknown
+from plsc.cli.common import add_import_argument, import_parts, unknown
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
@@ -42,6 +42,7 @@ def add_arguments(parser):
         help=f"{', '.join(KINDS)}; or one of them, such as model, with all its arguments",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help='a name, or a pattern such as "ViT_small*"')
+    add_import_argument(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="with all arguments and their defaults")
 
 
@@ -64,7 +65,7 @@ def run(arguments) -> int:
     if kind == "recipes":
         _print_recipes(arguments.name, verbose)
     else:
-        _print_components(kind, arguments.name, verbose)
+        _print_components(kind, arguments, verbose)
     return 0
 
 
@@ -84,7 +85,7 @@ def _print_recipes(pattern: str | None, verbose: bool):
             print(f"  {line.lstrip('#')}".rstrip())
 
 
-def _print_components(kind: str, pattern: str | None, verbose: bool):
+def _print_components(kind: str, arguments, verbose: bool):
     from plsc import environment, registry
 
     environment.prepare()
@@ -93,10 +94,11 @@ def _print_components(kind: str, pattern: str | None, verbose: bool):
     from plsc.config import plsc_dialect, schema
 
     register_all()
+    import_parts(arguments)
     entries = getattr(registry, kind.upper())
     aliases = {n: [*entries.aliases_of(n), *plsc_dialect.aliases_of(entries.kind, n)] for n in entries}
     names = {alias: name for name in entries for alias in (name, *aliases[name])}
-    chosen = list(dict.fromkeys(names[name] for name in _matching(pattern, names, entries.kind)))
+    chosen = list(dict.fromkeys(names[name] for name in _matching(arguments.name, names, entries.kind)))
     if not verbose:
         _print_columns([(name, entries.get(name).summary) for name in sorted(chosen)])
         return
