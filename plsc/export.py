@@ -8,7 +8,6 @@ The graph's input `image` is the normalised float32 batch [B, C, H, W], its outp
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from plsc import loading, predictor
 from plsc.data.preprocess import Preprocess
 from plsc.data.transforms.geometry import resize
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
+from plsc.files import write_json
 from plsc.models import VisionTransformer
 from plsc.models.deploy import simplify, size_unit, store_half
 from plsc.models.layers import pair
@@ -150,16 +150,17 @@ def export(
     description = {**_description(loaded, format, precision, dynamic, batch), "weights": weights}
     simplify(network, dynamic=dynamic, explicit_gelu=format == "onnx")
     if precision == "fp16":
-        _store_half(network, loaded.source.path)
+        _store_half(network, loaded.path)
     writing = output.with_name(f".writing-{output.name}")
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         _write_graph(network, writing, description)
-        _write_documents(loaded, writing, description)
-        found = _check(network, predictor.load(writing, device="cpu"), cases, precision, tolerance)
+        for name, content in {"export": description, **loaded.card.documents()}.items():
+            write_json(writing / f"{name}.json", content)
+        found = _check(network, predictor.load_predictor(writing, device="cpu"), cases, precision, tolerance)
         description["check"] = [dataclasses.asdict(comparison) for comparison in found]
-        _write_json(writing / EXPORT_DESCRIPTION, description)
+        write_json(writing / EXPORT_DESCRIPTION, description)
         _put_in_place(writing, output)
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error}") from error
@@ -188,8 +189,9 @@ def _check_output(output: Path) -> None:
 
 def _check_model(loaded: loading.LoadedModel, format: str, precision: str) -> None:
     """Raise for what can be told before anything is computed."""
-    path = loaded.source.path
-    if loaded.preprocess is None:
+    path = loaded.path
+    loaded.check_head()
+    if loaded.card.preprocess is None:
         raise ConfigError(f"{path}: {predictor.NEEDS_PREPROCESS}")
     if format != "onnx":
         return
@@ -209,23 +211,23 @@ def _check_unit(loaded: loading.LoadedModel) -> None:
     unit = size_unit(spec)
     if any(side % unit for side in pair(spec.img_size)):
         raise CheckpointError(
-            f"{loaded.source.path}: a dynamic export of this hybrid takes multiples of {unit} pixels, where its "
+            f"{loaded.path}: a dynamic export of this hybrid takes multiples of {unit} pixels, where its "
             f"padding is always the same; its own size, {spec.img_size}, is none: export that alone"
         )
 
 
 def _check_position(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a model that a dynamic export would resize otherwise than it is."""
-    if loaded.position != "bicubic":
+    if loaded.card.position != "bicubic":
         raise CheckpointError(
-            f"{loaded.source.path}: its position embedding is resized {loaded.position}; a dynamic export resizes it "
+            f"{loaded.path}: its position embedding is resized {loaded.card.position}; a dynamic export resizes it "
             "bicubic; give --resolution PIXELS, or say Global.position_embedding: bicubic in the recipe of -c"
         )
 
 
 def _check_preprocess(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a preprocessing that leaves no picture of the model's size, however large it is."""
-    spec, preprocess = loaded.network.spec, loaded.preprocess
+    spec, preprocess = loaded.network.spec, loaded.card.preprocess
     if preprocess.resize is None and preprocess.crop is None:
         return  # whoever sends pictures sees to their size
     (picture,) = sample_pictures(1, spec.in_chans)
@@ -237,12 +239,10 @@ def _check_preprocess(loaded: loading.LoadedModel) -> None:
     try:
         found = preprocess(_large(picture, preprocess, (height, width))).shape[:2]
     except DataError as error:
-        raise CheckpointError(
-            f"{loaded.source.path}: its preprocessing refuses every picture: {error}; {remedy}"
-        ) from error
+        raise CheckpointError(f"{loaded.path}: its preprocessing refuses every picture: {error}; {remedy}") from error
     if found != (height, width):
         raise CheckpointError(
-            f"{loaded.source.path}: its preprocessing makes pictures of {found[0]}x{found[1]} pixels; {remedy}"
+            f"{loaded.path}: its preprocessing makes pictures of {found[0]}x{found[1]} pixels; {remedy}"
         )
 
 
@@ -289,7 +289,7 @@ def _cases(loaded: loading.LoadedModel, sizes, batches) -> list[Case]:
     for size in sizes:
         network = loaded.network if size == pair(loaded.network.spec.img_size) else _at(loaded, size)
         for count in batches:
-            images = sample_images(count, loaded.preprocess, loaded.network.spec.in_chans, size)
+            images = sample_images(count, loaded.card.preprocess, loaded.network.spec.in_chans, size)
             cases.append(Case(images, _logits(network, images)))
     return cases
 
@@ -297,7 +297,7 @@ def _cases(loaded: loading.LoadedModel, sizes, batches) -> list[Case]:
 def _at(loaded: loading.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
     """The model at another size, as evaluation at that resolution makes it."""
     network = VisionTransformer(dataclasses.replace(loaded.network.spec, img_size=size))
-    loading.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.position)
+    loading.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.card.position)
     network.eval()
     return network
 
@@ -340,6 +340,7 @@ def _description(loaded: loading.LoadedModel, format: str, precision: str, dynam
     """The content of export.json, but for the check."""
     spec = loaded.network.spec
     height, width = (None, None) if dynamic else pair(spec.img_size)
+    card = dataclasses.replace(loaded.card, origin=str(loaded.path)).without_documents()
     return {
         "format": format,
         "precision": precision,
@@ -349,9 +350,7 @@ def _description(loaded: loading.LoadedModel, format: str, precision: str, dynam
         "input_shape": [batch, spec.in_chans, height, width],
         "img_size": list(pair(spec.img_size)),
         "size_unit": size_unit(spec) if dynamic else None,
-        "activation": loaded.activation,
-        "source": str(loaded.source.path),
-        "spec": dataclasses.asdict(spec),
+        **card.to_dict(),
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
     }
 
@@ -420,17 +419,6 @@ def _tidy(file: Path) -> None:
     del graph.value_info[:]
     onnx.checker.check_model(model)
     onnx.save(model, file)
-
-
-def _write_documents(loaded: loading.LoadedModel, folder: Path, description: dict) -> None:
-    _write_json(folder / EXPORT_DESCRIPTION, description)
-    _write_json(folder / "preprocess.json", loaded.preprocess.to_dict())
-    if loaded.class_names:
-        _write_json(folder / "classes.json", loaded.class_names)
-
-
-def _write_json(path: Path, content) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _put_in_place(writing: Path, output: Path) -> None:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 from plsc import build
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError
-from plsc.models import VisionTransformer, ViTSpec
+from plsc.model_card import ModelCard
+from plsc.models import VisionTransformer as Model
 from plsc.models.layers import pair
 from plsc.registry import MODELS
 from plsc.tensors import assign
@@ -22,33 +24,44 @@ class LoadedModel:
     """A model rebuilt from nothing but its weights.
 
     Attributes:
-        network: VisionTransformer in evaluation mode.
-        preprocess: how pictures enter it; None where nothing says it.
-        class_names: None where the file does not say.
+        network: in evaluation mode.
+        card: what its weights say, completed by the recipe where one was given.
         source: what was read, see plsc.weights.read.
-        activation: softmax or sigmoid, what its training loss made of logits; None where nothing says it.
-        position: bicubic or bilinear, how its position embedding is resized.
     """
 
-    network: VisionTransformer
-    preprocess: Preprocess | None
-    class_names: list[str] | None
+    network: Model
+    card: ModelCard
     source: Source
-    activation: str | None = None
-    position: str = "bicubic"
+
+    @property
+    def path(self) -> Path:
+        """The file that was read."""
+        return self.source.path
+
+    def check_head(self) -> None:
+        """Raise CheckpointError where the model has no head, so that it cannot classify."""
+        if self.network.spec.class_num == 0:
+            raise CheckpointError(f"{self.path}: has no head, so it cannot classify")
 
 
-def model_of(path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None) -> LoadedModel:
-    """The model that a file, checkpoint or run directory holds, ours or foreign.
+def load_model(
+    path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None
+) -> LoadedModel:
+    """The model that a file, checkpoint or run directory holds, ours or foreign: the one way from weights to a model.
 
     Args:
-        weights: model, or ema for the averaged ones.
+        path: whatever plsc.weights.read takes.
+        weights: model, or ema for the averaged ones of a plsc checkpoint.
         img_size: another resolution in pixels; position embedding and preprocessing follow.
         config: a recipe that says the model; what the weights do not say of preprocessing, activation and resizing
             of positions is the recipe's, too. Without it the path itself says it all.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit, or does not say all that rebuilds its model.
+
+    Example:
+        loaded = load_model("output/mine")
+        tokens = loaded.network.forward_features(images)  # images [B, 3, height, width], normalised
     """
     source = read(path, weights)
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
@@ -57,26 +70,34 @@ def model_of(path, *, weights: str = "model", img_size: int | None = None, confi
         network, source, strict=True, allowed=("pos_embed",) if img_size is not None else (), position=position
     )
     network.eval()
-    preprocess = own_preprocess(source, img_size)
+    card = source.card
+    preprocess, activation = own_preprocess(source, img_size), card.activation
     if config is not None:
         preprocess = preferred_preprocess(source.path, preprocess, build.recipe_preprocess(config, img_size))
-    said = source.activation or (build.activation(config) if config else None)
-    return LoadedModel(network, preprocess, source.class_names, source, said, position)
+        activation = activation or build.activation(config)
+    card = dataclasses.replace(
+        card,
+        model=card.model if config is None else config.Model.name,
+        spec=dataclasses.asdict(network.spec),
+        preprocess=preprocess,
+        activation=activation,
+        position=position,
+    )
+    return LoadedModel(network, card, source)
 
 
-def _as_written(source: Source, img_size: int | None) -> VisionTransformer:
+def _as_written(source: Source, img_size: int | None) -> Model:
     """The model that weights themselves say."""
-    fields = dict(source.spec)
+    fields = dict(source.card.spec)
     if img_size is not None:
         fields["img_size"] = img_size
     try:
-        spec = ViTSpec(**fields)
+        return MODELS.get(source.card.model).factory(**fields)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{source.path}: does not describe a Vision Transformer: {error}") from error
-    return VisionTransformer(spec)
 
 
-def _as_in_recipe(config: Config, img_size: int | None) -> VisionTransformer:
+def _as_in_recipe(config: Config, img_size: int | None) -> Model:
     return build.component(config, MODELS, build.model_part(config, img_size))
 
 
@@ -84,24 +105,19 @@ def position_method(config: Config | None, source: Source) -> str:
     """How a position embedding is resized: as the recipe says, else as the weights say, else bicubic."""
     if config is not None and ("Global", "position_embedding") in config.source.origins:
         return config.Global.position_embedding
-    return source.position or "bicubic"
+    return source.card.position or "bicubic"
 
 
 def own_preprocess(source: Source, img_size: int | None = None) -> Preprocess | None:
     """How pictures enter the model as the weights themselves say, at another resolution in proportion.
 
     Raises:
-        CheckpointError: it is damaged, or of pictures that are not square and so have no proportion.
+        CheckpointError: it is of pictures that are not square and so have no proportion.
     """
-    if not source.preprocess:
-        return None
-    try:
-        preprocess = Preprocess.from_dict(source.preprocess)
-    except TypeError as error:
-        raise CheckpointError(f"{source.path}: damaged: preprocess: {error}") from error
-    if img_size is None or "img_size" not in source.spec:
+    preprocess, own_size = source.card.preprocess, source.card.spec.get("img_size")
+    if preprocess is None or img_size is None or own_size is None:
         return preprocess
-    height, width = pair(source.spec["img_size"])
+    height, width = pair(own_size)
     if height != width:
         raise CheckpointError(f"{source.path}: is for {height}x{width} pixels; another resolution needs a square one")
     return preprocess.enlarged(img_size, height)
@@ -131,13 +147,14 @@ def warn_of_preprocess(path, own: Preprocess | None, recipe: Preprocess | None, 
 _UNSEEN = ("num_heads", "qk_scale", "act", "epsilon", "pool", "no_embed_class")
 
 
-def _check_stated(source: Source, spec: ViTSpec, strict: bool) -> None:
+def _check_stated(source: Source, spec, strict: bool) -> None:
     """Where weights state another model than the one they are loaded into: an error if strict, else a warning."""
-    wrong = [name for name in _UNSEEN if name in source.stated and source.stated[name] != getattr(spec, name)]
+    stated = source.card.stated
+    wrong = [name for name in _UNSEEN if name in stated and stated[name] != getattr(spec, name)]
     if not wrong:
         return
-    told = "; ".join(f"{name} {source.stated[name]!r}, the model has {getattr(spec, name)!r}" for name in wrong)
-    remedy = " ".join(f"-o Model.{name}={json.dumps(source.stated[name])}" for name in wrong)
+    told = "; ".join(f"{name} {stated[name]!r}, the model has {getattr(spec, name)!r}" for name in wrong)
+    remedy = " ".join(f"-o Model.{name}={json.dumps(stated[name])}" for name in wrong)
     message = f"{source.path}: was trained with {told}; as in the weights: {remedy}"
     if strict:
         raise CheckpointError(message)

@@ -4,10 +4,11 @@ Paddle is imported only where a model needs it: an ONNX export predicts without.
 """
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,8 @@ from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.files import read_json
+from plsc.model_card import ModelCard
+from plsc.places import EXPORT_DESCRIPTION
 
 NEEDS_PREPROCESS = (
     "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
@@ -37,9 +40,7 @@ class Predictor:
         channels: of the images; None where nothing says it.
         batch: rows that the model takes at a time; None for any number.
         unit: what height and width must be multiples of, where the model takes several sizes.
-        preprocess: how a picture enters the model; None where nothing says it.
-        class_names: None where nothing says them.
-        activation: softmax or sigmoid, what its training loss made of logits; None where nothing says it.
+        card: what the weights say of themselves, preprocessing and class names included.
     """
 
     kind: str
@@ -49,9 +50,7 @@ class Predictor:
     channels: int | None = None
     batch: int | None = None
     unit: int = 1
-    preprocess: Preprocess | None = None
-    class_names: list[str] | None = None
-    activation: str | None = None
+    card: ModelCard = field(default_factory=ModelCard)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [B, C, H, W] → logits [B, classes] float32.
@@ -104,17 +103,11 @@ class Predictor:
             )
         return pixels
 
-    def class_name(self, index: int) -> str:
-        """A class's name, else its number."""
-        if self.class_names is None or index >= len(self.class_names):
-            return str(index)
-        return self.class_names[index]
-
     def required_preprocess(self) -> Preprocess:
         """The preprocessing. Raises ConfigError where nothing says it."""
-        if self.preprocess is None:
+        if self.card.preprocess is None:
             raise ConfigError(f"{self.path}: {NEEDS_PREPROCESS}")
-        return self.preprocess
+        return self.card.preprocess
 
 
 def _shown(size) -> str:
@@ -133,7 +126,7 @@ def is_export(path) -> bool:
     return places.exported_model(path) is not None
 
 
-def load(
+def load_predictor(
     path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None, device: str = "auto"
 ) -> Predictor:
     """The predictor of a checkpoint, a run directory, anybody's weights, or an export.
@@ -153,7 +146,9 @@ def load(
     """
     file = places.exported_model(path)
     if file is None:
-        return of_network(load_model(path, weights=weights, img_size=img_size, config=config))
+        from plsc import loading
+
+        return of_network(loading.load_model(path, weights=weights, img_size=img_size, config=config))
     if weights != "model":
         raise CheckpointError(
             f"{file}: an export holds one set of weights; `plsc export --ema` writes the averaged ones"
@@ -161,27 +156,14 @@ def load(
     return _of_export(file, img_size, config, device)
 
 
-def load_model(path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None):
-    """The dygraph model of a checkpoint or weights file, with preprocessing and class names: see `load`.
-
-    Returns:
-        plsc.loading.LoadedModel
-    """
-    from plsc import loading
-
-    loaded = loading.model_of(path, weights=weights, img_size=img_size, config=config)
-    if loaded.network.spec.class_num == 0:
-        raise CheckpointError(f"{loaded.source.path}: has no head, so it cannot classify")
-    return loaded
-
-
 def of_network(loaded) -> Predictor:
-    """The predictor of a LoadedModel, in dygraph."""
+    """The predictor of a LoadedModel, in dygraph. Raises CheckpointError where it has no head."""
     import paddle
 
     from plsc.models.layers import pair
 
     network, spec = loaded.network, loaded.network.spec
+    loaded.check_head()
 
     @paddle.no_grad()
     def forward(images):
@@ -189,18 +171,16 @@ def of_network(loaded) -> Predictor:
 
     return Predictor(
         kind="checkpoint",
-        path=loaded.source.path,
+        path=loaded.path,
         forward=forward,
         size=pair(spec.img_size),
         channels=spec.in_chans,
-        preprocess=loaded.preprocess,
-        class_names=loaded.class_names,
-        activation=loaded.activation,
+        card=loaded.card,
     )
 
 
 def _of_export(file: Path, img_size: int | None, config: Config | None, device: str) -> Predictor:
-    about = read_json(file.with_name("export.json"), dict, error=CheckpointError) or {}
+    about = read_json(file.with_name(EXPORT_DESCRIPTION), dict, error=CheckpointError) or {}
     kind = "onnx" if file.suffix == ".onnx" else "paddle"
     if kind == "onnx":
         forward, shape = runtimes.in_onnxruntime(file, device)
@@ -218,12 +198,12 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
             f"{file}: takes pictures of {_shown(own_size)} pixels only; export it with --resolution {img_size} or "
             "--resolution dynamic"
         )
-    preprocess = _saved_preprocess(file.with_name("preprocess.json"))
+    card = ModelCard.from_dict(about, file.with_name(EXPORT_DESCRIPTION))
+    preprocess, activation = card.preprocess, card.activation
     if preprocess is not None and own_size is not None and asked != own_size:
         if own_size[0] != own_size[1]:
             raise CheckpointError(f"{file}: is for {_shown(own_size)} pixels; another resolution needs a square one")
         preprocess = preprocess.enlarged(img_size, own_size[0])
-    activation = about.get("activation")
     if config is not None:
         from plsc import build, loading
 
@@ -239,20 +219,8 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         channels=channels,
         batch=batch,
         unit=unit,
-        preprocess=preprocess,
-        class_names=read_json(file.with_name("classes.json"), list, error=CheckpointError),
-        activation=activation,
+        card=dataclasses.replace(card, preprocess=preprocess, activation=activation),
     )
-
-
-def _saved_preprocess(path: Path) -> Preprocess | None:
-    values = read_json(path, dict, error=CheckpointError)
-    if values is None:
-        return None
-    try:
-        return Preprocess.from_dict(values)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
 
 
 def predictions(
@@ -309,7 +277,7 @@ def _read_ahead(paths: Iterable[str], prepare, workers: int, most: int):
 
 
 def probabilities(logits: np.ndarray, *, sigmoid: bool = False) -> np.ndarray:
-    """Logits [B, classes] → probabilities: softmax, or each class by itself (see Predictor.activation)."""
+    """Logits [B, classes] → probabilities: softmax, or each class by itself (see ModelCard.activation)."""
     logits = logits.astype("float64")
     if sigmoid:
         return 0.5 * (1.0 + np.tanh(0.5 * logits))

@@ -127,13 +127,13 @@ def write_timings(timings: Sequence[Timing], path: str | Path) -> None:
 
 
 def _contenders(path: str, img_size: int | None, device: str) -> list[_Contender]:
-    from plsc import predictor, runtimes
+    from plsc import loading, predictor, runtimes
     from plsc.engine.blocks import compile_blocks
 
     if predictor.is_export(path):
-        exported = predictor.load(path, img_size=img_size, device=device)
+        exported = predictor.load_predictor(path, img_size=img_size, device=device)
         return [_Contender(path, runtimes.NAMES[exported.kind], exported)]
-    compiled, plain = (predictor.load_model(path, img_size=img_size) for _ in range(2))
+    compiled, plain = (loading.load_model(path, img_size=img_size) for _ in range(2))
     compile_blocks(compiled.network)
     return [
         _Contender(path, runtime, predictor.of_network(loaded))

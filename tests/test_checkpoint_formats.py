@@ -22,7 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 from plsc import loading
 from plsc.cli.main import main
+from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
+from plsc.model_card import ModelCard
 from plsc.models import zoo
 from plsc.models.resnet import reduced
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
@@ -123,7 +125,7 @@ def test_parity_with_googles_code(name):
         }
     for key, value in found.items():
         np.testing.assert_allclose(value.numpy(), reference[key], rtol=1e-4, atol=1e-4, err_msg=key)
-    spec = ViTSpec(**read(FIXTURES / f"{name}.npz").spec)
+    spec = ViTSpec(**read(FIXTURES / f"{name}.npz").card.spec)
     assert (spec.grid, spec.num_heads, spec.resnet_layers) == (
         network.spec.grid,
         network.spec.num_heads,
@@ -138,7 +140,7 @@ def test_deit_tiny(file):
     with np.load(DEIT / "reference_io.npz") as io:
         x = paddle.to_tensor(io["input_nhwc"].transpose(0, 3, 1, 2).copy())
         expected = {"gelu": io["logits_exact_gelu"], "gelu_tanh": io["logits_tanh_gelu"]}
-    spec = read(DEIT / file).spec
+    spec = read(DEIT / file).card.spec
     for act, reference in expected.items():
         network = VisionTransformer(ViTSpec(**{**spec, "act": act}))
         network.eval()
@@ -363,7 +365,7 @@ def test_every_layout_in_every_container(tmp_path, name, container):
     path = CONTAINERS[container](tmp_path / "weights.bin", convert(arrays))
     expected = "paddle" if (layout, container) == ("timm", "paddle") else layout
     assert_loads(path, arrays, expected, **fields)
-    spec = read(path).spec
+    spec = read(path).card.spec
     wanted = network_of(**fields).spec
     for field in ("embed_dim", "depth", "class_num", "representation_size", "pool", "class_token", "reg_tokens"):
         default = next(f.default for f in dataclasses.fields(ViTSpec) if f.name == field)
@@ -642,9 +644,8 @@ NAMES = [f"class {i}" for i in range(16)]
 
 def source_of(**fields) -> Source:
     spec = dataclasses.asdict(network_of(**fields).spec)
-    source = Source.of_arrays(Path("made.safetensors"), drawn(**fields), spec)
-    source.class_names, source.preprocess = NAMES, PREPROCESS
-    return source
+    card = ModelCard(spec=spec, class_names=NAMES, preprocess=Preprocess.from_dict(PREPROCESS))
+    return Source.of_arrays(Path("made.safetensors"), drawn(**fields), card)
 
 
 SOURCES = {
@@ -686,10 +687,10 @@ def test_round_trips(tmp_path, to, model):
     tells = FIELDS if to in ("safetensors", "google", "huggingface") else [f for f in FIELDS if f != "num_heads"]
     if model in ("hybrid", "stem"):
         tells = [*(f for f in tells if f != "num_heads" or to != "pdparams"), "resnet_width"]
-        assert tuple(back.spec["resnet_layers"]) == tuple(source.spec["resnet_layers"])
+        assert tuple(back.card.spec["resnet_layers"]) == tuple(source.card.spec["resnet_layers"])
     defaults = {f.name: f.default for f in dataclasses.fields(ViTSpec)}
     for field in tells:
-        assert back.spec.get(field, defaults[field]) == source.spec.get(field, defaults[field]), field
+        assert back.card.spec.get(field, defaults[field]) == source.card.spec.get(field, defaults[field]), field
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -699,8 +700,8 @@ def test_without_the_head(tmp_path, to):
     write(source, to, tmp_path / "out", backbone=True)
     back = read(tmp_path / "out")
     assert set(back.tensors) == {n for n in source.tensors if not n.startswith("head")}
-    assert back.spec["class_num"] == 0
-    assert back.class_names is None
+    assert back.card.spec["class_num"] == 0
+    assert back.card.class_names is None
 
 
 @pytest.mark.parametrize(
@@ -787,13 +788,13 @@ def test_hugging_face_folder(tmp_path, act):
     assert (processor["resample"], processor["do_center_crop"], processor["do_resize"]) == (3, True, True)
     assert processor["rescale_factor"] == pytest.approx(1 / 255)
     back = read(tmp_path / "out")
-    assert (back.class_names, back.spec["act"], back.spec["epsilon"]) == (NAMES, act, 1e-6)
+    assert (back.card.class_names, back.card.spec["act"], back.card.spec["epsilon"]) == (NAMES, act, 1e-6)
 
 
 @pytest.mark.parametrize(("resize", "size"), [(None, 32), ([40, 48], (40, 48))])
 def test_hugging_face_preprocessing_without_crop(tmp_path, resize, size):
-    source = source_of()
-    source.preprocess = {**PREPROCESS, "resize": resize, "crop": None, "interpolation": "bilinear"}
+    preprocess = {**PREPROCESS, "resize": resize, "crop": None, "interpolation": "bilinear"}
+    source = source_of().with_card(preprocess=Preprocess.from_dict(preprocess))
     write(source, "huggingface", tmp_path / "out")
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     height, width = (size, size) if isinstance(size, int) else size
@@ -803,8 +804,7 @@ def test_hugging_face_preprocessing_without_crop(tmp_path, resize, size):
 
 
 def test_hugging_face_without_names_and_preprocessing(tmp_path):
-    source = source_of()
-    source.class_names = source.preprocess = None
+    source = source_of().with_card(class_names=None, preprocess=None)
     write(source, "huggingface", tmp_path / "out")
     assert not (tmp_path / "out" / "preprocessor_config.json").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["3"] == "LABEL_3"
@@ -814,8 +814,8 @@ def test_plscs_own_file_keeps_everything(tmp_path):
     source = source_of(act="gelu_tanh", epsilon=1e-5)
     write(source, "safetensors", tmp_path / "w.safetensors")
     back = read(tmp_path / "w.safetensors")
-    assert (back.layout, back.class_names, back.preprocess) == ("plsc", NAMES, PREPROCESS)
-    assert ViTSpec(**back.spec) == ViTSpec(**source.spec)
+    assert (back.layout, back.card.class_names, back.card.preprocess) == ("plsc", NAMES, source.card.preprocess)
+    assert ViTSpec(**back.card.spec) == ViTSpec(**source.card.spec)
 
 
 # -- plsc convert -------------------------------------------------------------------------------
@@ -846,7 +846,7 @@ def test_convert_takes_the_number_of_heads(tmp_path, capsys):
     assert "left out, unknown: fremd [3]" in capsys.readouterr().out
     with np.load(tmp_path / "w.npz") as file:
         assert file["Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"].shape == (16, 2, 8)
-    assert read(tmp_path / "w.npz").spec["num_heads"] == 2
+    assert read(tmp_path / "w.npz").card.spec["num_heads"] == 2
 
 
 def test_convert_averaged_weights(tmp_path):
@@ -930,7 +930,7 @@ from plsc import environment
 environment.prepare(device="cpu"); environment.import_paddle()
 import numpy as np
 from safetensors.numpy import save_file
-from plsc import build
+from plsc import loading
 from plsc.models.vision_transformer import ViTSpec, VisionTransformer
 
 def anonymous():
@@ -945,12 +945,12 @@ save_file(arrays, sys.argv[1])
 del arrays
 network.norm.weight.set_value(np.full([768], 7.0, "float32"))
 loading.load_pretrained(network, sys.argv[1])  # the first time, what Paddle sets up once
-before, peak, assign = anonymous(), 0, build.assign
+before, peak, assign = anonymous(), 0, loading.assign
 def watched(parameter, array):
     global peak
     assign(parameter, array)
     peak = max(peak, anonymous())
-build.assign = watched
+loading.assign = watched
 tracemalloc.start()
 loading.load_pretrained(network, sys.argv[1], strict=True)
 traced = tracemalloc.get_traced_memory()[1]
@@ -1003,7 +1003,7 @@ def test_listing_reads_no_values(tmp_path, monkeypatch, container):
     monkeypatch.setattr("plsc.weights.containers._values", refuse)
     monkeypatch.setattr("plsc.weights.containers._npz_member", refuse)
     source = read(path)
-    assert source.spec["embed_dim"] == 16
+    assert source.card.spec["embed_dim"] == 16
     with pytest.raises(AssertionError, match="values were read"):
         source.read("norm.weight")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import logging
 import re
@@ -87,12 +88,12 @@ def refused(capsys, *arguments) -> str:
 
 def ours(weights: Path, folder: Path, pixels: int = 16):
     """(logits, labels) of a folder's pictures, the long way round: one picture at a time, no configuration."""
-    loaded = loading.model_of(weights, img_size=pixels)
+    loaded = loading.load_model(weights, img_size=pixels)
     logits, labels = [], []
     for label, name in enumerate(sorted(entry.name for entry in folder.iterdir())):
         for path in sorted((folder / name).iterdir()):
-            image = loaded.preprocess(path.read_bytes()).astype("float32") / 255.0
-            image = (image - np.array(loaded.preprocess.mean)) / np.array(loaded.preprocess.std)
+            image = loaded.card.preprocess(path.read_bytes()).astype("float32") / 255.0
+            image = (image - np.array(loaded.card.preprocess.mean)) / np.array(loaded.card.preprocess.std)
             batch = paddle.to_tensor(image.transpose(2, 0, 1)[np.newaxis].astype("float32"))
             logits.append(loaded.network(batch).numpy()[0])
             labels.append(label)
@@ -558,13 +559,16 @@ def test_a_run_that_was_moved_keeps_its_results(picture_tree, weights, monkeypat
 def exported_as(monkeypatch, loaded):
     """Make the path `export.onnx` mean an export of this predictor."""
     monkeypatch.setattr(places, "exported_model", lambda path: loaded.path if str(path) == "export.onnx" else None)
-    monkeypatch.setattr(predictor, "load", lambda path, **options: loaded)
+    monkeypatch.setattr(predictor, "load_predictor", lambda path, **options: loaded)
 
 
 def as_predictor(run, **changes):
-    made = predictor.of_network(loading.model_of(run))
+    made = predictor.of_network(loading.load_model(run))
     for name, value in changes.items():
-        setattr(made, name, value)
+        if name in {field.name for field in dataclasses.fields(made)}:
+            setattr(made, name, value)
+        else:
+            made.card = dataclasses.replace(made.card, **{name: value})
     return made
 
 
@@ -578,7 +582,7 @@ def test_an_export_is_measured_like_its_checkpoint(run, monkeypatch, capsys):
 
 def test_an_export_of_other_pictures_is_warned_of(run, monkeypatch, capsys):
     made = as_predictor(run)
-    exported_as(monkeypatch, as_predictor(run, preprocess=made.preprocess.enlarged(32, 16)))
+    exported_as(monkeypatch, as_predictor(run, preprocess=made.card.preprocess.enlarged(32, 16)))
     evaluated("-c", run / "config.yaml", "--weights", "export.onnx")
     assert "prepared otherwise than DataLoader.Eval" in capsys.readouterr().out
 

@@ -24,6 +24,7 @@ from plsc.cli.main import main
 from plsc.config import load as load_recipe
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
+from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.deploy import cubic_matrix
 from plsc.models.resnet import StdConv2D, reduced, reduction
@@ -46,12 +47,11 @@ def write_model(path: Path, *, preprocess: Preprocess | None = None, class_names
     arrays = {
         name: rng.normal(p.numpy(), 0.3).astype("float32") for name, p in VisionTransformer(spec).named_parameters()
     }
-    source = Source.of_arrays(path, arrays, dataclasses.asdict(spec))
     size = spec.img_size
     mean = (0.4,) * spec.in_chans
     preprocess = preprocess or Preprocess(resize=size + 4, crop=(size, size), mean=mean, std=(0.25,) * spec.in_chans)
-    source.preprocess, source.class_names = preprocess.to_dict(), class_names
-    write(source, "safetensors", path)
+    card = ModelCard(spec=dataclasses.asdict(spec), preprocess=preprocess, class_names=class_names)
+    write(Source.of_arrays(path, arrays, card), "safetensors", path)
     return path
 
 
@@ -67,15 +67,15 @@ def dygraph(network, batch) -> np.ndarray:
 def at_size(path, height: int, width: int):
     """The model with its position embedding resized as on loading, for pictures that need not be square."""
     source = read(path)
-    network = VisionTransformer(ViTSpec(**{**source.spec, "img_size": (height, width)}))
+    network = VisionTransformer(ViTSpec(**{**source.card.spec, "img_size": (height, width)}))
     loading.load_pretrained(network, source, strict=True, allowed=("pos_embed",))
     network.eval()
     return network
 
 
 def exported(path, output, **options) -> predictor.Predictor:
-    exporting.export(predictor.load_model(path), output, **options)
-    return predictor.load(output)
+    exporting.export(loading.load_model(path), output, **options)
+    return predictor.load_predictor(output)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ def model(models, tmp_path):
 @pytest.mark.parametrize("resolution", [None, 48])
 def test_an_export_of_one_resolution_agrees(models, tmp_path, kind, format, resolution):
     """The network that is rebuilt from the file, untouched, is the measure."""
-    expected = loading.model_of(models[kind], img_size=resolution).network
-    loaded = predictor.load_model(models[kind], img_size=resolution)
+    expected = loading.load_model(models[kind], img_size=resolution).network
+    loaded = loading.load_model(models[kind], img_size=resolution)
     exporting.export(loaded, tmp_path / "out", format=format)
-    run = predictor.load(tmp_path / "out").run
+    run = predictor.load_predictor(tmp_path / "out").run
     for rows in (1, 7):
         batch = images(rows, *[resolution or 32] * 2)
         np.testing.assert_allclose(run(batch), dygraph(expected, batch), rtol=0, atol=1e-4)
@@ -144,7 +144,7 @@ def test_other_architectures_agree(tmp_path, fields):
     path = write_model(tmp_path / "model.safetensors", **fields)
     size, channels = fields.get("img_size", 32), fields.get("in_chans", 3)
     batch = images(2, size, size, channels)
-    expected = dygraph(loading.model_of(path).network, batch)
+    expected = dygraph(loading.load_model(path).network, batch)
     for format in ("paddle", "onnx"):
         run = exported(path, tmp_path / format, format=format).run
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
@@ -167,7 +167,7 @@ def test_a_dynamic_hybrid_refuses_sizes_that_its_padding_does_not_fit(models, tm
 
     exported(models["hybrid"], tmp_path / "out", format="onnx", dynamic=True)
     with pytest.raises(DataError, match="multiples of 8"):
-        predictor.load(tmp_path / "out").run(images(1, 36, 32))
+        predictor.load_predictor(tmp_path / "out").run(images(1, 36, 32))
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for height, width in ((36, 32), (32, 36)):
         with pytest.raises(Exception, match="reshaped"):
@@ -219,7 +219,7 @@ def test_deit_tiny_agrees_and_names_the_same_classes(tmp_path, capsys):
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 def test_float16_weights_are_the_rounded_ones(models, tmp_path, format, capsys):
     """Half the size, and the logits of a model whose matrices NumPy has rounded."""
-    expected = loading.model_of(models["registers"]).network
+    expected = loading.load_model(models["registers"]).network
     for p in expected.parameters():
         if p.ndim > 1:
             p.set_value(p.numpy().astype("float16").astype("float32"))
@@ -232,7 +232,7 @@ def test_float16_weights_are_the_rounded_ones(models, tmp_path, format, capsys):
     stored = sum(p.size for p in expected.parameters() if p.ndim > 1)
     assert whole - half > 1.5 * stored
     batch = images(7)
-    logits = predictor.load(tmp_path / "fp16").run(batch)
+    logits = predictor.load_predictor(tmp_path / "fp16").run(batch)
     np.testing.assert_allclose(logits, dygraph(expected, batch), rtol=0, atol=1e-4)
     about = json.loads((tmp_path / "fp16" / "export.json").read_text())
     assert about["precision"] == "fp16" and about["computes_in"] == "fp32"
@@ -256,9 +256,7 @@ def test_weights_beyond_float16_are_refused(tmp_path):
     source = read(path)
     arrays = {name: source.read(name).copy() for name in source.tensors}
     arrays["blocks.1.mlp.fc2.weight"][0, 0] = 70000.0
-    changed = Source.of_arrays(path, arrays, source.spec)
-    changed.preprocess = source.preprocess
-    write(changed, "safetensors", tmp_path / "large.safetensors")
+    write(Source.of_arrays(path, arrays, source.card), "safetensors", tmp_path / "large.safetensors")
     with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.fc2\.weight holds values beyond float16"):
         exported(tmp_path / "large.safetensors", tmp_path / "out", format="paddle", precision="fp16")
     assert not (tmp_path / "out").exists()
@@ -278,11 +276,11 @@ def test_the_folder_says_all_that_serving_needs(tmp_path):
         "classes.json",
         "export.json",
     }
-    assert model.preprocess == preprocess and model.class_names == names
+    assert model.card.preprocess == preprocess and model.card.class_names == names
     assert (model.kind, model.size, model.channels, model.batch) == ("onnx", (32, 32), 3, None)
     about = json.loads((tmp_path / "out" / "export.json").read_text())
     assert about["input_shape"] == [None, 3, 32, 32] and ViTSpec(**about["spec"]).embed_dim == 16
-    assert about["source"] == str(path) and about["versions"]["paddle"] == paddle.__version__
+    assert about["origin"] == str(path) and about["versions"]["paddle"] == paddle.__version__
     checked = [(c["batch"], c["tolerance"], c["difference"] <= 1e-4) for c in about["check"]]
     assert checked == [(1, 1e-4, True), (7, 1e-4, True)]
 
@@ -309,11 +307,11 @@ def test_an_onnx_file_is_tidy(models, tmp_path):
 
 
 def test_a_fixed_batch_is_exported_and_filled_up(models, tmp_path):
-    exporting.export(predictor.load_model(models["plain"]), tmp_path / "out", format="onnx", batch=4)
-    model = predictor.load(tmp_path / "out")
+    exporting.export(loading.load_model(models["plain"]), tmp_path / "out", format="onnx", batch=4)
+    model = predictor.load_predictor(tmp_path / "out")
     assert model.batch == 4
     batch = images(7)
-    expected = dygraph(loading.model_of(models["plain"]).network, batch)
+    expected = dygraph(loading.load_model(models["plain"]).network, batch)
     np.testing.assert_allclose(model.run(batch), expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(model.run(batch[:1]), expected[:1], rtol=0, atol=1e-4)
 
@@ -358,8 +356,8 @@ def test_tools_export_keeps_the_trained_head(run_directory, tmp_path):
     done = subprocess.run(script, env=clean_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     batch = images(5, 8, 8, 1)
-    expected = dygraph(loading.model_of(run_directory).network, batch)
-    logits = predictor.load(tmp_path / "run" / "export" / "model.onnx").run(batch)
+    expected = dygraph(loading.load_model(run_directory).network, batch)
+    logits = predictor.load_predictor(tmp_path / "run" / "export" / "model.onnx").run(batch)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
@@ -367,7 +365,7 @@ def test_a_runs_own_config_exports_the_models_size(run_directory, tmp_path, proc
     config = str(run_directory / "config.yaml")
     weights = f"Global.pretrained_model={run_directory}"
     assert main(["export", "-c", config, "-o", weights, "--output", "out"]) == 0
-    assert predictor.load("out").size == (8, 8)
+    assert predictor.load_predictor("out").size == (8, 8)
 
 
 def test_a_run_whose_best_weights_are_averaged_says_so(run_directory, process_state, capsys):
@@ -391,9 +389,9 @@ def test_the_help_tells_the_checks_own_tolerance(capsys):
 def test_ema_exports_the_averaged_weights(run_directory, process_state):
     assert main(["export", "--weights", str(run_directory), "--ema", "--output", "out"]) == 0
     batch = images(2, 8, 8, 1)
-    averaged = dygraph(loading.model_of(run_directory, weights="ema").network, batch)
-    raw = dygraph(loading.model_of(run_directory).network, batch)
-    logits = predictor.load("out").run(batch)
+    averaged = dygraph(loading.load_model(run_directory, weights="ema").network, batch)
+    raw = dygraph(loading.load_model(run_directory).network, batch)
+    logits = predictor.load_predictor("out").run(batch)
     np.testing.assert_allclose(logits, averaged, rtol=0, atol=1e-4)
     assert np.abs(averaged - raw).max() > 1e-3
 
@@ -413,7 +411,7 @@ def test_input_shape_is_honoured(run_directory, process_state, shape):
     assert main(["export", "-c", str(config), *options, "--output", "out"]) == 0
     batch, size = SHAPES[shape]
     assert json.loads(Path("out/export.json").read_text())["input_shape"] == [batch, 1, *(size or (None, None))]
-    assert predictor.load("out").batch == batch
+    assert predictor.load_predictor("out").batch == batch
 
 
 @pytest.mark.parametrize(
@@ -468,7 +466,7 @@ def test_a_failed_export_leaves_the_earlier_one(model, process_state, monkeypatc
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write_documents", full)
+    monkeypatch.setattr(exporting, "write_json", full)
     assert main(options) == 2
     assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["out", "plain.safetensors"]
@@ -530,9 +528,7 @@ def test_weights_that_do_not_say_how_pictures_enter_need_a_recipe(model, process
     assert main(["convert", str(model), "--to", "timm", "--output", "timm.safetensors", "--backbone"]) == 0
     assert main(["export", "--weights", "timm.safetensors", "--output", "out"]) == 2
     assert "no head" in capsys.readouterr().err
-    source = read(model)
-    source.preprocess = None
-    write(source, "safetensors", "bare.safetensors")
+    write(read(model).with_card(preprocess=None), "safetensors", "bare.safetensors")
     assert main(["export", "--weights", "bare.safetensors", "--output", "out"]) == 2
     error = capsys.readouterr().err
     assert "bare.safetensors" in error and "-c RECIPE" in error
@@ -590,7 +586,7 @@ def test_a_missing_library_is_told_with_its_remedy(model, process_state, monkeyp
 
 
 def test_weights_beyond_an_onnx_file_are_refused_before_they_are_written(model, tmp_path, monkeypatch):
-    loaded = predictor.load_model(model)
+    loaded = loading.load_model(model)
     size = 4 * sum(p.size for p in loaded.network.parameters())
     monkeypatch.setattr(exporting, "_ONNX_LIMIT", size - 1)
     with pytest.raises(CheckpointError, match="--precision fp16"):
@@ -631,7 +627,7 @@ def test_paddle_2s_files_are_read(tmp_path):
     expected = batch.reshape(3, -1) @ np.load(tmp_path / "weight.npy")
     for path in (tmp_path, tmp_path / "inference.pdmodel", tmp_path / "inference"):
         assert predictor.is_export(path)
-        np.testing.assert_allclose(predictor.load(path).run(batch), expected, atol=1e-5)
+        np.testing.assert_allclose(predictor.load_predictor(path).run(batch), expected, atol=1e-5)
 
 
 def test_what_is_no_export_is_none(model, tmp_path, run_directory):
@@ -649,41 +645,43 @@ def test_damaged_exports_are_told(model, tmp_path, format):
         whole = (output / name).read_bytes()
         (output / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CheckpointError, match=re.escape(name.replace("pdiparams", "json"))):
-            predictor.load(output)
+            predictor.load_predictor(output)
         (output / name).write_bytes(whole)
     (output / "preprocess.json").write_text('{"colour": "sepia"}')
     with pytest.raises(CheckpointError, match=r"preprocess\.json: damaged"):
-        predictor.load(output)
+        predictor.load_predictor(output)
 
 
 def test_an_export_is_asked_only_for_what_it_has(model, tmp_path):
     exported(model, tmp_path / "fixed", format="onnx")
     exported(model, tmp_path / "free", format="onnx", dynamic=True)
     with pytest.raises(CheckpointError, match="--resolution 48"):
-        predictor.load(tmp_path / "fixed", img_size=48)
+        predictor.load_predictor(tmp_path / "fixed", img_size=48)
     with pytest.raises(CheckpointError, match="one set of weights"):
-        predictor.load(tmp_path / "fixed", weights="ema")
-    wider = predictor.load(tmp_path / "free", img_size=48)
-    assert wider.size == (48, 48) and wider.preprocess == predictor.load(model, img_size=48).preprocess
+        predictor.load_predictor(tmp_path / "fixed", weights="ema")
+    wider = predictor.load_predictor(tmp_path / "free", img_size=48)
+    assert (
+        wider.size == (48, 48) and wider.card.preprocess == predictor.load_predictor(model, img_size=48).card.preprocess
+    )
     with pytest.raises(DataError, match=r"takes images \[batch, 3, height, width\]"):
         wider.run(images(1, channels=1))
     with pytest.raises(DataError, match="does not run on images"):
-        predictor.load(tmp_path / "fixed").run(images(1, 40, 40))
+        predictor.load_predictor(tmp_path / "fixed").run(images(1, 40, 40))
 
 
 def test_an_export_without_its_papers_does_not_guess(run_directory, process_state):
     """Of an ONNX file alone its size is known; how pictures enter, a recipe must say."""
     assert main(["export", "--weights", str(run_directory), "--format", "onnx", "--output", "out"]) == 0
-    whole = predictor.load("out")
+    whole = predictor.load_predictor("out")
     Path("out/model.onnx").rename("alone.onnx")
-    alone = predictor.load("alone.onnx")
-    assert (alone.size, alone.channels, alone.batch, alone.preprocess) == ((8, 8), 1, None, None)
+    alone = predictor.load_predictor("alone.onnx")
+    assert (alone.size, alone.channels, alone.batch, alone.card.preprocess) == ((8, 8), 1, None, None)
     picture = np.arange(64, dtype="uint8").reshape(8, 8, 1)
     with pytest.raises(ConfigError, match="-c RECIPE"):
         alone.logits([picture])
     config = load_recipe(str(write_config(Path("run.yaml"), tiny_digits())))
-    told = predictor.load("alone.onnx", config=config)
-    assert told.preprocess == Preprocess(mean=(0.5,), std=(0.5,))
+    told = predictor.load_predictor("alone.onnx", config=config)
+    assert told.card.preprocess == Preprocess(mean=(0.5,), std=(0.5,))
     np.testing.assert_array_equal(told.logits([picture]), whole.logits([picture]))
 
 
@@ -691,7 +689,7 @@ def test_a_device_that_onnxruntime_lacks_is_told(model, tmp_path):
     exported(model, tmp_path / "out", format="onnx")
     for device in ("xpu", "npu:1"):
         with pytest.raises(DeviceError, match=f"no {device[:3]}"):
-            predictor.load(tmp_path / "out", device=device)
+            predictor.load_predictor(tmp_path / "out", device=device)
 
 
 @pytest.mark.slow
@@ -738,9 +736,9 @@ def guide(tmp_path):
 
 
 def expected_answer(folder: Path) -> list[tuple[str, float]]:
-    model = predictor.load(folder / "model.safetensors")
+    model = predictor.load_predictor(folder / "model.safetensors")
     shares = predictor.probabilities(model.logits([(folder / "photo.png").read_bytes()]))[0]
-    return [(model.class_names[i], shares[i]) for i in np.argsort(-shares)[:5]]
+    return [(model.card.class_names[i], shares[i]) for i in np.argsort(-shares)[:5]]
 
 
 @pytest.mark.slow

@@ -530,10 +530,10 @@ def test_an_o2_configuration_is_exported(tmp_path):
     assert main(["train", "-c", str(config)]) == 0
     assert main(["export", "-c", str(config), "-o", "Global.pretrained_model=run"]) == 0
     images = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype("float32")
-    network = loading.model_of("run").network
+    network = loading.load_model("run").network
     with paddle.no_grad():
         expected = network(paddle.to_tensor(images)).numpy()
-    np.testing.assert_allclose(predictor.load("run/export").run(images), expected, atol=1e-4)
+    np.testing.assert_allclose(predictor.load_predictor("run/export").run(images), expected, atol=1e-4)
 
 
 def test_the_last_batch_of_an_epoch_is_accumulated():

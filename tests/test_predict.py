@@ -25,6 +25,7 @@ from plsc.cli.predict import _natural
 from plsc.data.device import DeviceInput
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.model_card import ModelCard
 from plsc.weights import read, write
 from tests.helpers import CHECKOUT, clean_environment, command, plsc, tiny_digits, write_config
 from tests.test_export import write_model
@@ -40,7 +41,7 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     path = write_model(folder / "model.safetensors", class_names=NAMES)
     for format in ("paddle", "onnx"):
-        exporting.export(predictor.load_model(path), folder / format, format=format)
+        exporting.export(loading.load_model(path), folder / format, format=format)
     return {"checkpoint": str(path), "paddle": str(folder / "paddle"), "onnx": str(folder / "onnx")}
 
 
@@ -68,7 +69,7 @@ def by_hand(weights: str, path) -> np.ndarray:
     pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)), "float64")
     image = ((pixels / 255 - 0.4) / 0.25).transpose(2, 0, 1)[np.newaxis].astype("float32")
     with paddle.no_grad():
-        logits = loading.model_of(weights).network(paddle.to_tensor(image)).numpy()
+        logits = loading.load_model(weights).network(paddle.to_tensor(image)).numpy()
     return softmax(logits.astype("float64"))[0]
 
 
@@ -104,7 +105,7 @@ def test_probabilities_are_those_of_the_model(forms, pictures, capsys):
 def test_sigmoid_gives_each_class_its_own_probability(forms, pictures, capsys):
     picture = pictures / "a" / "0.jpg"
     (record,) = predicted(capsys, "--weights", forms["onnx"], "--topk", 10, "--sigmoid", picture)
-    logits = predictor.load(forms["checkpoint"]).logits([picture.read_bytes()])[0].astype("float64")
+    logits = predictor.load_predictor(forms["checkpoint"]).logits([picture.read_bytes()])[0].astype("float64")
     expected = np.sort(1 / (1 + np.exp(-logits)))[::-1]
     np.testing.assert_allclose([p["probability"] for p in record["predictions"]], expected, atol=1e-4)
 
@@ -156,11 +157,11 @@ def test_a_run_directory_predicts_with_its_own_classes(picture_tree, capsys):
 def test_another_resolution_resizes_positions_and_pictures(forms, pictures, capsys):
     picture = pictures / "a" / "1.png"
     (record,) = predicted(capsys, "--weights", forms["checkpoint"], "--resolution", 48, "--topk", 3, picture)
-    loaded = loading.model_of(forms["checkpoint"], img_size=48)
-    pixels = loaded.preprocess(picture.read_bytes())
+    loaded = loading.load_model(forms["checkpoint"], img_size=48)
+    pixels = loaded.card.preprocess(picture.read_bytes())
     assert pixels.shape == (48, 48, 3)
     with paddle.no_grad():
-        image = DeviceInput(loaded.preprocess).normalize(paddle.to_tensor(pixels[np.newaxis]))
+        image = DeviceInput(loaded.card.preprocess).normalize(paddle.to_tensor(pixels[np.newaxis]))
         expected = np.argsort(-loaded.network(image).numpy()[0])[:3]
     assert [p["class"] for p in record["predictions"]] == expected.tolist()
 
@@ -193,7 +194,7 @@ def test_a_recipe_says_what_foreign_weights_do_not(tmp_path, capsys):
     tree["Model"]["num_heads"] = 4
     recipe = write_config(Path("recipe.yaml"), tree)
     (record,) = predicted(capsys, "--weights", "foreign.safetensors", "-c", recipe, "digit.png")
-    network = loading.model_of(path).network
+    network = loading.load_model(path).network
     pixels = np.asarray(Image.open("digit.png"), "float32")[np.newaxis, np.newaxis]
     with paddle.no_grad():
         expected = network(paddle.to_tensor((pixels / 255 - 0.5) / 0.5)).numpy()[0]
@@ -298,7 +299,7 @@ def test_reading_stays_near_the_batch_in_hand(forms, pictures):
             taken += 1
             yield str(pictures / "a" / "0.jpg")
 
-    model = predictor.load(forms["onnx"])
+    model = predictor.load_predictor(forms["onnx"])
     batches = predictor.predictions(model, endless(), batch_size=4, on_damaged=lambda path, error: None)
     for count, (paths, logits) in enumerate(itertools.islice(batches, 5), start=1):
         assert len(paths) == 4 and logits.shape == (4, 10)
@@ -320,7 +321,9 @@ def test_order_and_number_survive_damage(readable, batch_size, workers):
     for i, good in enumerate(readable):
         whole[f"{i}.jpg"] = good
         Path(f"{i}.jpg").write_bytes(str(i).encode() if good else b"bad")
-    model = predictor.Predictor("onnx", Path("model"), lambda x: x[:, 0, 0], preprocess=Preprocess(scale=1.0))
+    model = predictor.Predictor(
+        "onnx", Path("model"), lambda x: x[:, 0, 0], card=ModelCard(preprocess=Preprocess(scale=1.0))
+    )
     model.prepare = prepare
     told, seen = [], []
     for paths, logits in predictor.predictions(
@@ -458,19 +461,19 @@ def test_nothing_on_standard_input_is_told(forms, monkeypatch, capsys):
 def test_a_model_without_a_head_does_not_predict(forms, tmp_path):
     write(read(forms["checkpoint"]), "safetensors", tmp_path / "backbone.safetensors", backbone=True)
     with pytest.raises(CheckpointError, match="has no head"):
-        predictor.load(tmp_path / "backbone.safetensors")
+        predictor.load_predictor(tmp_path / "backbone.safetensors")
 
 
 def test_the_python_interface_takes_bytes_and_pixels(forms, pictures):
     data = (pictures / "a" / "1.png").read_bytes()
-    model = predictor.load(forms["paddle"])
+    model = predictor.load_predictor(forms["paddle"])
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     logits = model.logits([data, pixels])
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
     prepared = np.stack([model.prepare(data)])
     np.testing.assert_allclose(model.logits(prepared), logits[:1], atol=1e-5)
     assert logits.dtype == np.float32 and (model.kind, model.size) == ("paddle", (32, 32))
-    model.preprocess = None
+    model.card = ModelCard()
     with pytest.raises(ConfigError, match="-c RECIPE"):
         model.logits([data])
 
@@ -519,7 +522,7 @@ def test_wrong_numbers_for_the_benchmark_are_told(capsys, arguments):
     ("output", "told"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is no folder")]
 )
 def test_an_output_that_a_benchmark_cannot_write_is_told_before_it_runs(forms, monkeypatch, capsys, output, told):
-    monkeypatch.setattr(predictor, "load", None)
+    monkeypatch.setattr(predictor, "load_predictor", None)
     Path("file").write_text("")
     assert main(["benchmark", forms["onnx"], "--output", output]) == 2
     assert f"--output {output}: " in (said := capsys.readouterr().err) and told in said

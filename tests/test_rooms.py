@@ -24,19 +24,23 @@ ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "config"}
 ALLOWED = {
     **dict.fromkeys(SHARED, SHARED),
     **dict.fromkeys(ROOMS, SHARED),
+    "model_card": SHARED | {"data"},  # holds a Preprocess
+    "weights": SHARED | {"model_card", "data"},
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
     "api": SHARED | {"config"},
     "datatools": SHARED | {"data"},
     "build": SHARED | ROOMS,
-    "loading": SHARED | ROOMS | {"build"},
+    "loading": SHARED | ROOMS | {"build", "model_card"},
     "runtimes": SHARED,
-    "predictor": SHARED | ROOMS | {"build", "loading", "runtimes"},
-    "export": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
-    "engine": SHARED | ROOMS | {"api", "build", "loading", "predictor"},  # evaluation reads recipes and runs exports
-    "timing": SHARED | {"predictor", "runtimes", "engine"},
+    "predictor": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes"},
+    "export": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
+    "engine": SHARED
+    | ROOMS
+    | {"api", "build", "model_card", "loading", "predictor"},  # evaluation reads recipes and runs exports
+    "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
     "training": SHARED | {"config", "engine", "visualize"},
-    "visualize": SHARED | ROOMS | {"build", "loading", "runtimes", "predictor"},
+    "visualize": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
 }
 
 

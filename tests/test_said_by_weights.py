@@ -88,23 +88,23 @@ def test_a_recipe_of_another_model_is_refused(tmp_path, fields, asked):
     path = write_model(tmp_path / "own.safetensors", **fields)
     [(name, value)] = asked.items()
     own = {**dataclasses.asdict(ViTSpec(num_heads=2)), **fields}[name]
-    loading.model_of(path, config=recipe(**{name: own}))
+    loading.load_model(path, config=recipe(**{name: own}))
     with pytest.raises(CheckpointError) as refused:
-        loading.model_of(path, config=recipe(**asked))
+        loading.load_model(path, config=recipe(**asked))
     told = str(refused.value)
     assert "own.safetensors" in told and f"{name} {own!r}, the model has {value!r}" in told
     assert f"-o Model.{name}={json.dumps(own)}" in told
     changed = load("other.yaml", [f"Model.{name}={json.dumps(own)}"])
-    assert getattr(loading.model_of(path, config=changed).network.spec, name) == own, "the remedy helps"
+    assert getattr(loading.load_model(path, config=changed).network.spec, name) == own, "the remedy helps"
 
 
 def test_another_model_only_warns_where_training_starts_from_it(tmp_path, caplog):
     path = write_model(tmp_path / "own.safetensors")
-    network = VisionTransformer(ViTSpec(**{**read(path).spec, "num_heads": 4}))
+    network = VisionTransformer(ViTSpec(**{**read(path).card.spec, "num_heads": 4}))
     assert loading.load_pretrained(network, str(path)).exact
     assert "num_heads 2, the model has 4" in caplog.text
     caplog.clear()
-    loading.load_pretrained(VisionTransformer(ViTSpec(**read(path).spec)), str(path))
+    loading.load_pretrained(VisionTransformer(ViTSpec(**read(path).card.spec)), str(path))
     assert not caplog.text
 
 
@@ -121,12 +121,12 @@ def test_hugging_faces_config_states_and_timm_guesses(tmp_path):
     for to in ("huggingface", "timm"):
         write(read(path), to, tmp_path / to)
     folder = read(tmp_path / "huggingface")
-    assert {"num_heads": 3, "epsilon": 1e-6, "act": "gelu", "img_size": 32}.items() <= folder.stated.items()
-    assert "depth" not in folder.stated and "num_heads" not in read(tmp_path / "timm").stated
+    assert {"num_heads": 3, "epsilon": 1e-6, "act": "gelu", "img_size": 32}.items() <= folder.card.stated.items()
+    assert "depth" not in folder.card.stated and "num_heads" not in read(tmp_path / "timm").card.stated
     asked = recipe(embed_dim=48, num_heads=4)
     with pytest.raises(CheckpointError, match="num_heads 3, the model has 4"):
-        loading.model_of(tmp_path / "huggingface", config=asked)
-    assert loading.model_of(tmp_path / "timm", config=asked).network.spec.num_heads == 4
+        loading.load_model(tmp_path / "huggingface", config=asked)
+    assert loading.load_model(tmp_path / "timm", config=asked).network.spec.num_heads == 4
 
 
 def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
@@ -134,9 +134,13 @@ def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
     write(read(path), "timm", tmp_path / "timm")
     write(read(tmp_path / "timm"), "safetensors", tmp_path / "back.safetensors")
     back = read(tmp_path / "back.safetensors")
-    assert "num_heads" in back.spec and "num_heads" not in back.stated and back.stated["class_token"] is True
-    assert loading.model_of(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network
-    assert read(path).stated == read(path).spec
+    assert (
+        "num_heads" in back.card.spec
+        and "num_heads" not in back.card.stated
+        and back.card.stated["class_token"] is True
+    )
+    assert loading.load_model(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network
+    assert read(path).card.stated == read(path).card.spec
 
 
 # -- preprocessing ------------------------------------------------------------------------
@@ -148,7 +152,7 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     path = write_model(folder / "model.safetensors")
     for format in ("paddle", "onnx"):
-        exporting.export(predictor.load_model(path), folder / format, format=format)
+        exporting.export(loading.load_model(path), folder / format, format=format)
     return {"checkpoint": path, "paddle": folder / "paddle", "onnx": folder / "onnx"}
 
 
@@ -176,14 +180,14 @@ def test_a_recipe_does_not_change_how_pictures_enter(forms, capsys, caplog):
 
 
 def test_a_recipe_is_used_where_weights_say_nothing(forms, caplog):
-    own = read(forms["checkpoint"])
-    own.preprocess = None
+    own = read(forms["checkpoint"]).with_card(preprocess=None)
     write(own, "safetensors", "bare.safetensors")
-    loaded = loading.model_of("bare.safetensors", config=recipe())
-    assert loaded.preprocess.resize == 60 and not loaded.preprocess.rgb and not caplog.text
+    loaded = loading.load_model("bare.safetensors", config=recipe())
+    assert loaded.card.preprocess.resize == 60 and not loaded.card.preprocess.rgb and not caplog.text
     shutil.copytree(forms["onnx"], "export")
     Path("export/preprocess.json").unlink()
-    assert predictor.load("export", config=recipe()).preprocess == loaded.preprocess and not caplog.text
+    exported = predictor.load_predictor("export", config=recipe())
+    assert exported.card.preprocess == loaded.card.preprocess and not caplog.text
 
 
 def test_the_same_preprocessing_is_no_warning_at_another_resolution(forms, caplog):
@@ -192,10 +196,11 @@ def test_the_same_preprocessing_is_no_warning_at_another_resolution(forms, caplo
     transforms[0] = {"DecodeImage": None}
     transforms[1] = {"ResizeImage": {"resize_short": 36, "interpolation": "bicubic", "backend": "pil"}}
     transforms[3] = {"NormalizeImage": {"mean": [0.4] * 3, "std": [0.25] * 3}}
-    loaded = loading.model_of(forms["checkpoint"], img_size=48, config=recipe(transforms=transforms))
-    assert (loaded.preprocess.resize, loaded.preprocess.crop) == (54, (48, 48)) and not caplog.text
+    loaded = loading.load_model(forms["checkpoint"], img_size=48, config=recipe(transforms=transforms))
+    assert (loaded.card.preprocess.resize, loaded.card.preprocess.crop) == (54, (48, 48)) and not caplog.text
     exporting.export(loaded, "export", format="onnx")
-    assert predictor.load("export", config=recipe(transforms=transforms)).preprocess == loaded.preprocess
+    exported = predictor.load_predictor("export", config=recipe(transforms=transforms))
+    assert exported.card.preprocess == loaded.card.preprocess
     assert not caplog.text
 
 
@@ -239,14 +244,14 @@ OWN = Preprocess(
 
 
 def test_a_run_without_evaluation_keeps_the_recipes_preprocessing(run):
-    assert loading.model_of(run).preprocess == OWN
+    assert loading.load_model(run).card.preprocess == OWN
 
 
 def test_a_run_without_evaluation_data_keeps_the_size_and_channels_of_training(run, picture_tree):
     tree = run_tree(picture_tree, "alone")
     del tree["DataLoader"]["Eval"]
     assert main(["train", "-c", str(write_config(Path("c.yaml"), tree))]) == 0
-    assert loading.model_of("alone").preprocess == dataclasses.replace(
+    assert loading.load_model("alone").card.preprocess == dataclasses.replace(
         OWN, resize=(16, 16), crop=None, interpolation="bicubic", backend="pil"
     )
 
@@ -307,18 +312,18 @@ def test_a_preprocessing_that_does_not_fit_is_not_exported(tmp_path, capsys, pre
 )
 def test_a_preprocessing_that_fits_some_pictures_is_exported(tmp_path, fields, preprocess):
     path = write_model(tmp_path / "own.safetensors", preprocess=preprocess, **fields)
-    exporting.export(predictor.load_model(path), "out", format="paddle", batch=1)
-    assert predictor.load("out").preprocess == preprocess
+    exporting.export(loading.load_model(path), "out", format="paddle", batch=1)
+    assert predictor.load_predictor("out").card.preprocess == preprocess
 
 
 def test_one_mean_for_three_channels_is_exported(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype("uint8")
     source, logits = read(write_model(tmp_path / "own.safetensors")), []
     for count in (1, 3):
-        source.preprocess = Preprocess(resize=36, crop=(32, 32), mean=(0.4,) * count, std=(0.3,) * count).to_dict()
-        write(source, "safetensors", f"{count}.safetensors")
-        exporting.export(predictor.load_model(f"{count}.safetensors"), f"out{count}", format="paddle")
-        logits.append(predictor.load(f"out{count}").logits([picture]))
+        preprocess = Preprocess(resize=36, crop=(32, 32), mean=(0.4,) * count, std=(0.3,) * count)
+        write(source.with_card(preprocess=preprocess), "safetensors", f"{count}.safetensors")
+        exporting.export(loading.load_model(f"{count}.safetensors"), f"out{count}", format="paddle")
+        logits.append(predictor.load_predictor(f"out{count}").logits([picture]))
     np.testing.assert_array_equal(*logits)
 
 
@@ -345,25 +350,25 @@ def test_a_pair_of_equal_sides_is_square(tmp_path):
     preprocess = Preprocess(resize=36, crop=(32, 32))
     path = write_model(tmp_path / "own.safetensors", img_size=(32, 32), preprocess=preprocess)
     larger = Preprocess(resize=54, crop=(48, 48))
-    assert loading.model_of(path, img_size=48).preprocess == larger
+    assert loading.load_model(path, img_size=48).card.preprocess == larger
     asked = recipe(img_size=[32, 32])
     assert build.recipe_preprocess(asked, 32).resize == 60 and build.recipe_preprocess(asked, 48).resize == 90
     asked = at_resolution(asked, 48)
     assert asked.Model.arguments["img_size"] == 48
     assert build.recipe_preprocess(asked).resize == 90 and build.recipe_preprocess(asked).crop == (48, 48)
-    exporting.export(predictor.load_model(path), "free", format="onnx", dynamic=True)
-    assert predictor.load("free", img_size=48).preprocess == larger
+    exporting.export(loading.load_model(path), "free", format="onnx", dynamic=True)
+    assert predictor.load_predictor("free", img_size=48).card.preprocess == larger
 
 
 def test_different_sides_have_no_other_resolution(tmp_path):
     preprocess = Preprocess(resize=(32, 48))
     path = write_model(tmp_path / "own.safetensors", img_size=(32, 48), preprocess=preprocess)
-    assert loading.model_of(path).preprocess == preprocess
+    assert loading.load_model(path).card.preprocess == preprocess
     with pytest.raises(CheckpointError, match="32x48 pixels; another resolution needs a square one"):
-        loading.model_of(path, img_size=64)
-    exporting.export(predictor.load_model(path), "free", format="onnx", dynamic=True)
+        loading.load_model(path, img_size=64)
+    exporting.export(loading.load_model(path), "free", format="onnx", dynamic=True)
     with pytest.raises(CheckpointError, match="32x48 pixels; another resolution needs a square one"):
-        predictor.load("free", img_size=64)
+        predictor.load_predictor("free", img_size=64)
     asked = recipe(img_size=[32, 48])
     for fails in (lambda: build.recipe_preprocess(asked, 64), lambda: at_resolution(asked, 64)):
         with pytest.raises(ConfigError, match=r"\[32, 48\]"):
@@ -406,16 +411,16 @@ def test_without_a_recipe_metrics_take_softmax():
 def test_a_run_says_its_activation_and_all_forms_of_it_keep_it(run, picture_tree, capsys):
     """Also the averaged weights; predict shows a sigmoid a class, and --softmax the other."""
     for weights in ("model", "ema"):
-        assert (read(run, weights).activation, read(run, weights).position) == ("sigmoid", "bilinear")
+        assert (read(run, weights).card.activation, read(run, weights).card.position) == ("sigmoid", "bilinear")
     assert main(["convert", str(run), "--to", "safetensors", "--output", "one.safetensors"]) == 0
     assert main(["export", "--weights", str(run), "--format", "onnx", "--output", "onnx"]) == 0
     assert json.loads(Path("onnx/export.json").read_text())["activation"] == "sigmoid"
     picture = next((picture_tree / "val").rglob("*.jpg"))
-    logits = predictor.load(run).logits([picture.read_bytes()]).astype("float64")
+    logits = predictor.load_predictor(run).logits([picture.read_bytes()]).astype("float64")
     expected = {"sigmoid": 1 / (1 + np.exp(-logits[0])), "softmax": softmax(logits)[0]}
     assert abs(expected["sigmoid"].sum() - 1) > 0.1
     for path in (run, "one.safetensors", "onnx"):
-        assert predictor.load(path).activation == "sigmoid"
+        assert predictor.load_predictor(path).card.activation == "sigmoid"
         for option, kind in (([], "sigmoid"), (["--softmax"], "softmax"), (["--sigmoid"], "sigmoid")):
             capsys.readouterr()
             assert main(["predict", "--weights", str(path), *option, "--format", "jsonl", str(picture)]) == 0
@@ -427,10 +432,10 @@ def test_a_run_says_its_activation_and_all_forms_of_it_keep_it(run, picture_tree
 
 def test_weights_that_do_not_say_it_take_the_recipes(tmp_path):
     path = write_model(tmp_path / "own.safetensors")
-    assert predictor.load(path).activation is None
+    assert predictor.load_predictor(path).card.activation is None
     tree = recipe_tree() | {"Loss": {"Train": [{"BCELoss": None}]}}
     config = load(str(write_config(Path("c.yaml"), tree)))
-    assert predictor.load(path, config=config).activation == "sigmoid"
+    assert predictor.load_predictor(path, config=config).card.activation == "sigmoid"
 
 
 def test_eval_goes_by_the_weights_activation(run, picture_tree, monkeypatch):
@@ -464,9 +469,7 @@ def test_training_fills_in_the_activation(picture_tree):
 @pytest.mark.parametrize("note", ["activation", "position"])
 def test_notes_of_another_value_are_damage(tmp_path, note):
     path = write_model(tmp_path / "own.safetensors")
-    source = read(path)
-    setattr(source, note, "cubic")
-    write(source, "safetensors", path)
+    write(read(path).with_card(**{note: "cubic"}), "safetensors", path)
     with pytest.raises(CheckpointError, match=f"damaged: {note} is 'cubic'"):
         read(path)
 
@@ -490,12 +493,12 @@ def test_a_position_embedding_is_resized_as_its_run_says(run, picture_tree):
     del tree["Global"]["position_embedding"]
     silent = load(str(write_config(Path("silent.yaml"), tree)))
     for config in (None, silent, load(str(run / "config.yaml"))):
-        loaded = loading.model_of(run, img_size=24, config=config)
-        assert loaded.position == "bilinear"
+        loaded = loading.load_model(run, img_size=24, config=config)
+        assert loaded.card.position == "bilinear"
         np.testing.assert_allclose(loaded.network.pos_embed.numpy()[0, 1:], expected, atol=1e-5)
     said = load("silent.yaml", ["Global.position_embedding=bicubic"])
-    loaded = loading.model_of(run, img_size=24, config=said)
-    assert loaded.position == "bicubic"
+    loaded = loading.load_model(run, img_size=24, config=said)
+    assert loaded.card.position == "bicubic"
     assert np.abs(loaded.network.pos_embed.numpy()[0, 1:] - expected).max() > 1e-3
 
 
@@ -510,7 +513,7 @@ def test_a_bilinear_embedding_is_drawn_and_called_so(run, monkeypatch):
     np.testing.assert_allclose(
         np.asarray(axis.images[0].get_array())[:6, :6], (unit @ unit[0]).reshape(6, 6), atol=1e-4
     )
-    assert subject.open_weights(str(run)).position == "bilinear"
+    assert subject.open_weights(str(run)).card.position == "bilinear"
 
 
 def test_a_dynamic_export_of_a_bilinear_embedding_is_refused(run, capsys):
@@ -535,7 +538,7 @@ def test_each_process_runs_an_onnx_export_on_its_own_device(monkeypatch, on_cpu,
         asked.append(options["device"])
         raise Asked
 
-    monkeypatch.setattr(predictor, "load", load_export)
+    monkeypatch.setattr(predictor, "load_predictor", load_export)
     monkeypatch.setattr(paddle, "get_device", lambda: own)
     row = Row("model.onnx", None, None, 224, resized=False)
     with pytest.raises(Asked):
@@ -575,7 +578,7 @@ def test_onnxruntime_is_given_the_devices_number(monkeypatch, device, number):
 )
 def test_an_image_processor_comes_back_as_it_was(tmp_path, preprocess):
     write(read(write_model(tmp_path / "own.safetensors", preprocess=preprocess)), "huggingface", "folder")
-    assert loading.model_of("folder").preprocess == preprocess
+    assert loading.load_model("folder").card.preprocess == preprocess
 
 
 GOOGLES = {  # as google/vit-base-patch16-224 has it

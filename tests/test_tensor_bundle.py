@@ -48,7 +48,7 @@ def logits(network, pixels: np.ndarray) -> np.ndarray:
 
 def network_of(source, **fields) -> VisionTransformer:
     """The model that a checkpoint says, but for the heads."""
-    return VisionTransformer(ViTSpec(**{**source.spec, "num_heads": HEADS, **fields}))
+    return VisionTransformer(ViTSpec(**{**source.card.spec, "num_heads": HEADS, **fields}))
 
 
 @pytest.mark.parametrize(("kind", "weights"), FORMS)
@@ -66,7 +66,7 @@ def test_the_logits_tell_the_facts_of_the_layout():
     pixels, expected = numbers_of_tensorflow("pretraining")
     source = read(COYO / "pretraining")
     assert source.stated.items() >= {"act": "gelu_tanh", "epsilon": 1e-6, "pool": "token"}.items()
-    assert source.spec["representation_size"] == 12
+    assert source.card.spec["representation_size"] == 12
     for change in ({"act": "gelu"}, {"num_heads": 1}, {"epsilon": 1e-3}):
         network = network_of(source, **change)
         loading.load_pretrained(network, source)
@@ -274,7 +274,7 @@ def test_convert(tmp_path, kind, weights):
     assert main(["convert", *map(str, [COYO / kind / PREFIXES[kind], *arguments])]) == 0
     pixels, expected = numbers_of_tensorflow(kind, weights)
     source = read(output)
-    network = VisionTransformer(ViTSpec(**source.spec))
+    network = VisionTransformer(ViTSpec(**source.card.spec))
     loading.load_pretrained(network, source, strict=True)
     np.testing.assert_allclose(logits(network, pixels), expected, atol=1e-5, rtol=0)
 

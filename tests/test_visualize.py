@@ -953,7 +953,9 @@ def test_rollout_of_a_trained_model_falls_on_the_object():
     files = [folder / name.split("_")[0] / f"{name}.JPEG" for name in OBJECTS]
     gains = []
     for picture in read_pictures(subject, files):
-        (patch_map,) = attention.View(subject.spec).maps(attention.look(subject.network, subject.preprocess, picture))
+        (patch_map,) = attention.View(subject.spec).maps(
+            attention.look(subject.network, subject.card.preprocess, picture)
+        )
         of_pixels = np.kron(patch_map, np.ones([16, 16]))
         gains.append([of_pixels[top:bottom, left:right].mean() for left, top, right, bottom in OBJECTS.values()])
     gains = np.array(gains)  # [picture, box], a multiple of the mean

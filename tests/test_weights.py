@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from plsc.errors import CheckpointError
+from plsc.model_card import ModelCard
 from plsc.weights import Report, Source, adapt, read
 
 RNG = np.random.default_rng(0)
@@ -33,7 +34,7 @@ def small(grid=(4, 4), prefix: int = 1, class_num: int = 5, width: int = WIDTH) 
 
 
 def source(arrays, **spec) -> Source:
-    return Source.of_arrays("weights.safetensors", arrays, spec)
+    return Source.of_arrays("weights.safetensors", arrays, ModelCard(spec=spec))
 
 
 def shapes(arrays) -> dict[str, tuple]:
@@ -281,8 +282,8 @@ def test_where_a_path_leads(run_directory, path, value):
     assert set(found.arrays) == {"head.weight", "frozen"}
     assert (found.arrays["head.weight"] == value).all()
     assert found.arrays["head.weight"].dtype == np.float32
-    assert found.spec == SPEC
-    assert found.class_names == CLASSES
+    assert found.card.spec == SPEC
+    assert found.card.class_names == CLASSES
     assert found.path.name == "model.safetensors"
 
 
@@ -301,7 +302,7 @@ def test_averaged_weights(run_directory, path):
     found = read(run_directory / path, weights="ema")
     assert (found.arrays["head.weight"] == 1.5).all()
     assert (found.arrays["frozen"] == 1.0).all()
-    assert found.spec == SPEC
+    assert found.card.spec == SPEC
 
 
 def test_averaged_weights_that_are_not_there(run_directory):
@@ -324,8 +325,8 @@ def test_a_plsc_file_by_itself(tmp_path):
     save_file({"a": np.ones([2], "float32")}, tmp_path / "mine.safetensors", metadata={"format": "plsc"})
     found = read(tmp_path / "mine.safetensors")
     assert found.arrays["a"].tolist() == [1.0, 1.0]
-    assert found.spec == {}
-    assert found.class_names is None
+    assert found.card.spec == {}
+    assert found.card.class_names is None
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])

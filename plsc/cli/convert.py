@@ -4,6 +4,8 @@ The source may be any format that Global.pretrained_model takes. Values are not 
 there and back gives the same bits.
 """
 
+import dataclasses
+
 EXAMPLES = """\
   plsc convert output/mine --to huggingface --output mine_hf
   plsc convert output/mine --ema --to timm --output mine.safetensors
@@ -32,9 +34,10 @@ def run(arguments) -> int:
         environment.import_paddle()
     source = read(arguments.source, "ema" if arguments.ema else "model")
     if arguments.num_heads:
-        source.spec["num_heads"] = arguments.num_heads
+        spec = {**source.card.spec, "num_heads": arguments.num_heads}
+        source.card = dataclasses.replace(source.card, spec=spec)
     written = write(source, arguments.to, arguments.output, backbone=arguments.backbone)
-    spec = source.spec
+    spec = source.card.spec
     print(
         f"{source.path}: {len(source.tensors)} arrays in the names of {source.layout}; "
         f"width {spec.get('embed_dim')}, depth {spec.get('depth')}, heads {spec.get('num_heads')}, "
@@ -42,7 +45,7 @@ def run(arguments) -> int:
     )
     for name, shape in source.unknown.items():
         print(f"  left out, unknown: {name} {list(shape)}")
-    if arguments.to == "huggingface" and not source.preprocess:
+    if arguments.to == "huggingface" and not source.card.preprocess:
         print("  no preprocessor_config.json: the source does not say how its pictures are prepared")
     for path in written:
         print(f"written {path}")

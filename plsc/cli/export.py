@@ -87,12 +87,12 @@ def run(arguments) -> int:
     import paddle
 
     from plsc.export import TOLERANCE, export
-    from plsc.predictor import load_model
+    from plsc.loading import load_model
 
     paddle.set_device("cpu")  # where the check runs, whatever the recipe trains on
     part = "ema" if arguments.ema else "model"
     loaded = load_model(weights, weights=part, img_size=None if size == DYNAMIC else size, config=config)
-    source = loaded.source.path
+    source = loaded.path
     found = export(
         loaded,
         output,

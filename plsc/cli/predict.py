@@ -7,6 +7,7 @@ on standard error and left out; the exit code is then 1.
 
 import contextlib
 import csv
+import dataclasses
 import glob
 import itertools
 import json
@@ -112,7 +113,8 @@ def run(arguments) -> int:
     if arguments.class_names:
         from plsc.data.class_names import read_class_names
 
-        model.class_names = read_class_names(arguments.class_names, first[1].shape[1])
+        names = read_class_names(arguments.class_names, first[1].shape[1])
+        model.card = dataclasses.replace(model.card, class_names=names)
     with _opened(output) as stream:
         read = _write(_WRITERS[format](stream), arguments, model, itertools.chain([first], batches), stream)
     if damaged:
@@ -144,7 +146,7 @@ def _model(arguments):
 
         select_device(device)
     part = "ema" if arguments.ema else "model"
-    model = predictor.load(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
+    model = predictor.load_predictor(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
     hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
     return model
 
@@ -155,7 +157,7 @@ def _write(write, arguments, model, batches, stream) -> int:
 
     count = 0
     for paths, logits in batches:
-        sigmoid = arguments.sigmoid or (model.activation == "sigmoid" and not arguments.softmax)
+        sigmoid = arguments.sigmoid or (model.card.activation == "sigmoid" and not arguments.softmax)
         shares = predictor.probabilities(logits, sigmoid=sigmoid)
         write([(path, _best(row, arguments.topk, model)) for path, row in zip(paths, shares, strict=True)])
         stream.flush()
@@ -213,7 +215,7 @@ def _shown(path: str) -> str:
 def _best(shares, topk: int, model) -> list[tuple[int, str, float]]:
     """The most probable classes of one picture; of equal ones the lower number first."""
     order = (-shares).argsort(kind="stable")[:topk]
-    return [(int(index), model.class_name(int(index)), float(shares[index])) for index in order]
+    return [(int(index), model.card.class_name(int(index)), float(shares[index])) for index in order]
 
 
 def _opened(output: Path | None):

@@ -112,7 +112,7 @@ def _position(arguments, output):
     distances = None
     if arguments.images:
         pictures = read_pictures(subject, arguments.images)
-        distances = distance.measure(subject.network, subject.preprocess, pictures)
+        distances = distance.measure(subject.network, subject.card.preprocess, pictures)
     else:
         print("name picture files, too, to see how far across them each head looks")
     return position.draw_position(subject, resized, output, distances=distances, pictures=len(arguments.images))

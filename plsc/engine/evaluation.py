@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from plsc import build
     from plsc.engine.distributed import World
+    from plsc.model_card import ModelCard
 
 log = logging.getLogger("plsc")
 
@@ -260,25 +261,23 @@ def _prepared(row: Row, world: "World", class_names, *, part: str):
         _check_outputs(subject, config, feed)
     else:
         network, _ = precision.decorate(network)
-    evaluator = Evaluator.of(config, feed, world, precision, weights_activation=subject.activation)
-    return evaluator, network, names or feed.data.class_names or subject.class_names
+    evaluator = Evaluator.of(config, feed, world, precision, weights_activation=subject.card.activation)
+    return evaluator, network, names or feed.data.class_names or subject.card.class_names
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured, and what its weights say of themselves: None where they do not."""
+    """What is measured, and what its weights say of themselves."""
 
     path: Path
     network: Any
-    class_names: list[str] | None
-    activation: str | None
-    preprocess: Any
+    card: "ModelCard"
 
     def check_data(self, config: Config, feed: "build.Feed") -> None:
         """Raise where the data's classes are not those of the weights; warn where pictures are prepared otherwise."""
         from plsc import build, loading
 
-        ours, theirs, wanted = feed.data.class_names, self.class_names, build.class_num(config)
+        ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(config)
         if ours and theirs and ours != theirs and len(set(theirs)) == len(theirs):
             only = [("weights", set(theirs) - set(ours)), ("data", set(ours) - set(theirs))]
             told = [f"only in the {where}: {', '.join(sorted(names)[:5])}" for where, names in only if names]
@@ -292,7 +291,7 @@ class _Subject:
                 f"{wanted}: its classes would be taken for others; evaluate with a list file that has the model's "
                 "numbers, or all folders"
             )
-        loading.warn_of_preprocess(self.path, self.preprocess, feed.preprocess, used="the recipe's is measured")
+        loading.warn_of_preprocess(self.path, self.card.preprocess, feed.preprocess, used="the recipe's is measured")
 
 
 def _loaded(row: Row, config: Config, part: str) -> _Subject:
@@ -311,7 +310,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     for name, how in report.adapted.items():
         log.info("%s: %s", name, how)
     preprocess = loading.own_preprocess(source, row.resolution if row.resized else None)
-    return _Subject(source.path, network, source.class_names, source.activation, preprocess)
+    return _Subject(source.path, network, replace(source.card, preprocess=preprocess))
 
 
 def _exported(row: Row, part: str, world: "World") -> _Subject:
@@ -323,9 +322,8 @@ def _exported(row: Row, part: str, world: "World") -> _Subject:
     # onnxruntime knows nothing of the device that this process was given
     device = "cpu" if world.on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
     size = row.resolution if row.resized else None
-    exported = predictor.load(row.weights, weights=part, img_size=size, device=device)
-    network = ExportedNetwork(exported.run)
-    return _Subject(exported.path, network, exported.class_names, exported.activation, exported.preprocess)
+    exported = predictor.load_predictor(row.weights, weights=part, img_size=size, device=device)
+    return _Subject(exported.path, ExportedNetwork(exported.run), exported.card)
 
 
 def _check_outputs(subject: _Subject, config: Config, feed: "build.Feed") -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from plsc.engine.stopping import StopRequest
 from plsc.engine.tracking import Meter, Tracker, duration, progress_bar
 from plsc.errors import CheckpointError, ConfigError
 from plsc.metrics import Mean
+from plsc.model_card import ModelCard
 from plsc.optim.groups import freeze
 from plsc.targets import Targets
 from plsc.tensors import assign, to_numpy
@@ -394,22 +394,20 @@ class Trainer:
             "precision": self.precision.state_dict(),
             "ema_updates": self.average.updates if self.average is not None else None,
         }
-        documents = {"trainer": trainer, "preprocess": self.preprocess.to_dict()}
-        if self.train.data.class_names is not None:
-            documents["classes"] = self.train.data.class_names
-        metadata = {
-            "format": "plsc",
-            "model": self.config.Model.name,
-            "spec": json.dumps(dataclasses.asdict(self.model.spec)),
-            "activation": build.activation(self.config),
-            "position": self.config.Global.position_embedding,
-        }
+        card = ModelCard(
+            model=self.config.Model.name,
+            spec=dataclasses.asdict(self.model.spec),
+            preprocess=self.preprocess,
+            class_names=self.train.data.class_names,
+            activation=build.activation(self.config),
+            position=self.config.Global.position_embedding,
+        )
         return self.checkpoints.save(
             self.step,
             arrays=arrays,
-            documents=documents,
+            documents={"trainer": trainer, **card.documents()},
             texts={"config.yaml": run_directory.config_text(self.config)},
-            metadata=metadata,
+            metadata={"format": "plsc", **card.without_documents().to_metadata()},
         )
 
     def _preprocess(self) -> Preprocess:

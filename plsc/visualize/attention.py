@@ -136,7 +136,7 @@ def draw_attention(subject: Subject, view: View, pictures: Sequence[Picture], ou
     for axis in axes.flat:
         sheet.without_frame(axis)
     for i, picture in enumerate(pictures):
-        seen = look(subject.network, subject.preprocess, picture)
+        seen = look(subject.network, subject.card.preprocess, picture)
         top, left = (i // side_by_side) * lines, (i % side_by_side) * columns
         first, *others = axes[top : top + lines, left : left + columns].flat
         first.imshow(picture.shown)

@@ -67,7 +67,7 @@ def draw_position(
     table = to_numpy(network.pos_embed)
     figure = sheet.new(14, 11.8, f"{subject.name}: how its patches are told apart")
     first, second, third = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95])
-    _draw_grids(first, table, subject.spec, resized, subject.position)
+    _draw_grids(first, table, subject.spec, resized, subject.card.position or "bicubic")
     _draw_rows(second, table[0], subject.spec)
     left, right = third.subplots(1, 2, width_ratios=[1, 2])
     kernels, whose = filters.pixel_filters(network)

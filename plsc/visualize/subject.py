@@ -5,8 +5,8 @@ import dataclasses
 from plsc import build, loading
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
-from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
+from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.visualize import sheet
 from plsc.visualize.pictures import Picture, read_picture
@@ -19,23 +19,18 @@ class Subject:
     Attributes:
         name: for titles, the end of the path that the user gave.
         network: in evaluation mode; None for a recipe without weights.
-        preprocess: None where neither the weights nor a recipe say it.
-        class_names: None where nobody says them.
-        position: how its position embedding is resized, bicubic or bilinear.
+        card: what the weights, or else a recipe, say of it.
     """
 
     name: str
     spec: ViTSpec
     network: VisionTransformer | None = None
-    preprocess: Preprocess | None = None
-    class_names: list[str] | None = None
-    position: str = "bicubic"
+    card: ModelCard = dataclasses.field(default_factory=ModelCard)
 
     def class_name(self, index: int) -> str:
         """A class as a title shows it: the first of its names, else its number."""
-        if self.class_names is None or index >= len(self.class_names):
-            return f"class {index}"
-        return self.class_names[index].split(",")[0]
+        name = self.card.class_name(index)
+        return f"class {index}" if name == str(index) else name.split(",")[0]
 
 
 def open_weights(
@@ -49,10 +44,11 @@ def open_weights(
             without it the weights say both.
         class_names: a file with a name a line; goes before what the weights say.
     """
-    loaded = loading.model_of(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
-    spec = loaded.network.spec
-    names = loaded.class_names if class_names is None else read_class_names(class_names, spec.class_num)
-    return Subject(sheet.end_of(weights), spec, loaded.network, loaded.preprocess, names, loaded.position)
+    loaded = loading.load_model(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
+    spec, card = loaded.network.spec, loaded.card
+    if class_names is not None:
+        card = dataclasses.replace(card, class_names=read_class_names(class_names, spec.class_num))
+    return Subject(sheet.end_of(weights), spec, loaded.network, card)
 
 
 def open_recipe(recipe: str, config: Config, *, resolution: int | None = None) -> Subject:
@@ -64,7 +60,7 @@ def open_recipe(recipe: str, config: Config, *, resolution: int | None = None) -
     preprocess = build.recipe_preprocess(config, resolution)
     if preprocess is None:
         raise ConfigError(f"{recipe}: has no DataLoader.Eval, whose transform_ops say how pictures enter the model")
-    return Subject(sheet.end_of(recipe), spec, preprocess=preprocess)
+    return Subject(sheet.end_of(recipe), spec, card=ModelCard(preprocess=preprocess))
 
 
 def read_pictures(subject: Subject, paths) -> list[Picture]:
@@ -74,9 +70,9 @@ def read_pictures(subject: Subject, paths) -> list[Picture]:
         ConfigError: nobody says how pictures enter the model.
         DataError: a file is no picture, or does not fit the model.
     """
-    if subject.preprocess is None:
+    if subject.card.preprocess is None:
         raise ConfigError(
             f"{subject.name}: does not say how pictures enter the model (resize, crop, mean, std); give -c RECIPE, "
             "whose DataLoader.Eval says it, for instance -c DeiT_tiny_patch16_224_eval for ImageNet's mean and std"
         )
-    return [read_picture(path, subject.preprocess, subject.spec) for path in paths]
+    return [read_picture(path, subject.card.preprocess, subject.spec) for path in paths]

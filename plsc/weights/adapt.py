@@ -74,10 +74,10 @@ def adapt(
     makers, report = {}, Report(layout=source.layout)
     columns = _columns(source, class_names)
     if strict and columns is not None and not reset_head:
-        theirs = [name for name in source.class_names if name not in class_names]
-        ours = [name for name in class_names if name not in source.class_names]
+        theirs = [name for name in source.card.class_names if name not in class_names]
+        ours = [name for name in class_names if name not in source.card.class_names]
         raise CheckpointError(
-            f"{source.path}: has {len(source.class_names)} classes, the data set {len(class_names)}"
+            f"{source.path}: has {len(source.card.class_names)} classes, the data set {len(class_names)}"
             + (f"; only in the checkpoint: {', '.join(theirs[:5])}" if theirs else "")
             + (f"; only in the data set: {', '.join(ours[:5])}" if ours else "")
             + ("" if theirs or ours else ", in another order")
@@ -93,7 +93,7 @@ def adapt(
             report.initialised[name] = f"{_shown(shape)}, trained anew"
         elif name.startswith("head.") and columns == "other":
             report.initialised[name] = f"{_shown(shape)}, the file has other classes"
-        elif name.startswith("head.") and columns is not None and tensor.shape[-1] == len(source.class_names):
+        elif name.startswith("head.") and columns is not None and tensor.shape[-1] == len(source.card.class_names):
             makers[name] = lambda n=name: source.read(n)[..., columns]
             report.adapted[name] = f"{found}, classes picked by name"
         elif name.startswith(HEAD) and not _whole_layer_fits(source, name, shapes):
@@ -128,7 +128,7 @@ def adapt(
 
 def _columns(source: Source, class_names):
     """Columns of the file's head in the order of the model's classes; None: as they are; "other": they differ."""
-    theirs = source.class_names
+    theirs = source.card.class_names
     if class_names is None or theirs is None or theirs == class_names or len(set(theirs)) != len(theirs):
         return None
     place = {name: i for i, name in enumerate(theirs)}
@@ -149,7 +149,7 @@ def _needs_resizing(source: Source, tensor, shape, grid: tuple, prefix: int) -> 
         return False
     if tensor.shape != shape:
         return True
-    return bool(source.spec.get("img_size")) and _file_grid(source, tensor, prefix) != (prefix, grid)
+    return bool(source.card.spec.get("img_size")) and _file_grid(source, tensor, prefix) != (prefix, grid)
 
 
 def _position(source: Source, tensor, shape, grid: tuple, prefix: int, method: str):
@@ -172,7 +172,7 @@ def _position(source: Source, tensor, shape, grid: tuple, prefix: int, method: s
 
 def _file_grid(source: Source, tensor, prefix: int) -> tuple[int, tuple[int, int]]:
     """(prefix rows, (rows, columns)) of the file's position embedding."""
-    spec, rows = source.spec, tensor.shape[1]
+    spec, rows = source.card.spec, tensor.shape[1]
     old_prefix = position_prefix(rows, spec) if "class_token" in spec else prefix
     patches = rows - old_prefix
     size, patch = spec.get("img_size"), spec.get("patch_size")

@@ -1,5 +1,6 @@
 """A path → weights in plsc's names, whoever wrote them."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from plsc import places
+from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
-from plsc.files import parse_json, read_json
+from plsc.files import read_json
+from plsc.model_card import ModelCard
 from plsc.weights.containers import DAMAGE, Container, Tensor, open_container
 from plsc.weights.infer import infer_spec
 from plsc.weights.layouts import recognise
@@ -20,38 +23,28 @@ class Source:
     """Weights in plsc's names and orientation, read one array at a time.
 
     Attributes:
-        layout: plsc, google, timm, huggingface, torchvision, lukemelas, jeonsworld, coyo or paddle.
+        path: the file that was read.
         tensors: name → Tensor.
-        spec: fields of the model's spec, said by the file or told by its shapes.
+        layout: plsc, google, timm, huggingface, torchvision, lukemelas, jeonsworld, coyo or paddle.
+        card: what the weights say of themselves.
         unknown: shapes of arrays without a counterpart, by the file's own names.
-        class_names: names of the head's columns, where known.
-        preprocess: how pictures enter the model, where the file says it (fields of Preprocess).
-        stated: those fields of the spec that the file itself says; the others are inferred or guessed.
-        activation: softmax or sigmoid, what the training loss made of the logits, where the file says it.
-        position: bicubic or bilinear, how the position embedding is resized, where the file says it.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     layout: str = "plsc"
-    spec: dict = field(default_factory=dict)
+    card: ModelCard = field(default_factory=ModelCard)
     unknown: dict[str, tuple] = field(default_factory=dict)
-    class_names: list[str] | None = None
-    preprocess: dict | None = None
-    stated: dict = field(default_factory=dict)
-    activation: str | None = None
-    position: str | None = None
 
     @classmethod
-    def of_arrays(cls, path, arrays: dict[str, np.ndarray], spec: dict | None = None) -> "Source":
+    def of_arrays(cls, path, arrays: dict[str, np.ndarray], card: ModelCard | None = None) -> "Source":
         """From arrays in memory."""
         tensors = {name: Tensor(tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
-        return cls(path, tensors, spec=spec or {}, stated=spec or {})
+        return cls(path, tensors, card=card or ModelCard())
 
-    @property
-    def inferred(self) -> list[str]:
-        """Fields of the spec that the file does not say."""
-        return [name for name in self.spec if name not in self.stated]
+    def with_card(self, **changes) -> "Source":
+        """The same weights, which say something else of themselves."""
+        return dataclasses.replace(self, card=dataclasses.replace(self.card, **changes))
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
@@ -122,56 +115,36 @@ def read(path, weights: str = "model") -> Source:
             raise CheckpointError(f"{file}: holds no averaged weights (optimizer slots called average)")
         container.tensors |= container.averaged
     mapped = recognise(container)
-    source = Source(file, mapped.tensors, mapped.layout)
-    source.unknown = {name: t.shape for name, t in mapped.unknown.items()}
-    if mapped.layout == "plsc":
-        notes = container.notes
-        source.spec = parse_json(notes.get("spec", "{}"), dict, where=f"{file}: spec", error=CheckpointError)
-        _check_spec(file, source.spec)
-        inferred = parse_json(notes.get("inferred", "[]"), list, where=f"{file}: inferred", error=CheckpointError)
-        source.stated = {name: value for name, value in source.spec.items() if name not in inferred}
-        source.activation = _one_of(notes, "activation", ("softmax", "sigmoid"), file)
-        source.position = _one_of(notes, "position", ("bicubic", "bilinear"), file)
-        named, kept = notes.get("classes"), notes.get("preprocess")
-        folder = file.parent
-        source.class_names = (
-            parse_json(named, list, where=f"{file}: classes", error=CheckpointError)
-            if named
-            else read_json(folder / "classes.json", list, error=CheckpointError)
-        )
-        source.preprocess = (
-            parse_json(kept, dict, where=f"{file}: preprocess", error=CheckpointError)
-            if kept
-            else read_json(folder / "preprocess.json", dict, error=CheckpointError)
-        )
-        if weights == "ema":  # frozen weights are not averaged; they stand in the model's own file
-            own = read(file.parent / "model.safetensors")
-            source.spec, source.tensors = own.spec, own.tensors | source.tensors
-            source.stated, source.activation, source.position = own.stated, own.activation, own.position
-            source.class_names = source.class_names or own.class_names
-            source.preprocess = source.preprocess or own.preprocess
-        return source
-    facts = dict(mapped.facts)
+    unknown = {name: t.shape for name, t in mapped.unknown.items()}
+    if mapped.layout == "plsc" and weights == "ema":  # frozen weights stand in the model's own file, not averaged
+        own = read(file.parent / "model.safetensors")
+        return dataclasses.replace(own, path=file, tensors=own.tensors | mapped.tensors)
+    own_format = mapped.layout == "plsc"
+    card = ModelCard.from_metadata(container.notes, file) if own_format else _foreign_card(file, mapped)
+    _check_spec(file, card.spec)
+    return Source(file, mapped.tensors, mapped.layout, card, unknown)
+
+
+def _foreign_card(file: Path, mapped) -> ModelCard:
+    """What somebody else's weights say, by their arrays and, with Hugging Face, by the files beside them."""
+    facts, class_names, preprocess = dict(mapped.facts), None, None
     if mapped.layout == "huggingface":
-        facts.update(_huggingface_facts(file.parent / "config.json", source))
-        source.preprocess = from_processor(
-            read_json(file.parent / "preprocessor_config.json", dict, error=CheckpointError) or {}
-        )
-    source.stated = {name: value for name, value in facts.items() if value is not None}
+        said, class_names = _huggingface_config(file.parent / "config.json")
+        facts.update(said)
+        processor = read_json(file.parent / "preprocessor_config.json", dict, error=CheckpointError)
+        preprocess = from_processor(processor or {})
+    stated = {name for name, value in facts.items() if value is not None}
     try:
-        source.spec = infer_spec({name: t.shape for name, t in source.tensors.items()}, facts)
+        spec = infer_spec({name: t.shape for name, t in mapped.tensors.items()}, facts)
     except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: the shapes of its arrays do not make a Vision Transformer: {error}") from error
-    _check_spec(file, source.spec)
-    return source
-
-
-def _one_of(notes: dict, name: str, choices: tuple, file: Path) -> str | None:
-    """A note that has one of a few values; None where it is missing."""
-    value = notes.get(name)
-    if value not in (None, *choices):
-        raise CheckpointError(f"{file}: damaged: {name} is {value!r}; there are {' and '.join(choices)}")
-    return value
+    return ModelCard(
+        model="VisionTransformer",
+        spec=spec,
+        inferred=frozenset(spec.keys() - stated),
+        preprocess=preprocess and Preprocess.from_dict(preprocess),
+        class_names=class_names,
+    )
 
 
 def _is_text(value) -> bool:
@@ -196,23 +169,24 @@ def _check_spec(path: Path, spec: dict) -> None:
         raise CheckpointError(f"{path}: damaged: the spec's reg_tokens is {spec['reg_tokens']!r}")
 
 
-def _huggingface_facts(path: Path, source: Source) -> dict:
-    """What a Hugging Face config.json adds to the shapes."""
+def _huggingface_config(path: Path) -> tuple[dict, list[str] | None]:
+    """What a Hugging Face config.json adds to the shapes, and the class names."""
     config = read_json(path, dict, error=CheckpointError) or {}
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(map(_is_text, labels.values())):
         raise CheckpointError(f"{path}: damaged: id2label is no mapping to names")
-    if labels and all(str(i) in labels for i in range(len(labels))):
-        source.class_names = [labels[str(i)] for i in range(len(labels))]
+    numbered = [labels.get(str(i)) for i in range(len(labels))]
+    class_names = numbered if labels and None not in numbered else None
     activation = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
     said = config.get("hidden_act")
     if said is not None and (not _is_text(said) or said not in activation):
         raise CheckpointError(
             f"{path}: hidden_act is {said!r}, which the model does not have; it has gelu, exact or tanh"
         )
-    return {
+    facts = {
         "img_size": config.get("image_size"),
         "num_heads": config.get("num_attention_heads"),
         "epsilon": config.get("layer_norm_eps"),
         "act": activation.get(said),
     }
+    return facts, class_names

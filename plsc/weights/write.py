@@ -4,6 +4,7 @@ Every function takes arrays in plsc's names and orientation and the model's spec
 raises CheckpointError for what the other format has no place for.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -30,7 +31,7 @@ def write(source: Source, to: str, output, *, backbone: bool = False) -> list[Pa
         The files written.
     """
     arrays = {name: source.read(name) for name in source.tensors if not (backbone and name.startswith(HEAD))}
-    spec = dict(source.spec)
+    spec = dict(source.card.spec)
     if backbone:
         spec.update(class_num=0, representation_size=None)
     if spec.get("num_heads", 1) < 1 or spec.get("embed_dim", 1) % spec.get("num_heads", 1):
@@ -64,17 +65,9 @@ def _replace(output: Path, write_to) -> list[Path]:
 
 
 def _write_safetensors(arrays, spec, source, output):
-    metadata = {"format": "plsc", "spec": json.dumps(spec)}
-    if source.inferred:
-        metadata["inferred"] = json.dumps(source.inferred)
-    if source.class_names and "head.weight" in arrays:
-        metadata["classes"] = json.dumps(source.class_names)
-    if source.preprocess:
-        metadata["preprocess"] = json.dumps(source.preprocess)
-    if source.activation:
-        metadata["activation"] = source.activation
-    if source.position:
-        metadata["position"] = source.position
+    names = source.card.class_names if "head.weight" in arrays else None
+    card = dataclasses.replace(source.card, spec=spec, class_names=names)
+    metadata = {"format": "plsc", **card.to_metadata()}
     return _replace(output, lambda path: save_safetensors(_contiguous(arrays), path, metadata))
 
 
@@ -191,8 +184,8 @@ def _write_huggingface(arrays: dict, spec: dict, source: Source, folder: Path) -
     if folder.is_file():
         raise CheckpointError(f"{folder}: is a file; huggingface writes a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    processor = to_processor(source.preprocess, spec) if source.preprocess else None
-    names = source.class_names or [f"LABEL_{i}" for i in range(spec["class_num"])]
+    processor = to_processor(source.card.preprocess.to_dict(), spec) if source.card.preprocess else None
+    names = source.card.class_names or [f"LABEL_{i}" for i in range(spec["class_num"])]
     head = "head.weight" in arrays
     config = {
         "architectures": ["ViTForImageClassification" if head else "ViTModel"],

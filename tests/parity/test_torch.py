@@ -30,6 +30,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from plsc.build import load_pretrained
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
+from plsc.model_card import ModelCard
 from plsc.models import zoo
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from plsc.weights import Source, read, write
@@ -89,16 +90,14 @@ def plsc_model(**spec):
 def source_of(model, folder, **extra) -> Source:
     """A plsc model through plsc's own file."""
     arrays = {name: p.numpy() for name, p in model.named_parameters()}
-    source = Source.of_arrays(folder, arrays, dataclasses.asdict(model.spec))
-    for field, value in extra.items():
-        setattr(source, field, value)
+    source = Source.of_arrays(folder, arrays, ModelCard(spec=dataclasses.asdict(model.spec), **extra))
     write(source, "safetensors", folder / "own.safetensors")
     return read(folder / "own.safetensors")
 
 
 def loaded(path, **said):
     """A plsc model of the spec that the file tells, with all of the file's weights and no others."""
-    model = VisionTransformer(ViTSpec(**{**read(path).spec, **said}))
+    model = VisionTransformer(ViTSpec(**{**read(path).card.spec, **said}))
     report = load_pretrained(model, str(path), strict=True)
     assert report.exact
     model.eval()
@@ -185,7 +184,7 @@ def test_plsc_to_timm(layout, folder):
     """The spec is the one read from timm's own file, the weights are plsc's."""
     name, options, said = layout
     first = save(timm_model(name, **options), folder / "first.safetensors")
-    ours = plsc_model(**{**read(first).spec, **said})
+    ours = plsc_model(**{**read(first).card.spec, **said})
     write(source_of(ours, folder), "timm", folder / "written.safetensors")
     theirs = timm.create_model(name, checkpoint_path=str(folder / "written.safetensors"), **options).eval()
     batch = pictures(options["img_size"], options.get("in_chans", 3))
@@ -323,7 +322,7 @@ def test_another_resolution_is_as_timm_resizes_it(options, adapted, folder):
     path = save(theirs, folder / "model.safetensors")
     other = timm.create_model("vit_small_patch16_224", **{**SMALL, **options}).eval()
     other.load_state_dict(checkpoint_filter_fn(theirs.state_dict(), other, interpolation="bicubic", antialias=False))
-    ours = VisionTransformer(ViTSpec(**{**read(path).spec, **options}))
+    ours = VisionTransformer(ViTSpec(**{**read(path).card.spec, **options}))
     report = load_pretrained(ours, str(path), strict=True, allowed=adapted)
     ours.eval()
     assert set(report.adapted) == adapted
@@ -427,7 +426,7 @@ def test_huggingface_to_plsc(kind, file, folder):
     ours = loaded(folder)
     source = read(folder)
     assert source.layout == "huggingface"
-    assert source.class_names == LABELS
+    assert source.card.class_names == LABELS
     batch = pictures(theirs.config.image_size, theirs.config.num_channels)
     assert_same(of_plsc(ours, batch), of_torch(theirs, batch))
 
@@ -597,7 +596,7 @@ def test_plsc_to_google_to_timm(name, folder):
     options = {"num_classes": 1000, **NPZ[name]}  # some of timm's names have no head of themselves
     first = save(timm.create_model(name, **options), folder / "first.safetensors")
     said = {"num_heads": 16} if "_gap_" in name else {}
-    ours = plsc_model(**{**read(first).spec, **said})
+    ours = plsc_model(**{**read(first).card.spec, **said})
     write(source_of(ours, folder), "google", folder / "written.npz")
     theirs = timm.create_model(name, checkpoint_path=str(folder / "written.npz"), **options).eval()
     batch = pictures(options.get("img_size", 224), count=1)
