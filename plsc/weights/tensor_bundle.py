@@ -169,16 +169,13 @@ def _table(path: Path) -> Iterator[tuple[bytes, bytes]]:
     raw = path.read_bytes()
     if len(raw) < _FOOTER or not raw.endswith(_MAGIC):
         raise CheckpointError(f"{path}: truncated, or no index of a TensorFlow checkpoint: its footer is missing")
-    previous, count, blocks_end = None, 0, 0
+    previous, count = None, 0
     try:
         _, at = _handle(raw, len(raw) - _FOOTER)  # of the block of meta data, which TensorFlow leaves empty
         blocks, _ = _handle(raw, at)
         for _, handle in _block(path, raw, *blocks):
-            (start, size), _ = _handle(handle, 0)
-            if start < blocks_end:
-                raise ValueError("its blocks are not in ascending order")
-            blocks_end = start + size
-            for name, value in _block(path, raw, start, size):
+            block, _ = _handle(handle, 0)
+            for name, value in _block(path, raw, *block):
                 if previous is not None and name <= previous:
                     raise ValueError("its names are not in ascending order")
                 previous, count = name, count + 1
@@ -204,8 +201,8 @@ def _block(path: Path, raw: bytes, start: int, size: int) -> Iterator[tuple[byte
         )
     (restarts,) = struct.unpack_from("<I", raw, end - 4)
     end -= 4 * (restarts + 1)
-    if end < start:
-        raise ValueError(f"the block at byte {start} says that it has {restarts} restarts")
+    if end <= start:  # so that there are no more blocks than names
+        raise ValueError(f"the block at byte {start} has no entries")
     at, name = start, b""
     while at < end:
         shared, at = _varint(raw, at)
