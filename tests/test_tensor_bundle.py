@@ -65,7 +65,7 @@ def test_the_logits_tell_the_facts_of_the_layout():
     """Exact GELU, no pre-logits' tanh, other heads or the other weights would not pass above."""
     pixels, expected = numbers_of_tensorflow("pretraining")
     source = read(COYO / "pretraining")
-    assert source.stated.items() >= {"act": "gelu_tanh", "epsilon": 1e-6, "pool": "token"}.items()
+    assert source.card.stated.items() >= {"act": "gelu_tanh", "epsilon": 1e-6, "pool": "token"}.items()
     assert source.card.spec["representation_size"] == 12
     for change in ({"act": "gelu"}, {"num_heads": 1}, {"epsilon": 1e-3}):
         network = network_of(source, **change)
@@ -101,7 +101,7 @@ def test_heads_of_the_four_models_of_coyo_vit(tmp_path, width, heads):
     """Its code has no other; for a width it does not have, the heads are no fact."""
     names = {"class_emb": (1, 1, width), "embedding/kernel": (2, 2, 3, width), "pos_emb": (1, 5, width)}
     arrays = {f"backbone/{name}": np.zeros(shape, "float32") for name, shape in names.items()}
-    assert read(write_bundle(tmp_path / "w", arrays)).stated.get("num_heads") == heads
+    assert read(write_bundle(tmp_path / "w", arrays)).card.stated.get("num_heads") == heads
 
 
 @pytest.mark.parametrize("saved", ["model-weights", "backbone-weights"])
