@@ -414,7 +414,7 @@ def test_a_recipe_without_eval(run, picture_tree, capsys):
     write_config(Path("c.yaml"), config)
     text = refused(capsys, "-c", "c.yaml", "--weights", run, "--resolution", "24")
     assert "DataLoader.Eval is missing" in text
-    assert "says how pictures are prepared" in refused(capsys, "-c", "c.yaml", "--weights", run, "--data", picture_tree)
+    assert "by which pictures are prepared" in refused(capsys, "-c", "c.yaml", "--weights", run, "--data", picture_tree)
 
 
 def test_a_resolution_of_oblong_pictures(run, picture_tree, capsys):

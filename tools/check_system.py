@@ -1,4 +1,4 @@
-"""What pip cannot install and plsc needs: told by name, with the line that installs it.
+"""What pip cannot install and plsc needs, by name, with the line that installs it.
 
 Runs on any Python, before anything is installed; exit code 1 where something is missing.
 """
@@ -10,8 +10,8 @@ import sys
 def missing():
     """Messages, one a missing thing."""
     if sys.version_info < (3, 10):
-        found = ".".join(str(part) for part in sys.version_info[:3])
-        yield "Python 3.10 or newer is needed, this is %s; choose another with: make PYTHON=python3.11" % found
+        present = ".".join(str(part) for part in sys.version_info[:3])
+        yield "Python 3.10 or newer is needed, this is %s; choose another with: make PYTHON=python3.11" % present
         return
     try:
         import ensurepip  # noqa: F401 - Debian leaves it out of python3

@@ -78,7 +78,7 @@ def runs(folder: Path) -> list[Path]:
 def draw_all():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="a Vision Transformer of 224 px, such as DeiT-Tiny/16")
-    parser.add_argument("-c", "--config", help="the recipe of its preprocessing, for weights that do not say it")
+    parser.add_argument("-c", "--config", help="the recipe of its preprocessing, for weights that do not state it")
     parser.add_argument("--class-names", help="a name a line")
     arguments = parser.parse_args()
     model = ["--weights", arguments.weights]

@@ -20,7 +20,7 @@ _HEAD = """\
 
 _EXIT_CODES = """\
 Exit codes: 0 done; 1 done in part, as the command says, or a fault of plsc with its traceback; 2 something that the
-user can mend, told in one message; 130 after Ctrl-C, 143 after SIGTERM.
+user can mend, with one message; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 
@@ -123,7 +123,7 @@ def main() -> int:
         return 0
     if asked.output.is_file() and asked.output.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{asked.output}: is not what the command line says; run tools/generate_cli_docs.py", file=sys.stderr)
+    print(f"{asked.output}: differs from the command line; run tools/generate_cli_docs.py", file=sys.stderr)
     return 1
 
 

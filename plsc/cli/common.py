@@ -45,7 +45,7 @@ def add_import_argument(parser):
 
 
 def unknown(value, choices) -> str:
-    """What to say of a value that is none of the choices."""
+    """The message for a value that is none of the choices."""
     from plsc.registry import nearest
 
     close = nearest(value, choices)
@@ -152,19 +152,19 @@ def weights_of(given: str | None, config, purpose: str) -> str:
         purpose: for the message, what is to be done with them.
 
     Raises:
-        CheckpointError: none of them says it.
+        CheckpointError: there are none.
     """
     weights = given or (config and (config.Global.pretrained_model or config.Global.checkpoint))
     if not weights:
         raise CheckpointError(
-            f"nothing says which weights to {purpose}: give --weights PATH, or -c RECIPE with "
+            f"no weights to {purpose} are given: name them with --weights PATH, or with -c RECIPE and "
             "-o Global.pretrained_model=PATH"
         )
     return weights
 
 
 def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
-    """Say so where a run's best result was one of its averaged weights, and --ema does not ask for them.
+    """Print a note where a run's best result was measured with averaged weights, and --ema does not ask for them.
 
     Args:
         file: where it is printed; None for standard output.
@@ -176,5 +176,7 @@ def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
     run = places.run_directory(weights)
     record = Checkpoints(run / places.CHECKPOINTS).best_record() if run else None
     if record and record["weights"] == "ema":
-        told = f"note: the best {record['metric']} of this run was one of the averaged weights; --ema takes them"
-        print(told, file=file)
+        print(
+            f"note: the best {record['metric']} of this run was measured with averaged weights; --ema takes them",
+            file=file,
+        )

@@ -79,7 +79,7 @@ class Evaluation(Mapping[str, float]):
         return {name: getattr(self, name) for name in ("weights", "ema", "config", "data", "resolution")}
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it but the classes, plain; a figure that is not finite, which JSON cannot say, is None."""
+        """All of it but the classes, plain; a figure that is not finite, for which JSON has no value, is None."""
         figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
         return {**self.about, **figures, **({"error": self.error} if self.error else {})}
 
@@ -228,7 +228,7 @@ def _with_figures(result: Evaluation, figures, metrics, names) -> Evaluation:
 
 
 def _common_failure(world: "World", error: str | None) -> str | None:
-    """What kept any process from preparing a row, on all of them alike; None where nothing did."""
+    """Why any process could not prepare a row, the same on all of them; None where all could."""
     import paddle
 
     if world.size == 1:
@@ -267,7 +267,7 @@ def _prepared(row: Row, world: "World", class_names, *, part: str):
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured, and what its weights say of themselves."""
+    """What is measured, and what its weights state."""
 
     path: Path
     network: Any
@@ -280,10 +280,10 @@ class _Subject:
         ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(config)
         if ours and theirs and ours != theirs and len(set(theirs)) == len(theirs):
             only = [("weights", set(theirs) - set(ours)), ("data", set(ours) - set(theirs))]
-            told = [f"only in the {where}: {', '.join(sorted(names)[:5])}" for where, names in only if names]
+            differences = [f"only in the {where}: {', '.join(sorted(names)[:5])}" for where, names in only if names]
             raise CheckpointError(
                 f"{self.path}: has {len(theirs)} classes, the data set {len(ours)}; "
-                f"{'; '.join(told) or 'they are in another order'}"
+                f"{'; '.join(differences) or 'they are in another order'}"
             )
         if ours and len(ours) < wanted and ours != theirs:
             raise ConfigError(
@@ -319,7 +319,7 @@ def _exported(row: Row, part: str, world: "World") -> _Subject:
     from plsc import predictor
     from plsc.engine.evaluator import ExportedNetwork
 
-    # onnxruntime knows nothing of the device that this process was given
+    # onnxruntime does not know the device that Paddle was given
     device = "cpu" if world.on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
     size = row.resolution if row.resized else None
     exported = predictor.load_predictor(row.weights, weights=part, img_size=size, device=device)

@@ -39,7 +39,7 @@ class Row:
 
     Attributes:
         weights, recipe, data: by name. resolution: of the model, in pixels. resized: whether it was asked for.
-        config: None where there is an error, which says why.
+        config: None where it could not be made; `error` is the reason.
     """
 
     weights: str
@@ -78,11 +78,11 @@ def _row(request: Request, weights, named, pixels: int | None) -> Row:
     weights = weights or config.Global.pretrained_model or config.Global.checkpoint
     if not weights:
         raise CheckpointError(
-            "the weights to evaluate are missing: give --weights PATH, or -c RECIPE with "
+            "no weights to evaluate are given: name them with --weights PATH, or with -c RECIPE and "
             "-o Global.pretrained_model=PATH"
         )
     if places.exported_model(weights) is None:
-        places.weights_file(weights, "ema" if request.ema else "model")  # missing ones are told before data is read
+        places.weights_file(weights, "ema" if request.ema else "model")  # missing ones are reported before data is read
     if named is not None:
         config, name = _on_data(request, config, Path(named[1])), named[0]
     elif "Eval" in config.DataLoader:
@@ -117,7 +117,7 @@ def _configuration(request: Request, weights) -> tuple[Config, str | None]:
 
 def _recipe_beside(weights) -> Path:
     if not weights:
-        raise ConfigError("give -c RECIPE, or --weights of a checkpoint that plsc wrote")
+        raise ConfigError("nothing to evaluate is given: give --weights of a checkpoint that plsc wrote, or -c RECIPE")
     recipe = places.recipe(weights)
     if recipe is None:
         if places.exported_model(weights) is None:
@@ -135,7 +135,7 @@ def _on_data(request: Request, config: Config, path: Path) -> Config:
         return config.replace({"DataLoader.Eval": other.DataLoader["Eval"]})
     if "Eval" not in config.DataLoader:
         raise ConfigError(
-            f"{path}: the recipe has no DataLoader.Eval, which says how pictures are prepared; give a recipe's .yaml "
+            f"{path}: the recipe has no DataLoader.Eval, by which pictures are prepared; give a recipe's .yaml "
             "instead"
         )
     return config.replace({"DataLoader.Eval.dataset": _dataset_at(path, config.DataLoader["Eval"].dataset)})

@@ -87,11 +87,11 @@ def caption(target: np.ndarray, names: list[str] | None) -> str:
     order = [int(k) for k in np.argsort(-target, kind="stable") if target[k] >= _LEAST_SHARE]
     if not order:
         return "no label"
-    said = [names[k] if names is not None and k < len(names) else f"class {k}" for k in order[:_MOST_NAMED]]
+    named = [names[k] if names is not None and k < len(names) else f"class {k}" for k in order[:_MOST_NAMED]]
     more = f" and {len(order) - _MOST_NAMED} more" if len(order) > _MOST_NAMED else ""
     if all(target[k] == 1.0 for k in order):
-        return ", ".join(said) + more
-    return " + ".join(f"{target[k]:.2f} {name}" for k, name in zip(order, said, strict=False)) + more
+        return ", ".join(named) + more
+    return " + ".join(f"{target[k]:.2f} {name}" for k, name in zip(order, named, strict=False)) + more
 
 
 def draw_sheet(cells, output: Path, *, title: str) -> Path:

@@ -57,7 +57,7 @@ def read_metrics(folder) -> list[dict]:
 
 
 def check_runs(folders) -> None:
-    """Raise DataError naming the first folder that is no run directory, or has nothing in it to draw."""
+    """Raise DataError naming the first folder that is no run directory, or holds no records."""
     for folder in map(Path, folders):
         if not folder.exists():
             raise DataError(f"{folder}: no such run directory (looked in {Path.cwd()})")
@@ -66,11 +66,11 @@ def check_runs(folders) -> None:
                 f"{folder}: there is no metrics.jsonl in it; name a run's output_dir, as `plsc train` wrote it"
             )
         if not read_metrics(folder):
-            raise DataError(f"{folder}: its metrics.jsonl holds no records; the run has logged nothing yet")
+            raise DataError(f"{folder}: its metrics.jsonl holds no records yet")
 
 
 def run_names(folders) -> dict[str, Path]:
-    """Name → folder: the folders' last parts, as many as tell them apart. A folder given twice counts once."""
+    """Name → folder: the folders' last parts, as many as distinguish them. A folder given twice counts once."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for parts in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         named = {"/".join(path.parts[-parts:]): path for path in paths}
@@ -80,7 +80,7 @@ def run_names(folders) -> dict[str, Path]:
 
 
 def draw_curves(folders, output) -> Path | None:
-    """Draw runs into one picture (PNG or SVG by its ending); returns its path, None where there is nothing to draw."""
+    """Draw runs into one picture (PNG or SVG by its ending); returns its path, None where there are no records."""
     runs = {name: read_metrics(folder) for name, folder in run_names(folders).items()}
     if not any(runs.values()):
         return None

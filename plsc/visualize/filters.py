@@ -29,7 +29,7 @@ def pixel_filters(network: VisionTransformer) -> tuple[np.ndarray, str]:
 def principal_components(filters: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Filters [C, in_chans, h, w] → (components [K, in_chans, h, w], shares [all] of the variance, falling).
 
-    Components have length one. Their sign, which nothing fixes, is such that the largest value is positive.
+    Components have length one. Their sign, which is arbitrary, is such that the largest value is positive.
     K is `count`, or less where there are no more.
     """
     flat = filters.reshape(len(filters), -1).astype("float64")

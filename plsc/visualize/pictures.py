@@ -87,7 +87,7 @@ def _seen(name: str, data: bytes, preprocess: Preprocess, spec: ViTSpec) -> Pict
         height, width = pixels.shape[:2]
         expected = "x".join(map(str, pair(spec.img_size)))
         raise DataError(
-            f"has {height}x{width} pixels (height x width) behind the preprocessing, the model takes {expected}; "
+            f"has {height}x{width} pixels (height x width) after the preprocessing, the model takes {expected}; "
             "give -c RECIPE whose DataLoader.Eval resizes and crops to that, or pictures of that size"
         )
     shrunk = min(1.0, _LONGEST / max(size))

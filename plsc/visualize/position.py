@@ -22,7 +22,7 @@ _COLOURS = "viridis"
 
 
 def cosine_similarity(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, C] → [N, N]; a row of zeros resembles nothing."""
+    """Rows [N, C] → [N, N]; a row of zeros resembles no other."""
     rows = np.asarray(rows, "float64")
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(length > 0, length, 1.0)
@@ -65,7 +65,7 @@ def draw_position(
     """
     network = subject.network
     table = to_numpy(network.pos_embed)
-    figure = sheet.new(14, 11.8, f"{subject.name}: how its patches are told apart")
+    figure = sheet.new(14, 11.8, f"{subject.name}: how its patches differ")
     first, second, third = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95])
     _draw_grids(first, table, subject.spec, resized, subject.card.position or "bicubic")
     _draw_rows(second, table[0], subject.spec)

@@ -35,13 +35,13 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
         processes: that the run is to have; with the recipe's batch size a process they give the global batch.
 
     Raises:
-        DataError: the training data cannot be read, so that nobody knows the length of an epoch.
+        DataError: the training data cannot be read, so that the length of an epoch is unknown.
     """
     g = config.Global
     if steps is not None:
         return Length(steps, steps, max(1, round(steps / (g.epochs or 1))))
     if "Train" not in config.DataLoader:
-        raise ConfigError("DataLoader.Train is missing: without data nobody knows the length of an epoch; give --steps")
+        raise ConfigError("DataLoader.Train is missing: without data the length of an epoch is unknown; give --steps")
     try:
         data = build.dataset(config, config.DataLoader["Train"])
     except DataError as error:

@@ -19,7 +19,7 @@ log = logging.getLogger("plsc")
 
 ENDINGS = (".png", ".svg")
 DOTS_PER_INCH = 110
-# constrained layout takes some seconds for so many panels, and nobody reads more at a glance
+# constrained layout takes some seconds for so many panels, and more cannot be read at a glance
 MOST_PANELS = 240
 # that an inch holds of a panel's title (8 points), and of a sheet's (12 points)
 _LETTERS_PER_INCH, _TITLE_LETTERS_PER_INCH = 13, 11
@@ -137,7 +137,7 @@ def tiles(pictures: np.ndarray, gap: int, fill: float = np.nan) -> np.ndarray:
 
 
 def number_tiles(axis, shown, sides: tuple[int, int], gap: int) -> None:
-    """Patch numbers beside `tiles`: shown says which (rows, columns) they are, from 0; sides is (height, width)."""
+    """Patch numbers beside `tiles`: `shown` are their (rows, columns), from 0; sides is (height, width)."""
     for ticks, numbers, side in zip((axis.set_yticks, axis.set_xticks), shown, sides, strict=True):
         named = range(0, len(numbers), -(-len(numbers) // 7))
         ticks([k * (side + gap) + (side - 1) / 2 for k in named], [str(numbers[k] + 1) for k in named], fontsize=8)
