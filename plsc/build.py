@@ -40,6 +40,8 @@ def component(config: Config, registry: Registry, part: Component, **supplied):
     entry, arguments = registry.get(part.name), dict(part.arguments)
     for name, kind in entry.nested().items():
         arguments[name] = [component(config, kind, inner) for inner in arguments[name]]
+    for name, mark in entry.inputs().items():
+        config.check_input((*part.path, name), arguments.get(name), mark)
     piece = arguments.pop("slice", None) if registry is DATASETS else None
     try:
         built = entry.build(arguments, **supplied)

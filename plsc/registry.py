@@ -116,6 +116,11 @@ class Entry:
         registries = {name: list_of(p.annotation) for name, p in self.parameters().items()}
         return {name: registry for name, registry in registries.items() if registry}
 
+    def inputs(self) -> dict[str, InputPath]:
+        """Parameters that take paths of files to read → their marks."""
+        marks = {name: mark_of(p.annotation, InputPath) for name, p in self.parameters().items()}
+        return {name: mark for name, mark in marks.items() if mark}
+
     @property
     def summary(self) -> str:
         """First line of the factory's docstring."""

@@ -1,6 +1,7 @@
 """A parsed tree → Config: every section, and what concerns several keys; all problems together."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from plsc import components
 from plsc.config import plsc_dialect, schema
@@ -79,7 +80,18 @@ def check(
     if not c.problems:
         check_rules(c, config)
     c.raise_problems()
-    return config
+    return _as_plsc_places_it(c, config)
+
+
+def _as_plsc_places_it(c: Checker, config: Config) -> Config:
+    """A file of PLSC's has its run below output_dir, in a folder of the model's name: they all share one output_dir."""
+    path = ("Global", "output_dir")
+    origin = c.source.origins.get(path)
+    if origin is None or origin.file is None or origin.file not in c.plsc_files:
+        return config
+    folder = str(Path(config.Global.output_dir) / config.Model.name)
+    c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
+    return config.replace({"Global.output_dir": folder, "notes": c.notes})
 
 
 def _renamed(c: Checker, tree: dict) -> dict:

@@ -3,16 +3,18 @@
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from plsc.config import plsc_dialect, schema
 from plsc.config.coerce import coerce
+from plsc.config.paths import resolved
 from plsc.config.plsc_dialect import Words
 from plsc.config.schema import Component
 from plsc.config.source import KeyPath, Source
 from plsc.errors import ConfigError
-from plsc.registry import DATASETS, MODELS, KeysOf, Registry, list_of, mark_of, nearest
+from plsc.registry import DATASETS, MODELS, InputPath, KeysOf, Registry, list_of, mark_of, nearest
 from plsc.signatures import validated
 
 REQUIRED = inspect.Parameter.empty
@@ -25,6 +27,7 @@ class Checker:
     Attributes:
         problems, notes: messages, each with its place.
         absent: where components stand that are not there, and that only training needs.
+        plsc_files: files that have keys which only PLSC's have.
     """
 
     def __init__(self, source: Source, *, for_training: bool = True, not_run: Iterable[str] = ()):
@@ -33,6 +36,7 @@ class Checker:
         self.problems: list[str] = []
         self.notes: list[str] = list(source.notes)
         self.absent: list[KeyPath] = []
+        self.plsc_files: set[Path | None] = set()
 
     def problem(self, path: KeyPath, text: str) -> None:
         self.problems.append(self.source.located(path, text))
@@ -134,7 +138,12 @@ class Checker:
         keys = mark_of(annotation, KeysOf)
         if keys and value is not None:
             return self._keys_of(keys, value, path)
-        return self.value(value, annotation, path)
+        checked = self.value(value, annotation, path)
+        mark = mark_of(annotation, InputPath)
+        if mark:
+            origin = self.source.origin(path)
+            return resolved(checked, mark, origin.file.parent if origin.file else None)
+        return checked
 
     def section(self, cls: type[BaseModel], raw, path: KeyPath):
         """A schema section from its mapping."""
@@ -146,6 +155,8 @@ class Checker:
             fields[name] = (annotation, REQUIRED if info.is_required() else info.get_default(call_default_factory=True))
         raw = self.mapping(raw, path)
         words = plsc_dialect.section(path)
+        if raw.keys() & (words.inert.keys() | words.refused.keys()):
+            self.plsc_files.add(self.source.origin(path).file)
         return cls.model_construct(**self.fields(raw, fields, path, owner=".".join(map(str, path)), words=words))
 
     # -- components -----------------------------------------------------------------------

@@ -3,14 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from plsc.config import schema
+from plsc.config.paths import missing
 from plsc.config.schema import Component, DataSection
 from plsc.config.source import Source
 from plsc.errors import ConfigError
+from plsc.registry import InputPath
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Config:
         """A ConfigError that names the key and where it was written."""
         return ConfigError(self.source.located(path, text))
 
+    def check_input(self, path: tuple, value, mark: InputPath = InputPath()) -> None:  # noqa: B008
+        """Raise ConfigError, with the folders it was looked for in, where a file that a key names is missing."""
+        problem = missing(self.source, path, value, mark)
+        if problem:
+            raise self.error(path, problem)
+
     def replace(self, changes: Mapping[str, Any]) -> "Config":
         """A copy with some keys changed; this one stays as it is.
 
@@ -58,9 +67,9 @@ class Config:
         return config
 
     def to_dict(self) -> dict:
-        """The resolved run as plain values; written to YAML it is a runnable recipe."""
+        """The resolved run as plain values; written to YAML it is a recipe that runs in any folder."""
         out = {
-            "Global": self.Global.model_dump(),
+            "Global": {**self.Global.model_dump(), "output_dir": str(Path(self.Global.output_dir).absolute())},
             "DistributedStrategy": self.DistributedStrategy.model_dump(),
             "FP16": self.FP16.model_dump() if self.FP16 else None,
             "EMA": self.EMA.model_dump() if self.EMA else None,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from plsc.bounds import NonNegative, Positive, PositiveFloat
+from plsc.registry import InputPath
 
 
 class Section(BaseModel):
@@ -42,9 +43,9 @@ class Global(Section):
     max_train_step: Positive | None = None  # ends (and saves) there; the length where epochs is unsaid
     global_batch_size: Positive | None = None  # over all processes; instead of sampler.batch_size
     accum_steps: Positive = 1  # micro-batches that one local batch is split into
-    checkpoint: str | None = None  # continue from this checkpoint
+    checkpoint: Annotated[str, InputPath()] | None = None  # continue from this checkpoint
     resume: str | None = None  # auto: continue from this output_dir's latest, if there is one; or best, or step-…
-    pretrained_model: str | None = None  # start from these weights
+    pretrained_model: Annotated[str, InputPath()] | None = None  # start from these weights
     position_embedding: Literal["bicubic", "bilinear"] = (
         "bicubic"  # how pretrained_model's is resized; Google's is bilinear
     )

@@ -55,6 +55,16 @@ class Source:
             path = path[:-1]
         return self.origins.get(path, Origin(self.name))
 
+    def value(self, path: KeyPath):
+        """What was written at a key path; None where nothing was."""
+        at: Any = self.tree
+        for key in path:
+            known = at.keys() if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ()
+            if key not in known:
+                return None
+            at = at[key]
+        return at
+
     def located(self, path: KeyPath, text: str) -> str:
         """`text` after the place and the name of a key."""
         return f"{self.origin(path)}: {'.'.join(map(str, path))}: {text}"

@@ -1,0 +1,53 @@
+"""Paths of files to read that a recipe names: which file is meant, and where it was looked for."""
+
+from pathlib import Path
+
+from plsc.config.source import KeyPath, Source
+from plsc.registry import InputPath
+
+
+def resolved(value, mark: InputPath, folder: Path | None):
+    """The value of an InputPath with relative paths made absolute.
+
+    A relative path is looked for in the working directory, as PLSC does, then in `folder`, that of the recipe which
+    names it. Where it is in neither, the working directory's is meant. Addresses (s3://…) and null stay as they are.
+
+    Args:
+        value: a path, or a list of them.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)(resolved(item, mark, folder) for item in value)
+    if not isinstance(value, str) or not value or "://" in value:
+        return value
+    path = Path(value).expanduser()
+    candidates = [Path.cwd() / path, *([folder / path] if folder else [])]
+    return str(next((c for c in candidates if _is_there(c, mark)), candidates[0]))
+
+
+def missing(source: Source, at: KeyPath, value, mark: InputPath) -> str | None:
+    """What to say where a file that a key names is not there; None where it is.
+
+    Args:
+        value: as `resolved` returns it.
+    """
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, str) and item and "://" not in item and not mark.made and not _is_there(Path(item), mark):
+            origin = source.origin(at)
+            text = f"{item} is missing"
+            if origin.file and not Path(str(source.value(at))).is_absolute():
+                text += f"; a relative path is looked for in {Path.cwd()} and in {origin.file.parent}"
+            return text
+    return None
+
+
+def _is_there(path: Path, mark: InputPath) -> bool:
+    """Whether a path exists, matches a file, or begins the names of files, as best_model those of PLSC."""
+    try:
+        if path.exists():
+            return True
+        if mark.pattern:
+            anchor = Path(path.anchor)
+            return next(anchor.glob(str(path.relative_to(anchor))), None) is not None
+        return path.parent.is_dir() and any(p.name.startswith(f"{path.name}.") for p in path.parent.iterdir())
+    except OSError:  # a name that no file can have
+        return False
