@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from plsc.data.preprocess import Preprocess as Preprocess
     from plsc.data.transforms.base import Transform as Transform
     from plsc.engine.callbacks import Callback as Callback
+    from plsc.engine.evaluation import Evaluation as Evaluation
     from plsc.engine.evaluation import evaluate as evaluate
+    from plsc.engine.evaluation import evaluate_all as evaluate_all
     from plsc.engine.run import TrainResult as TrainResult
     from plsc.errors import CheckpointError as CheckpointError
     from plsc.errors import ConfigError as ConfigError
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from plsc.targets import Targets as Targets
     from plsc.tasks.base import Task as Task
     from plsc.tasks.base import TaskOutput as TaskOutput
+    from plsc.timing import Timing as Timing
     from plsc.timing import benchmark as benchmark
     from plsc.training import train as train
 
@@ -76,6 +79,7 @@ _DEFINED_IN = {
     "load_config": "plsc.api:load_config",
     "train": "plsc.training:train",
     "evaluate": "plsc.engine.evaluation:evaluate",
+    "evaluate_all": "plsc.engine.evaluation:evaluate_all",
     "load_predictor": "plsc.predictor:load_predictor",
     "export_model": "plsc.export:export_model",
     "convert_weights": "plsc.convert:convert_weights",
@@ -101,6 +105,8 @@ _DEFINED_IN = {
     "Predictor": "plsc.predictor:Predictor",
     "Preprocess": "plsc.data.preprocess:Preprocess",
     "TrainResult": "plsc.engine.run:TrainResult",
+    "Evaluation": "plsc.engine.evaluation:Evaluation",
+    "Timing": "plsc.timing:Timing",
     "Callback": "plsc.engine.callbacks:Callback",
     "Sample": "plsc.data.datasets.base:Sample",
     "Targets": "plsc.targets:Targets",
@@ -125,11 +131,16 @@ _DEFINED_IN = {
 _WITHOUT_PADDLE = {
     "load_config",
     "train",
+    "evaluate",
+    "evaluate_all",
+    "convert_weights",
     "list_models",
     "Callback",
     "benchmark",
     "Config",
     "TrainResult",
+    "Evaluation",
+    "Timing",
     *(name for name, place in _DEFINED_IN.items() if place.startswith(("plsc.errors:", "plsc.registry:"))),
 }
 

@@ -116,6 +116,8 @@ def test_help_and_version_do_not_import_paddle(arguments):
         (["config"], "required: -c/--config"),
         (["train", "-c"], "expected one argument"),
         (["train", "-c", "digits", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["convert", "x", "--to", "onnx", "--output", "y"], "onnx is no format of weights but of whole models: `plsc"),
+        (["convert", "x", "--to", "tim", "--output", "y"], "no format of weights is called 'tim'; did you mean timm?"),
         (["list", "modells"], "'modells' is unknown; did you mean models?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -378,6 +380,15 @@ def test_a_reader_that_stops_early_is_no_error(here):
     )
     assert done.returncode == 0 and done.stdout.startswith("DeiT_base_patch16_224 "), done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_weights_are_converted_from_python(trained, here):
+    made = package.convert_weights(trained, "timm", "mine.safetensors", backbone=True)
+    assert made.written == [Path("mine.safetensors")] and made.layout == "plsc" and made.card.spec["class_num"] == 10
+    back = package.convert_weights("mine.safetensors", "safetensors", "back.safetensors", num_heads=2)
+    assert back.layout == "timm" and back.card.spec["num_heads"] == 2 and back.arrays == made.arrays - 2, "no head"
+    with pytest.raises(package.ConfigError, match=r"plsc\.export_model"):
+        package.convert_weights(trained, "onnx", "x")
 
 
 SLOW_DATA = '''

@@ -29,6 +29,7 @@ ALLOWED = {
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
     "api": SHARED | {"config"},
+    "convert": SHARED | {"model_card", "weights"},
     "datatools": SHARED | {"data"},
     "build": SHARED | ROOMS,
     "loading": SHARED | ROOMS | {"build", "model_card"},

@@ -4,7 +4,10 @@ The source may be any format that Global.pretrained_model takes. Values are not 
 there and back gives the same bits.
 """
 
-import dataclasses
+import argparse
+
+from plsc.cli.common import above_zero, add_import_argument, import_parts
+from plsc.errors import ConfigError
 
 EXAMPLES = """\
   plsc convert output/mine --to huggingface --output mine_hf
@@ -18,35 +21,47 @@ def add_arguments(parser):
     from plsc.weights import FORMATS
 
     parser.add_argument("source", help="a weights file, checkpoint, run directory or Hugging Face folder")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
+    parser.add_argument(
+        "--to", required=True, type=_format, metavar="FORMAT", help=f"the format to write: {', '.join(FORMATS)}"
+    )
     parser.add_argument("--output", required=True, metavar="PATH", help="a file; for huggingface a folder")
     parser.add_argument("--backbone", action="store_true", help="leave out head and pre-logits")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc or TensorFlow checkpoint")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, where the source does not tell")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+    parser.add_argument(
+        "--num-heads", type=above_zero, metavar="N", help="attention heads, where the source does not state them"
+    )
+    add_import_argument(parser)
+
+
+def _format(text: str) -> str:
+    from plsc.convert import check_format
+
+    try:
+        check_format(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def run(arguments) -> int:
-    from plsc import environment
-    from plsc.weights import read, write
+    from plsc.convert import convert_weights
 
-    if arguments.to == "pdparams":
-        environment.prepare()
-        environment.import_paddle()
-    source = read(arguments.source, "ema" if arguments.ema else "model")
-    if arguments.num_heads:
-        spec = {**source.card.spec, "num_heads": arguments.num_heads}
-        source.card = dataclasses.replace(source.card, spec=spec)
-    written = write(source, arguments.to, arguments.output, backbone=arguments.backbone)
-    spec = source.card.spec
-    print(
-        f"{source.path}: {len(source.tensors)} arrays in the names of {source.layout}; "
-        f"width {spec.get('embed_dim')}, depth {spec.get('depth')}, heads {spec.get('num_heads')}, "
-        f"classes {spec.get('class_num')}"
+    import_parts(arguments)
+    made = convert_weights(
+        arguments.source,
+        arguments.to,
+        arguments.output,
+        ema=arguments.ema,
+        backbone=arguments.backbone,
+        num_heads=arguments.num_heads,
     )
-    for name, shape in source.unknown.items():
+    named = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
+    facts = [f"{word} {made.card.spec[field]}" for word, field in named if made.card.spec.get(field) is not None]
+    print(f"{made.source}: {made.arrays} arrays in the names of {made.layout}; {', '.join(facts)}")
+    for name, shape in made.unknown.items():
         print(f"  left out, unknown: {name} {list(shape)}")
-    if arguments.to == "huggingface" and not source.card.preprocess:
-        print("  no preprocessor_config.json: the source does not say how its pictures are prepared")
-    for path in written:
+    if arguments.to == "huggingface" and made.card.preprocess is None:
+        print("  no preprocessor_config.json: the source does not state how its pictures are prepared")
+    for path in made.written:
         print(f"written {path}")
     return 0

@@ -135,8 +135,7 @@ def _on_data(request: Request, config: Config, path: Path) -> Config:
         return config.replace({"DataLoader.Eval": other.DataLoader["Eval"]})
     if "Eval" not in config.DataLoader:
         raise ConfigError(
-            f"{path}: the recipe has no DataLoader.Eval, by which pictures are prepared; give a recipe's .yaml "
-            "instead"
+            f"{path}: the recipe has no DataLoader.Eval, by which pictures are prepared; give a recipe's .yaml instead"
         )
     return config.replace({"DataLoader.Eval.dataset": _dataset_at(path, config.DataLoader["Eval"].dataset)})
 

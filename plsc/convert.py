@@ -1,0 +1,84 @@
+"""Weights of one format → another one: plsc's own, timm's, Hugging Face's, Google's npz, or .pdparams."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from plsc import environment
+from plsc.errors import ConfigError
+from plsc.model_card import ModelCard
+from plsc.registry import nearest
+from plsc.weights import FORMATS, read, write
+
+_EXPORTS = ("onnx", "paddle", "inference", "openvino", "tensorrt", "torchscript")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        source: the file that was read. layout: whose names its arrays have.
+        arrays: how many were read. card: what the source states of its model.
+        unknown: shapes of arrays that were left out, by the source's names.
+        written: the files.
+    """
+
+    source: Path
+    layout: str
+    arrays: int
+    card: ModelCard
+    unknown: dict[str, tuple[int, ...]]
+    written: list[Path]
+
+
+def convert_weights(
+    source: str | Path,
+    to: str,
+    output: str | Path,
+    *,
+    ema: bool = False,
+    backbone: bool = False,
+    num_heads: int | None = None,
+) -> Conversion:
+    """Write weights in another format. Values are not changed: there and back gives the same bits.
+
+    Args:
+        source: whatever Global.pretrained_model takes: a weights file, a checkpoint, a run directory, …
+        to: one of plsc.weights.FORMATS.
+        output: a file; for huggingface a folder. What is there is replaced.
+        ema: the averaged weights of a plsc checkpoint.
+        backbone: leave out head and pre-logits.
+        num_heads: attention heads, where the source does not state them.
+
+    Raises:
+        CheckpointError: the source cannot be read, does not state what the format needs, or has what the format has no
+            place for; or the output cannot be written.
+        ConfigError: there is no such format.
+
+    Example:
+        plsc.convert_weights("output/mine", "huggingface", "mine_hf")
+    """
+    check_format(to)
+    if to == "pdparams":
+        environment.prepare()
+        environment.import_paddle()
+    weights = read(source, "ema" if ema else "model")
+    if num_heads is not None:
+        weights.card = dataclasses.replace(weights.card, spec={**weights.card.spec, "num_heads": num_heads})
+    written = write(weights, to, output, backbone=backbone)
+    return Conversion(weights.path, weights.layout, len(weights.tensors), weights.card, weights.unknown, written)
+
+
+def check_format(to: str) -> None:
+    """Raise ConfigError with the nearest name for what is no format of weights."""
+    if to in FORMATS:
+        return
+    if to.lower() in _EXPORTS:
+        raise ConfigError(
+            f"{to} is no format of weights but of whole models: `plsc export --format onnx` or `--format paddle` "
+            "(plsc.export_model) writes those"
+        )
+    close = nearest(to, FORMATS)
+    hint = f"did you mean {close}? There are" if close else "there are"
+    raise ConfigError(f"no format of weights is called {to!r}; {hint} {', '.join(FORMATS)}")
