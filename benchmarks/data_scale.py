@@ -70,11 +70,11 @@ def opened(kind: str, folder: Path):
 
 
 def training_order(data, batch_size: int):
-    from plsc.data.datasets.combine import shard_sizes
-    from plsc.data.sampler import Sampler
+    from plsc.data.datasets.base import shard_sizes
+    from plsc.data.sampler import EpochSampler
 
     sizes = shard_sizes(data)
-    return Sampler(
+    return EpochSampler(
         size=len(data), batch_size=batch_size, drop_last=True, shuffle=True, seed=0, rank=0, world=1, shard_sizes=sizes
     )
 

@@ -145,9 +145,9 @@ def one_core(sides: dict, count: int, rounds: int) -> dict[str, float]:
 def end_to_end(data, rounds: int, workers: int) -> tuple[float, float]:
     """Median pictures a second of one core alone, and of the loader with a worker a core, in turns."""
     from plsc.data.loader import Loader
-    from plsc.data.sampler import Sampler
+    from plsc.data.sampler import EpochSampler
 
-    sampler = Sampler(size=len(data), batch_size=64, drop_last=False, shuffle=True, seed=0, rank=0, world=1)
+    sampler = EpochSampler(size=len(data), batch_size=64, drop_last=False, shuffle=True, seed=0, rank=0, world=1)
     loader = Loader(fetcher(data), batch_size=64, num_workers=workers, prefetch_batches=3)
     batches = loader.run(sampler.batches(0))
     count = max(8, 4 * len(data) // 64)

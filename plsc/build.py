@@ -4,14 +4,20 @@ import dataclasses
 import inspect
 import logging
 
+import numpy as np
 import paddle
 
 from plsc.config import Component, Config, DataSection
-from plsc.data.datasets.combine import Sliced, shard_sizes
+from plsc.config.schema import DATASET_KEYS
+from plsc.data.class_names import some
+from plsc.data.datasets.base import check_labels, check_protocol, shard_sizes
+from plsc.data.datasets.combine import Subset, knows_labels, numbered_as, sliced
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
+from plsc.data.sampler import Sampler
+from plsc.data.split import LabelTable, split
 from plsc.errors import ConfigError, DataError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
@@ -34,25 +40,40 @@ from plsc.targets import Activation
 
 log = logging.getLogger("plsc")
 
+_MOST_COMPARED = 2_000_000  # samples whose labels are looked at to compare slices
+
 
 def component(config: Config, registry: Registry, part: Component, **supplied):
-    """Build one component; what its constructor refuses is told with the key's place."""
+    """Build one component; what its constructor refuses is an error with the key's place."""
     entry, arguments = registry.get(part.name), dict(part.arguments)
     for name, kind in entry.nested().items():
         arguments[name] = [component(config, kind, inner) for inner in arguments[name]]
     for name, mark in entry.inputs().items():
         config.check_input((*part.path, name), arguments.get(name), mark)
-    piece = arguments.pop("slice", None) if registry is DATASETS else None
+    keys = DATASET_KEYS.keys() - entry.parameters().keys() if registry is DATASETS else ()
+    cut = {key: arguments.pop(key, None) for key in keys}
     try:
         built = entry.build(arguments, **supplied)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
-    if piece is None:
-        return built
+    return _part(config, part, built, **cut) if registry is DATASETS else built
+
+
+def _part(config: Config, part: Component, data, slice=None, val_fraction=None, val_seed=None):
+    """The part of a data set that its keys choose: of val_fraction what is held out in Eval, the rest in Train."""
+    key: tuple = ()
     try:
-        return Sliced(built, piece)
+        check_protocol(data)
+        if slice is not None:
+            key = ("slice",)
+            data = sliced(data, slice)
+        if val_fraction is not None:
+            key = ("val_fraction",)
+            kept, held = split(data, val_fraction, val_seed)
+            data = Subset(data, held if part.path[1:2] == ("Eval",) else kept)
     except (ConfigError, DataError) as error:
-        raise config.error((*part.path, "slice"), str(error)) from error
+        raise config.error((*part.path, *key), str(error)) from error
+    return data
 
 
 def check_members(config: Config, part: Component, built, protocol: type) -> None:
@@ -74,32 +95,64 @@ def model(config: Config):
 
 
 def class_num(config: Config) -> int:
-    return config.Model.arguments["class_num"]
+    """The model's classes. Raises ConfigError where they are still `auto`; see resolve_class_num."""
+    count = config.Model.arguments["class_num"]
+    if count == "auto":
+        raise config.error(("Model", "class_num"), "is auto, but no data set is open here; give a number")
+    return count
 
 
-def dataset(config: Config, section: DataSection):
-    """The data set. Raises ConfigError where the data set's classes and the model's differ."""
+def resolve_class_num(config: Config, data) -> Config:
+    """The configuration with the classes of `data` where Model.class_num is `auto`, else as it is."""
+    if config.Model.arguments.get("class_num") != "auto":
+        return config
+    count = LabelTable.of(data).classes if data.class_names is None else len(data.class_names)
+    log.info("Model.class_num: auto, which is %d by the data set", count)
+    return config.replace({"Model.class_num": count})
+
+
+def dataset(config: Config, mode: str, *, class_names: list[str] | None = None, owner: str = ""):
+    """The data set of DataLoader.Train or DataLoader.Eval.
+
+    Args:
+        class_names: number its classes as these, which are those of `owner`.
+
+    Raises:
+        DataError: it holds no samples, or has classes that `owner` has not.
+    """
+    section = config.DataLoader[mode]
     data = component(config, DATASETS, section.dataset)
     if len(data) == 0:
         raise DataError(f"{section.dataset.name}: holds no samples")
-    names, wanted = data.class_names, class_num(config)
-    if hasattr(data, "check"):
-        data.check(wanted)
-    if names is not None and len(names) < wanted:
+    try:
+        renumbered = numbered_as(data, class_names)
+    except DataError as error:
+        raise DataError(f"DataLoader.{mode}.dataset: {section.dataset.name} {error}; {owner} has others") from error
+    if renumbered is not data:
+        missing = sorted(set(class_names) - set(data.class_names))
         log.warning(
-            "Model.class_num is %d, but %s has %d classes; -o Model.class_num=%d",
-            wanted,
-            section.dataset.name,
-            len(names),
-            len(names),
+            "DataLoader.%s.dataset: has no pictures of some classes of %s: %s; its classes are numbered as there",
+            mode,
+            owner,
+            some(missing),
         )
-    if names is not None and len(names) > wanted:
+    return renumbered
+
+
+def _check_classes(config: Config, mode: str, data) -> None:
+    """Raises ConfigError where the data set has more classes than the model."""
+    names, wanted, owner = data.class_names, class_num(config), config.DataLoader[mode].dataset.name
+    check_labels(data, wanted)
+    if names is None or len(names) == wanted:
+        return
+    if len(names) > wanted:
         raise config.error(
             ("Model", "class_num"),
-            f"is {class_num(config)}, but {section.dataset.name} has {len(names)} classes; "
-            f"-o Model.class_num={len(names)}",
+            f"is {wanted}, but {owner} has {len(names)} classes; -o Model.class_num={len(names)}",
         )
-    return data
+    log.warning(
+        "Model.class_num is %d, but %s has %d classes; -o Model.class_num=%d", wanted, owner, len(names), len(names)
+    )
 
 
 def transforms(config: Config, section: DataSection) -> list:
@@ -111,22 +164,41 @@ def mixing(config: Config) -> list:
     return [component(config, BATCH_TRANSFORMS, part) for part in config.DataLoader["Train"].batch_transforms]
 
 
-def check_same_classes(config: Config, train, evaluation) -> None:
-    """Refuse two data sets that number their classes differently."""
-    a, b = train.class_names, evaluation.class_names
-    if a is not None and b is not None and a != b:
-        only = [("training", sorted(set(a) - set(b))), ("evaluation", sorted(set(b) - set(a)))]
-        told = [
-            f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''} only in {where}" for where, names in only if names
-        ]
-        raise DataError(
-            f"the training and evaluation data have different classes: {'; '.join(told) or 'another order'}"
-        )
-    parts = [config.DataLoader[mode].dataset for mode in ("Train", "Eval")]
-    if (parts[0].name, parts[0].arguments) == (parts[1].name, parts[1].arguments):
+def compare_parts(config: Config, train, evaluation) -> None:
+    """Warn where training and evaluation see the same pictures, or slices that do not have the same classes."""
+    parts = {mode: config.DataLoader[mode].dataset for mode in ("Train", "Eval")}
+    if parts["Train"] == parts["Eval"] and not _uses(parts["Eval"], "val_fraction"):
         log.warning(
             "DataLoader.Train and DataLoader.Eval read the same pictures: the accuracy says nothing of new ones"
         )
+    if parts["Train"] != parts["Eval"] and all(_uses(part, "val_fraction") for part in parts.values()):
+        log.warning(
+            "DataLoader.Train.dataset and DataLoader.Eval.dataset both have val_fraction, but are not alike: what one "
+            "holds out may be among what the other keeps"
+        )
+    if not any(_uses(part, "slice") for part in parts.values()):
+        return
+    sides = {"Train": train, "Eval": evaluation}
+    if any(len(data) > _MOST_COMPARED or not knows_labels(data) for data in sides.values()):
+        return
+    present = {mode: set(np.flatnonzero(LabelTable.of(data).class_counts()).tolist()) for mode, data in sides.items()}
+    for mode, other in (("Train", "Eval"), ("Eval", "Train")):
+        missing = sorted(present[other] - present[mode])
+        if missing:
+            names = train.class_names
+            log.warning(
+                "DataLoader.%s.dataset.slice leaves no sample of some classes of DataLoader.%s: %s; val_fraction "
+                "holds out a part of every class instead",
+                mode,
+                other,
+                some([names[k] if names and k < len(names) else k for k in missing]),
+            )
+
+
+def _uses(part: Component, key: str) -> bool:
+    """Whether a data set, or one that it is made of, has a value for a key of all data sets."""
+    inner = (item for value in part.arguments.values() if isinstance(value, (list, tuple)) for item in value)
+    return part.arguments.get(key) is not None or any(isinstance(i, Component) and _uses(i, key) for i in inner)
 
 
 @dataclasses.dataclass
@@ -145,10 +217,15 @@ class Feed:
     preprocess: Preprocess | None = None
 
 
-def feed(config: Config, mode: str, *, batch_size: int) -> Feed:
-    """The data set, loader and device input of DataLoader.Train or DataLoader.Eval."""
+def feed(config: Config, mode: str, *, batch_size: int, data=None) -> Feed:
+    """The data set, loader and device input of DataLoader.Train or DataLoader.Eval.
+
+    Args:
+        data: the data set, where it is open already; see `dataset`.
+    """
     section = config.DataLoader[mode]
-    data = dataset(config, section)
+    data = dataset(config, mode) if data is None else data
+    _check_classes(config, mode, data)
     steps = transforms(config, section)
     preprocess = None
     try:
@@ -170,7 +247,7 @@ def feed(config: Config, mode: str, *, batch_size: int) -> Feed:
     workers = section.loader.num_workers
     if workers == "auto":
         workers, why = measured_workers(fetcher, batch_size, on_cpu=paddle.get_device() == "cpu")
-        log.info("DataLoader.%s: %d worker processes: %s", mode, workers, why)
+        log.info("DataLoader.%s: %d worker process%s: %s", mode, workers, "" if workers == 1 else "es", why)
     loader = Loader(
         fetcher,
         batch_size=batch_size,
@@ -197,16 +274,13 @@ def _described(section: DataSection, data) -> str:
 def _check_picture(config: Config, mode: str, fetcher: Fetcher, normalize) -> None:
     """Refuse pictures that the model does not take, before the first step."""
     height, width, channels = fetcher.fields()["image"].shape
-    arguments = config.Model.arguments
-    size = arguments["img_size"]
-    expected = (size, size) if isinstance(size, int) else tuple(size)
+    size, expected_channels = (config.Model.arguments.get(key) for key in ("img_size", "in_chans"))
     path = ("DataLoader", mode, "dataset", "transform_ops")
-    if (height, width) != expected:
-        raise config.error(
-            path, f"leave pictures of {height}x{width} pixels, but Model.img_size is {expected[0]}x{expected[1]}"
-        )
-    if channels != arguments["in_chans"]:
-        raise config.error(path, f"leave {channels} channels, but Model.in_chans is {arguments['in_chans']}")
+    if size is not None and (height, width) != pair(size):
+        expected = "{}x{}".format(*pair(size))
+        raise config.error(path, f"leave pictures of {height}x{width} pixels, but Model.img_size is {expected}")
+    if expected_channels not in (None, channels):
+        raise config.error(path, f"leave {channels} channels, but Model.in_chans is {expected_channels}")
     if normalize is not None and len(normalize.mean) not in (1, channels):
         raise config.error(path, f"NormalizeImage has {len(normalize.mean)} means for {channels} channels")
 
@@ -245,12 +319,12 @@ def local_batch_size(config: Config, world_size: int, global_batch: int | None =
     return local
 
 
-def sampler(config: Config, data, batch_size: int, rank: int, world_size: int):
+def sampler(config: Config, data, batch_size: int, rank: int, world_size: int) -> Sampler:
     """The training order over a data set."""
     part = config.DataLoader["Train"].sampler
     part = dataclasses.replace(part, arguments={**part.arguments, "batch_size": batch_size})
-    sizes, lanes = shard_sizes(data), part.arguments["lanes"]
-    if sizes is not None and lanes % world_size:
+    sizes, lanes = shard_sizes(data), part.arguments.get("lanes")
+    if sizes is not None and lanes and lanes % world_size:
         log.warning(
             "%d processes do not divide the %d lanes of shards: each process reads parts of all; "
             "-o DataLoader.Train.sampler.lanes=%d, for a new run",
@@ -258,7 +332,7 @@ def sampler(config: Config, data, batch_size: int, rank: int, world_size: int):
             lanes,
             -(-lanes // world_size) * world_size,
         )
-    return component(
+    made = component(
         config,
         SAMPLERS,
         part,
@@ -268,6 +342,10 @@ def sampler(config: Config, data, batch_size: int, rank: int, world_size: int):
         world=world_size,
         shard_sizes=sizes,
     )
+    missing = missing_members(made, Sampler)
+    if missing:
+        raise config.error(part.path, f"{part.name} is no sampler, since it lacks {', '.join(missing)}")
+    return made
 
 
 def losses(config: Config, mode: str) -> WeightedSum | None:

@@ -192,12 +192,12 @@ def test_processes_that_do_not_divide_the_lanes_are_warned(tmp_path, caplog):
     files = [write_shard("WebDataset", tmp_path / f"{k}.tar", range(10 * k, 10 * k + 10)) for k in range(3)]
     tree = tiny_digits()
     config = load(str(write_config(tmp_path / "digits.yaml", tree)))
-    data = build.dataset(config, config.DataLoader["Train"])
+    data = build.dataset(config, "Train")
     build.sampler(config, data, batch_size=2, rank=0, world_size=5)
     assert not caplog.records
     tree["DataLoader"]["Train"]["dataset"] = {"name": "WebDataset", "files": files, "transform_ops": []}
     config = load(str(write_config(tmp_path / "shards.yaml", tree)))
-    data = build.dataset(config, config.DataLoader["Train"])
+    data = build.dataset(config, "Train")
     sampler = build.sampler(config, data, batch_size=2, rank=1, world_size=4)
     assert isinstance(sampler.order(0), LaneOrder) and not caplog.records
     build.sampler(config, data, batch_size=2, rank=0, world_size=5)

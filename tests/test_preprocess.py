@@ -58,12 +58,12 @@ def test_normalisation_by_each_of_its_names(transforms, expected):
 @pytest.mark.parametrize(
     "transforms, told",
     [
-        ([NormalizeImage(), RandFlipImage()], "RandFlipImage stands behind NormalizeImage"),
-        ([ToTensor(), RandFlipImage(), Normalize()], "RandFlipImage stands behind ToTensor"),
+        ([NormalizeImage(), RandFlipImage()], "RandFlipImage comes after NormalizeImage"),
+        ([ToTensor(), RandFlipImage(), Normalize()], "RandFlipImage comes after ToTensor"),
         ([ToTensor(), NormalizeImage()], "ToTensor scales already"),
         ([NormalizeImage(), Normalize()], "Normalize is the second"),
-        ([RandomErasing(), NormalizeImage()], "RandomErasing stands before NormalizeImage"),
-        ([NormalizeImage(), RandomErasing(), RandomErasing()], "RandomErasing stands twice"),
+        ([RandomErasing(), NormalizeImage()], "RandomErasing comes before NormalizeImage"),
+        ([NormalizeImage(), RandomErasing(), RandomErasing()], "RandomErasing is there twice"),
     ],
 )
 def test_what_stands_in_the_wrong_place_is_refused(transforms, told):

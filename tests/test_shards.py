@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.config import load
-from plsc.data.datasets import Digits, ImageNetDataset, Parquet, Sliced, Stack, TFRecord, WebDataset
+from plsc.data.datasets import Digits, ImageNetDataset, Parquet, Sample, Stack, TFRecord, WebDataset
 from plsc.data.datasets import shards as shards_module
+from plsc.data.datasets.combine import sliced
 from plsc.data.datasets.labels import LabelPolicy, Labels
 from plsc.data.datasets.tfrecord import masked_crc32c, parse_example
 from plsc.data.fetch import Fetcher
@@ -209,7 +210,7 @@ def test_tar_samples_are_what_was_written(tmp_path, form):
     several = WebDataset(path, label_mode="soft")
     assert several[2].label == (2, 4) and several[2].weights == (0.5, 0.25)
     assert several[0].label == (3,) and several[0].weights == (1.0,)
-    assert several.labels(2) == Labels((4, 2), (0.25, 0.5))
+    assert several.labels_of(np.arange(1, 4)).tolist() == [[5, -1], [2, 4], [6, -1]]
 
 
 def test_other_json_keys(tmp_path):
@@ -428,16 +429,16 @@ def test_a_slice_is_pythons(sizes, start, stop, bracketed):
             return sum(sizes)
 
         def __getitem__(self, index):
-            return index
+            return Sample(b"", index)
 
     text = f"{'' if start is None else start}:{'' if stop is None else stop}"
     expected = list(range(sum(sizes)))[start:stop]
     if not expected:
-        with pytest.raises(DataError, match="leaves nothing"):
-            Sliced(Data(), text)
+        with pytest.raises(DataError, match="leaves no sample"):
+            sliced(Data(), text)
         return
-    part = Sliced(Data(), f"[{text}]" if bracketed else text)
-    assert [part[i] for i in range(len(part))] == expected
+    part = sliced(Data(), f"[{text}]" if bracketed else text)
+    assert [part[i].label for i in range(len(part))] == expected
     owner = np.repeat(np.arange(len(sizes)), sizes)[expected]
     assert part.shard_sizes.tolist() == np.unique(owner, return_counts=True)[1].tolist()
     for index in (-1, len(part)):
@@ -448,14 +449,14 @@ def test_a_slice_is_pythons(sizes, start, stop, bracketed):
 @pytest.mark.parametrize("text", ["", "5", "a:b", "1:2:3", "1.5:2"])
 def test_no_slice(text):
     with pytest.raises(ConfigError, match="slice is"):
-        Sliced(Digits(), text)
+        sliced(Digits(), text)
 
 
 def test_a_stack_of_formats(tmp_path):
     """Samples and shards one after the other; a data set without shards counts as one."""
     parts = [open_data(kind, write_shard(kind, tmp_path / kind, range(6))) for kind in ("WebDataset", "Parquet")]
-    digits = Sliced(Digits(), ":5")
-    stack = Stack([parts[0], digits, Sliced(parts[1], "1:")])
+    digits = sliced(Digits(), ":5")
+    stack = Stack([parts[0], digits, sliced(parts[1], "1:")])
     assert len(stack) == 6 + 5 + 5
     assert contents(parts[0]) == [(stack[i].image, stack[i].label) for i in range(6)]
     assert all(np.array_equal(stack[6 + i].image, digits[i].image) for i in range(5))
@@ -492,7 +493,7 @@ def test_data_sets_within_data_sets_come_from_yaml(tmp_path):
     from plsc import build
 
     config = load(str(write_config(tmp_path / "c.yaml", stacked(tmp_path, slice=":4"))))
-    data = build.dataset(config, config.DataLoader["Train"])
+    data = build.dataset(config, "Train")
     assert len(data) == 4 + 10 - 1
     assert [data[i].image for i in range(3)] == [picture(n) for n in (1, 2, 3)]
     assert data.shard_sizes.tolist() == [3, 10]
@@ -517,7 +518,7 @@ def test_problems_within_are_located(tmp_path, wrong, said):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"slice": "[9:9]"}, r"datasets\.0\.WebDataset\.slice: slice \[9:9\] of \d+ samples leaves nothing"),
+        ({"slice": "[9:9]"}, r"datasets\.0\.WebDataset\.slice: slice \[9:9\] of \d+ samples leaves no sample"),
         ({"label_prob_threshold": 1.5}, r"datasets.0.WebDataset: .*1\.5; a probability is between 0 and 1"),
         ({"max_labels": 0}, r"max_labels is 0; it must be at least 1"),
         ({"drop_empty": False}, r"drop_empty cannot be False"),
@@ -530,7 +531,7 @@ def test_wrong_options_are_located(tmp_path, wrong, said):
 
     config = load(str(write_config(tmp_path / "c.yaml", stacked(tmp_path, **wrong))))
     with pytest.raises((ConfigError, DataError), match=said):
-        build.dataset(config, config.DataLoader["Train"])
+        build.dataset(config, "Train")
 
 
 @pytest.mark.parametrize("unquoted", ["[:4]", ":4", "[-4:]"])
@@ -540,7 +541,7 @@ def test_a_slice_is_written_as_in_python_on_the_command_line(tmp_path, unquoted)
 
     path = write_config(tmp_path / "c.yaml", tiny_digits())
     config = load(str(path), [f"DataLoader.Train.dataset.slice={unquoted}"])
-    assert len(build.dataset(config, config.DataLoader["Train"])) == 4
+    assert len(build.dataset(config, "Train")) == 4
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -551,8 +552,8 @@ def test_the_same_pictures_for_training_and_evaluation_are_told(tmp_path, caplog
     tree = stacked(tmp_path) if nested else tiny_digits()
     tree["DataLoader"]["Eval"]["dataset"] = tree["DataLoader"]["Train"]["dataset"]
     config = load(str(write_config(tmp_path / "c.yaml", tree)))
-    train, evaluation = (build.dataset(config, config.DataLoader[mode]) for mode in ("Train", "Eval"))
-    build.check_same_classes(config, train, evaluation)
+    train, evaluation = (build.dataset(config, mode) for mode in ("Train", "Eval"))
+    build.compare_parts(config, train, evaluation)
     assert "read the same pictures" in caplog.text
 
 

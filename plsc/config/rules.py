@@ -2,6 +2,7 @@
 
 from plsc.config.checker import Checker
 from plsc.config.config import Config
+from plsc.config.schema import Component
 
 
 def check_rules(c: Checker, config: Config) -> None:
@@ -9,6 +10,7 @@ def check_rules(c: Checker, config: Config) -> None:
     _check_lengths(c, config)
     for mode in config.DataLoader:
         _check_data(c, config, mode)
+    _check_val_fraction(c, config)
     _check_precision(c, config)
     if config.Global.to_static and config.DistributedStrategy.recompute:
         c.problem(
@@ -51,6 +53,27 @@ def _check_data(c: Checker, config: Config, mode: str) -> None:
         c.problem(path, "is missing; it is the batch of one process")
     elif mode == "Train" and size is not None and size % g.accum_steps:
         c.problem(path, f"{size} is not divisible by Global.accum_steps = {g.accum_steps}")
+
+
+def _check_val_fraction(c: Checker, config: Config) -> None:
+    """One data set is divided in one way for training and evaluation, else they see the same pictures."""
+    parts = [section.dataset for section in config.DataLoader.values()]
+    if len(parts) == 2 and parts[0] != parts[1] and _undivided(parts[0]) == _undivided(parts[1]):
+        c.problem(
+            ("DataLoader", "Eval", "dataset", "val_fraction"),
+            "DataLoader.Train names the same data set; give both the same val_fraction and val_seed, so that they take "
+            "different pictures of it",
+        )
+
+
+def _undivided(value):
+    """A data set, and those that it is made of, without val_fraction and val_seed."""
+    if isinstance(value, (list, tuple)):
+        return [_undivided(item) for item in value]
+    if not isinstance(value, Component):
+        return value
+    kept = {k: _undivided(v) for k, v in value.arguments.items() if k not in ("val_fraction", "val_seed")}
+    return Component(value.name, kept)
 
 
 def _check_precision(c: Checker, config: Config) -> None:

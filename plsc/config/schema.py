@@ -140,6 +140,8 @@ def _slice_text(value):
 
 DATASET_KEYS = {  # of every data set beside its own: annotation and default
     "slice": (Annotated[str | None, BeforeValidator(_slice_text)], None),  # a part as in Python, "[:50000]"
+    "val_fraction": (Annotated[float, Field(gt=0, lt=1)] | None, None),  # of each class Eval takes this, Train the rest
+    "val_seed": (NonNegative, 0),  # draws what Eval takes
 }
 
 

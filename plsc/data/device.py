@@ -15,7 +15,7 @@ class DeviceInput:
 
     Args:
         normalize: a NormalizeImage (or Preprocess) with scale, mean and std; None only scales to 0 … 1.
-        then: transforms of whole batches behind it: apply(image, the batch's tensors) → image.
+        then: device transforms that follow it, see plsc.data.transforms.base.
     """
 
     def __init__(self, normalize=None, then=()):

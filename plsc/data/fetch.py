@@ -3,15 +3,16 @@
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.datasets.base import Dataset, Sample, sample_of
 from plsc.data.sampler import Draw
+from plsc.data.transforms.base import DeviceTransform, Transform
 from plsc.data.transforms.fused import fuse
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
 DAMAGE = (DataError, OSError, cv2.error)
 # of the machine or its storage, not of a picture
@@ -27,16 +28,6 @@ class Field:
     dtype: str
 
 
-class Drawn(Protocol):
-    """A device transform whose random draws belong to the sample, and so are made with it."""
-
-    def fields(self, height: int, width: int, channels: int) -> dict[str, tuple[tuple, str]]:
-        """Name → (shape, type) of what a sample's draws consist of."""
-
-    def draw(self, rng, height: int, width: int, channels: int) -> dict[str, np.ndarray]:
-        """The draws of one sample."""
-
-
 class Fetched(NamedTuple):
     """One sample, ready to be stored."""
 
@@ -49,8 +40,8 @@ class Fetcher:
     """Reads, transforms and stores samples.
 
     Args:
-        transforms: callables (image, rng) → image, ending in pixels [H, W, C] uint8 of one size.
-        drawn: device transforms that draw for each sample.
+        transforms: of the host, ending in pixels [H, W, C] uint8 of one size.
+        drawn: device transforms, whose draws are made with each sample.
         seed: of the run; with a draw's epoch, index and copy it fixes the augmentation.
         class_num: labels must be below; None leaves them unchecked.
         damaged: raise, or skip: take the next sample instead (in evaluation: count it as not valid).
@@ -59,12 +50,12 @@ class Fetcher:
     def __init__(
         self,
         dataset: Dataset,
-        transforms,
+        transforms: Sequence[Transform],
         *,
         seed: int,
         class_num: int | None,
         damaged: str = "raise",
-        drawn: Sequence[Drawn] = (),
+        drawn: Sequence[DeviceTransform] = (),
     ):
         self.dataset, self.transforms, self.drawn, self.seed = dataset, fuse(transforms), list(drawn), seed
         self.class_num, self.damaged = class_num, damaged
@@ -73,12 +64,15 @@ class Fetcher:
         self._begin, self._generator = self._bits.state, np.random.Generator(self._bits)
 
     def fields(self) -> dict[str, Field]:
-        """The arrays of a batch, found by fetching a first sample."""
+        """The arrays of a batch, from a first sample that is fetched."""
         if self._fields is None:
             shape = self._first_readable(Draw(0, 0))[0].image.shape
             self._fields = {"image": Field(shape, "uint8"), "index": Field((), "int64"), "valid": Field((), "bool")}
             for transform in self.drawn:
-                self._fields.update({name: Field(*of) for name, of in transform.fields(*shape).items()})
+                for name, of in transform.fields(*shape).items():
+                    if name in self._fields:
+                        raise ConfigError(f"{type(transform).__name__}: another array of the batch is called {name!r}")
+                    self._fields[name] = Field(*of)
             if self.dataset.max_labels == 1:
                 self._fields["label"] = Field((), "int64")
             else:
@@ -114,7 +108,7 @@ class Fetcher:
             arrays["label_ids"][row, : len(labels)] = labels
             arrays["label_weights"][row] = 0.0
             arrays["label_weights"][row, : len(labels)] = 1.0 if sample.weights is None else sample.weights
-        return skipped if draw.valid else []  # what fills a last batch up is told in its own row
+        return skipped if draw.valid else []  # what fills a last batch up is reported in its own row
 
     def _first_readable(self, draw: Draw) -> tuple[Fetched, list[str]]:
         """The sample of a draw; with damaged: skip, else the next that can be read. And what was skipped."""
@@ -133,7 +127,7 @@ class Fetcher:
     def _fetch(self, draw: Draw) -> Fetched:
         sample = None
         try:
-            sample = self.dataset[draw.index]
+            sample = sample_of(self.dataset, draw.index)
             image = sample.image
             generator = self.generator(draw)
             for transform in self.transforms:

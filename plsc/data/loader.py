@@ -1,7 +1,7 @@
 """Worker processes that fill batches in shared memory, in order, for the whole run.
 
 Why not paddle.io.DataLoader: it hangs on an error without workers, hides its cause with them,
-and leaves workers behind when the parent is killed (Paddle 2.6 and 3.3).
+and leaves workers running when the parent is killed (Paddle 2.6 and 3.3).
 
 A ring of slots, each one batch of arrays, lies in anonymous shared memory that workers inherit by
 fork: no names in /dev/shm, nothing to clean up after a kill. A batch is cut into chunks that are
@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from plsc import environment
+from plsc.data.datasets.base import reads_groups
 from plsc.data.fetch import Fetcher, Field
 from plsc.data.sampler import Draw
 from plsc.errors import DataError, PlscError
@@ -110,6 +111,8 @@ class Loader:
         self.fetcher, self.batch_size, self.num_workers = fetcher, batch_size, num_workers
         self._slots_count = prefetch_batches + 1
         self._on_skip, self._on_wait = on_skip, on_wait
+        data = fetcher.dataset
+        self._group_ends = np.cumsum(data.shard_sizes) if reads_groups(data) else None
         self._slots, self._workers, self._pipes = [], [], []
         self._tickets = itertools.count()
         self._open = {}  # ticket → (slot, chunks still missing)
@@ -201,10 +204,9 @@ class Loader:
 
     def _by_group(self, draws: list[Draw]) -> list[list[int]] | None:
         """Rows of each worker where what lies together is read together (Parquet) and there is enough for all."""
-        if not getattr(self.fetcher.dataset, "reads_groups", False):
+        if self._group_ends is None:
             return None
-        ends = np.cumsum(self.fetcher.dataset.shard_sizes)
-        groups = np.searchsorted(ends, [draw.index for draw in draws], side="right")
+        groups = np.searchsorted(self._group_ends, [draw.index for draw in draws], side="right")
         if len(np.unique(groups)) < _GROUPS_A_WORKER * self.num_workers:
             return None
         return [np.flatnonzero(groups % self.num_workers == worker).tolist() for worker in range(self.num_workers)]
@@ -214,12 +216,12 @@ class Loader:
         started = time.monotonic()
         while True:
             sentinels = {worker.sentinel: worker for worker in self._workers}
-            found = wait([*self._pipes, *sentinels], timeout=_REPORT_AFTER_SECONDS)
-            if found:
+            ready = wait([*self._pipes, *sentinels], timeout=_REPORT_AFTER_SECONDS)
+            if ready:
                 break
             waited = time.monotonic() - started
             self._on_wait(f"waiting for input for {waited:.0f} s; is the storage of the data set slow or gone?")
-        pipes = [item for item in found if item not in sentinels]
+        pipes = [item for item in ready if item not in sentinels]
         for pipe in pipes:
             try:
                 ticket, messages, skipped, error = pipe.recv()
@@ -234,10 +236,10 @@ class Loader:
             if self._open[ticket][1] == 0:
                 del self._open[ticket]
         if not pipes:
-            self._fail(sentinels[found[0]])
+            self._fail(sentinels[ready[0]])
 
     def _fail(self, worker):
-        """A worker ended by itself: say how."""
+        """Raise DataError of a worker that ended by itself, and how."""
         worker.join(timeout=1.0)
         code = worker.exitcode
         if code is not None and code < 0:

@@ -23,8 +23,8 @@ def each(function: Callable, tasks: Iterable, *, workers: int, progress=lambda c
     """Results of `function(task, tick)` for each task, in the order they are finished.
 
     Args:
-        function: handed to forked processes as it is, so it may hold the data set. It calls `tick()` for
-            each picture it is done with, which raises Stopped when the whole is broken off.
+        function: handed to forked processes as it is, so it may hold the data set. It calls `tick(count)`,
+            by default 1, for pictures it is done with, which raises Stopped when the whole is broken off.
         tasks: small values; only as many as the processes need are taken at a time.
         workers: processes; 0 works in this one.
         progress: called with the number of pictures done since it was last called.
@@ -34,19 +34,20 @@ def each(function: Callable, tasks: Iterable, *, workers: int, progress=lambda c
     """
     if workers == 0:
         for task in tasks:
-            yield function(task, lambda: progress(1))
+            yield function(task, lambda count=1: progress(count))
         return
     context = multiprocessing.get_context("fork")
     done, stop = context.Value("q", 0), context.Event()
     executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function, done, stop))
-    tasks, told = iter(tasks), 0
+    tasks, reported = iter(tasks), 0
     try:
         pending = {executor.submit(_run, task) for task in itertools.islice(tasks, 2 * workers)}
         while pending:
             finished, pending = wait(pending, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
             pending |= {executor.submit(_run, task) for task in itertools.islice(tasks, len(finished))}
-            told, before = done.get_obj().value, told  # not behind the lock, which a killed process may hold
-            progress(told - before)
+            # without the lock, which a killed process may hold
+            reported, before = done.get_obj().value, reported
+            progress(reported - before)
             for future in finished:
                 yield future.result()
     except BrokenProcessPool as error:
@@ -65,7 +66,7 @@ def _begin(function, done, stop):
     global _function, _done, _stop
     _function, _done, _stop = function, done, stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
     environment.die_with_parent()
     cv2.setNumThreads(0)
 
@@ -74,8 +75,8 @@ def _run(task):
     return _function(task, _tick)
 
 
-def _tick():
+def _tick(count: int = 1):
     if _stop.is_set():
         raise Stopped
     with _done.get_lock():
-        _done.value += 1
+        _done.value += count

@@ -19,6 +19,7 @@ from plsc.data.transforms import (
     ToCHWImage,
     ToTensor,
 )
+from plsc.data.transforms.base import DeviceTransform, InputStep, Transform
 from plsc.errors import ConfigError
 
 
@@ -117,7 +118,7 @@ class SplitTransforms(NamedTuple):
 
     Attributes:
         host: pixels → pixels, in the workers. normalize: on the device; None leaves pixels / 255.
-        drawn: what the device does behind it, with draws that come with the samples (random erasing).
+        drawn: what the device does after it, with draws that come with the samples (random erasing).
     """
 
     host: list
@@ -128,23 +129,28 @@ class SplitTransforms(NamedTuple):
 def split_transforms(transforms) -> SplitTransforms:
     """Where each transform runs.
 
-    Raises ConfigError where one stands on the wrong side of NormalizeImage.
+    Raises ConfigError where one is on the wrong side of NormalizeImage.
     """
     host, normalize, drawn, as_tensor = [], None, [], False
     for transform in transforms:
         name = type(transform).__name__
-        if not getattr(transform, "on_device", False):
+        if not isinstance(transform, (DeviceTransform, InputStep)):
+            if not isinstance(transform, Transform):
+                raise ConfigError(
+                    f"transform_ops: {name} is no transform: it is neither called with (image, rng) nor has it fields, "
+                    "draw and apply; see plsc.data.transforms.base"
+                )
             before = "ToTensor" if as_tensor else type(normalize).__name__
             if as_tensor or normalize is not None:
-                raise ConfigError(f"transform_ops: {name} stands behind {before}; it works on pixels, so put it before")
+                raise ConfigError(f"transform_ops: {name} comes after {before}; it works on pixels, so put it before")
             host.append(transform)
         elif isinstance(transform, NormalizeImage):
             if normalize is not None:
                 raise ConfigError(f"transform_ops: {name} is the second normalisation; keep one")
             if drawn:
                 raise ConfigError(
-                    f"transform_ops: {type(drawn[0]).__name__} stands before {name}; it works on what that leaves, so "
-                    "put it behind"
+                    f"transform_ops: {type(drawn[0]).__name__} comes before {name}; it works on what that leaves, so "
+                    "put it after"
                 )
             if as_tensor and not isinstance(transform, Normalize):
                 raise ConfigError("transform_ops: ToTensor scales already; Normalize goes with it, not NormalizeImage")
@@ -153,6 +159,6 @@ def split_transforms(transforms) -> SplitTransforms:
             as_tensor = True
         elif not isinstance(transform, ToCHWImage):
             if any(type(other) is type(transform) for other in drawn):
-                raise ConfigError(f"transform_ops: {name} stands twice; keep one")
+                raise ConfigError(f"transform_ops: {name} is there twice; keep one")
             drawn.append(transform)
     return SplitTransforms(host, normalize, drawn)

@@ -7,7 +7,7 @@ done, so a resumed run and its workers need nothing else.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,8 +74,31 @@ def _generator(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))
 
 
-class Sampler:
-    """Batches of one process among `world`.
+@runtime_checkable
+class Sampler(Protocol):
+    """In which order one process among several trains on the samples: what a recipe's `sampler` has to be.
+
+    Its factory gets from the engine those of `size`, `seed`, `rank`, `world` and `shard_sizes` that it has parameters
+    for; see EpochSampler.
+
+    Attributes:
+        batch_size: samples of each batch of this process. global_batch: of all processes together.
+        steps_per_epoch: batches of an epoch.
+    """
+
+    batch_size: int
+    global_batch: int
+    steps_per_epoch: int
+
+    def identity(self) -> dict:
+        """Plain values that the order depends on beside the seed; a continued run compares them."""
+
+    def batches(self, step: int) -> Iterator[list[Draw]]:
+        """This process's batches of update `step`, counted from 0 over the whole run, and all that follow."""
+
+
+class EpochSampler:
+    """Every sample once an epoch, in batches of one process among `world`.
 
     Args:
         batch_size: of this process. size: samples of the data set.
@@ -106,7 +129,7 @@ class Sampler:
         self._order = (None, None)
 
     def identity(self) -> dict:
-        """Plain values that the order of samples depends on beside the seed."""
+        """See Sampler."""
         shards = None if self.shard_sizes is None else hashlib.sha256(np.asarray(self.shard_sizes, "<i8")).hexdigest()
         return {
             "samples": self.size,
@@ -137,12 +160,12 @@ class Sampler:
         epoch, k = divmod(step, self.steps_per_epoch)
         order, start = self.order(epoch), k * self.global_batch
         # every world-th: copies of one sample go to different processes. An epoch is as long with
-        # repeats as without; what goes beyond its end is taken from its head
+        # repeats as without; what is left over at its end is taken from its head
         places = (p % self.size for p in range(start + self.rank, start + self.global_batch, self.world))
         return [Draw(epoch, int(order[p // self.repeats]), p % self.repeats) for p in places]
 
     def batches(self, step: int) -> Iterator[list[Draw]]:
-        """Batches of update `step` and all that follow, without end."""
+        """See Sampler; without end."""
         while True:
             yield self.batch(step)
             step += 1
@@ -170,9 +193,9 @@ def DistributedBatchSampler(
     rank,
     world,
     shard_sizes=None,
-) -> Sampler:
+) -> EpochSampler:
     """Each sample once an epoch, dealt over the processes. batch_size is one process's; lanes are for shards."""
-    return Sampler(
+    return EpochSampler(
         size=size,
         batch_size=batch_size,
         drop_last=drop_last,
@@ -198,12 +221,12 @@ def RepeatedAugSampler(
     rank,
     world,
     shard_sizes=None,
-) -> Sampler:
+) -> EpochSampler:
     """Repeated augmentation (Hoffer et al., 2020; DeiT): each drawn sample num_repeats times, augmented anew.
 
     An epoch has as many samples as the data set, so it sees a third of it at 3 repeats.
     """
-    return Sampler(
+    return EpochSampler(
         size=size,
         batch_size=batch_size,
         drop_last=drop_last,

@@ -66,6 +66,8 @@ class Trainer:
         # data and precision
         if "Train" not in config.DataLoader:
             raise ConfigError("DataLoader.Train is missing: there is nothing to train on")
+        data = build.dataset(config, "Train")
+        self.config = config = build.resolve_class_num(config, data)
         batch_size = build.local_batch_size(config, world.size, saved.trainer["global_batch"] if saved else None)
         if saved:  # what the run directory's config.yaml then says is what is done
             arguments = config.DataLoader["Train"].sampler.arguments
@@ -74,7 +76,7 @@ class Trainer:
             if lanes != arguments["lanes"]:
                 log.warning("the order of samples continues with the checkpoint's %d lanes", lanes)
                 arguments["lanes"] = lanes
-        self.train = build.feed(config, "Train", batch_size=batch_size)
+        self.train = build.feed(config, "Train", batch_size=batch_size, data=data)
         self.sampler = build.sampler(config, self.train.data, batch_size, world.rank, world.size)
         if self.sampler.global_batch > len(self.train.data):
             log.warning(
@@ -480,8 +482,10 @@ class Trainer:
         if wanted is False or (wanted is None and "Eval" not in config.DataLoader):
             return None
         batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
-        feed = build.feed(config, "Eval", batch_size=batch_size)
-        build.check_same_classes(config, self.train.data, feed.data)
+        names = self.train.data.class_names
+        data = build.dataset(config, "Eval", class_names=names, owner="the training data")
+        feed = build.feed(config, "Eval", batch_size=batch_size, data=data)
+        build.compare_parts(config, self.train.data, feed.data)
         return Evaluator.of(config, feed, self.world, self.precision)
 
     def _prepare_blocks(self):

@@ -43,7 +43,7 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
     if "Train" not in config.DataLoader:
         raise ConfigError("DataLoader.Train is missing: without data the length of an epoch is unknown; give --steps")
     try:
-        data = build.dataset(config, config.DataLoader["Train"])
+        data = build.dataset(config, "Train")
     except DataError as error:
         raise DataError(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
     batch = build.local_batch_size(config, processes)

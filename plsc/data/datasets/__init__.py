@@ -1,8 +1,8 @@
-"""Data sets. Each is a sequence of Sample and knows its classes; it knows nothing of models."""
+"""Data sets. Each is a sequence of Sample (see base.py); it knows nothing of models."""
 
-from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.datasets.base import Dataset, GroupReader, LabelChecked, Labelled, Named, Sample, Sharded
 from plsc.data.datasets.cifar import CIFAR10, CIFAR100
-from plsc.data.datasets.combine import Sliced, Stack
+from plsc.data.datasets.combine import Stack, Subset
 from plsc.data.datasets.digits import Digits
 from plsc.data.datasets.fashion_mnist import FashionMNIST
 from plsc.data.datasets.image_folder import ImageFolder
@@ -17,12 +17,17 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
+    "GroupReader",
     "ImageFolder",
     "ImageNetDataset",
+    "LabelChecked",
+    "Labelled",
+    "Named",
     "Parquet",
     "Sample",
-    "Sliced",
+    "Sharded",
     "Stack",
+    "Subset",
     "TFRecord",
     "WebDataset",
 ]

@@ -1,43 +1,47 @@
 """Pictures in one folder a class."""
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from plsc.data.datasets.base import Sample
+from plsc.data.class_names import some
+from plsc.data.datasets.base import Dataset, Sample
 from plsc.errors import DataError
 from plsc.registry import DATASETS
+
+log = logging.getLogger("plsc")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @DATASETS.register()
-class ImageFolder:
-    """Pictures in root/<class>/…; classes are the folders' names in alphabetical order, or all numbers in theirs."""
+class ImageFolder(Dataset):
+    """Pictures in root/<class>/…; classes are the folders' names in alphabetical order, or all numbers in theirs.
 
-    max_labels = 1
+    A folder without a picture is no class: a warning names it.
+    """
 
     def __init__(self, root: str, extensions: list[str] = EXTENSIONS):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"{root}: no such folder; ImageFolder.root holds one folder a class")
-        self.class_names = _in_order(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        if not self.class_names:
+        folders = _in_order(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        if not folders:
             raise DataError(f"{root}: holds no folders; ImageFolder expects one folder a class in it")
         endings = tuple(extension.lower() for extension in extensions)
-        paths, labels = [], []
-        for label, name in enumerate(self.class_names):
-            found = []
-            for folder, _, files in os.walk(self.root / name, followlinks=True):
-                found += (os.path.join(folder, file) for file in files if file.lower().endswith(endings))
-            paths += sorted(found)
-            labels += [label] * len(found)
-        if not paths:
+        by_class = {name: _pictures(self.root / name, endings) for name in folders}
+        self.class_names = [name for name in folders if by_class[name]]
+        empty = [name for name in folders if not by_class[name]]
+        if not self.class_names:
             raise DataError(f"{root}: holds no pictures ending in {', '.join(endings)}")
+        if empty:
+            log.warning("%s: folders without a picture are no classes: %s", root, some(empty))
         # one array of bytes, not objects: workers share its pages, and reading changes none
-        self._paths = np.array([os.fsencode(path) for path in paths])
-        self._labels = np.array(labels, dtype="int64")
+        self._paths = np.array([os.fsencode(path) for name in self.class_names for path in by_class[name]])
+        self._labels = np.repeat(np.arange(len(self.class_names)), [len(by_class[name]) for name in self.class_names])
 
     def __len__(self):
         return len(self._labels)
@@ -45,12 +49,25 @@ class ImageFolder:
     def name(self, index: int) -> str:
         return os.fsdecode(bytes(self._paths[index]))
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        return self._labels[indices]
+
     def __getitem__(self, index: int) -> Sample:
         path = self.name(index)
         return Sample(Path(path).read_bytes(), int(self._labels[index]), path)
 
 
-def _in_order(names) -> list[str]:
-    """Sorted; numbers by their value, since 10 behind 9 is what folders 0 … 999 mean."""
+def _pictures(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """Paths of the pictures below a folder, sorted."""
+    return sorted(
+        os.path.join(place, file)
+        for place, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(endings)
+    )
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sorted; numbers by their value, since folders 0 … 999 mean 10 after 9."""
     names = sorted(names)
     return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names

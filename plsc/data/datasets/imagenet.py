@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from plsc.data.byte_file import ByteFile
-from plsc.data.datasets.base import Sample
+from plsc.data.class_names import read_class_names
+from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.index import cached, stamp
 from plsc.errors import DataError
 from plsc.registry import DATASETS
@@ -14,7 +15,7 @@ from plsc.registry import DATASETS
 _LINES_CHECKED, _PICTURES_CHECKED = 20_000, 200
 _PIECE = 1 << 26  # bytes of the list that are looked at together
 _NEWLINE, _COMMA = ord("\n"), ord(",")
-_SHORTEST = 4  # bytes of a line that are not looked at one by one
+_SHORTEST = 4  # bytes of a line that is not looked at alone
 
 
 def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
@@ -34,7 +35,7 @@ def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
         begins = np.concatenate([[begun], ends[:-1] + 1])
         begun = int(ends[-1]) + 1
         kept = ends - begins >= _SHORTEST
-        for k in np.flatnonzero(~kept):  # blank, or too short to be right, which its reader tells
+        for k in np.flatnonzero(~kept):  # blank, or too short to be right, which its reader reports
             kept[k] = bool(bytes(text[begins[k] : ends[k]]).strip())
         starts.append(begins[kept])
         lengths.append((ends - begins)[kept].astype(np.int32))
@@ -52,11 +53,16 @@ def line_index(text: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @DATASETS.register()
-class ImageNetDataset:
+class ImageNetDataset(Dataset):
     """A list file's pictures: `relative/path label` a line, or `path 3,17,240` with multi_label.
 
-    The file stays on disk, mapped into memory, and so does the index of a large one's lines, which is
-    built once a machine (see plsc.data.index). Of the pictures' existence only samples are checked before a run.
+    The file stays on disk, and so does the index of a large one's lines, which is built once a machine (see
+    plsc.data.index). Of the pictures' existence only samples are checked before a run.
+
+    Args:
+        image_root: the folder that the paths begin in. cls_label_path: the list file.
+        delimiter: between path and label. multi_label: labels are numbers with commas between them.
+        class_num: labels must be below. class_names: a file with a class name a line, in the labels' order.
     """
 
     def __init__(
@@ -66,10 +72,11 @@ class ImageNetDataset:
         delimiter: str = " ",
         multi_label: bool = False,
         class_num: int | None = None,
+        class_names: str | None = None,
     ):
         self.image_root, self.list_path = Path(image_root).expanduser(), Path(cls_label_path).expanduser()
         self.delimiter, self.multi_label, self.class_num = delimiter, multi_label, class_num
-        self.class_names = None
+        self.class_names = read_class_names(class_names, class_num) if class_names else None
         if not self.image_root.is_dir():
             raise DataError(f"{image_root}: no such folder (ImageNetDataset.image_root)")
         if not self.list_path.is_file():
@@ -125,14 +132,13 @@ class ImageNetDataset:
         return np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)).tolist()
 
     def _parse(self, k: int):
-        start = int(self._starts[k])
-        line = self._file.read(start, int(self._lengths[k])).decode("utf-8", "surrogateescape").rstrip()
-        path, found, text = line.rpartition(self.delimiter)
+        line = self.line(k).decode("utf-8", "surrogateescape")
+        path, delimiter, text = line.rpartition(self.delimiter)
         try:
             labels = tuple(dict.fromkeys(int(part) for part in text.split(",")))
         except ValueError:
             labels = ()
-        if not found or not labels or (len(labels) > 1 and not self.multi_label):
+        if not delimiter or not labels or (len(labels) > 1 and not self.multi_label):
             form = "path 3,17,240" if self.multi_label else "path label"
             raise DataError(
                 f"{self.list_path}, line {self._line(k)}: expected {form.replace(' ', self.delimiter)!r}, got {line!r}"
@@ -148,6 +154,35 @@ class ImageNetDataset:
 
     def name(self, index: int) -> str:
         return str(self._parse(index)[0])
+
+    def line(self, index: int) -> bytes:
+        """A sample's line in the file, without its end."""
+        return self._file.read(int(self._starts[index]), int(self._lengths[index])).rstrip()
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1) if len(indices) else []
+        texts = [text for run in runs for text in self._label_texts(int(run[0]), int(run[-1]))]
+        try:
+            if self.multi_label:
+                labels = padded([tuple(dict.fromkeys(map(int, text.split(b",")))) for text in texts])
+            else:
+                labels = np.array(list(map(int, texts)), dtype=np.int64)
+            wrong = labels.min(initial=0) < (-1 if self.multi_label else 0)
+        except ValueError:
+            wrong = True
+        if wrong:
+            for index in indices.tolist():
+                self._parse(index)  # raises the error that names the line
+        return labels
+
+    def _label_texts(self, first: int, last: int) -> list[bytes]:
+        """What follows the path in the lines of samples `first` … `last`."""
+        begin = int(self._starts[first])
+        block = self._file.read(begin, int(self._starts[last]) + int(self._lengths[last]) - begin)
+        starts, lengths = (self._starts[first : last + 1] - begin).tolist(), self._lengths[first : last + 1].tolist()
+        delimiter = self.delimiter.encode()
+        lines = (block[start : start + length] for start, length in zip(starts, lengths, strict=True))
+        return [line.rstrip().rpartition(delimiter)[2] for line in lines]
 
     def __getitem__(self, index: int) -> Sample:
         path, labels = self._parse(index)

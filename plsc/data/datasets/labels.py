@@ -24,7 +24,7 @@ class LabelPolicy:
             class, multi_hot each with weight 1, soft each with its probability as weight.
         threshold: labels below this probability are left out.
         normalize: the weights of a picture are divided by their sum.
-        drop_empty: pictures that no label is left of are left out; else nothing is right for them.
+        drop_empty: pictures that no label is left of are left out; else no class is right for them.
         most: labels of a picture that are kept at most, the most probable ones.
     """
 
@@ -48,6 +48,11 @@ class LabelPolicy:
         """What decides which pictures are part of the data set."""
         return [self.drop_empty, self.threshold]
 
+    @property
+    def label_identity(self) -> list:
+        """What decides which labels a picture has."""
+        return [*self.identity, self.mode == "class", self._most]
+
     def best(self, labels: Labels) -> float:
         """The probability of the most probable label: 1 where there are no probabilities, -1 without labels."""
         if not labels.ids:
@@ -55,7 +60,7 @@ class LabelPolicy:
         return 1.0 if labels.probs is None else max(labels.probs)
 
     def keeps(self, best: np.ndarray) -> np.ndarray:
-        """Which pictures are part of the data set, told by the probabilities of their most probable labels."""
+        """Which pictures are part of the data set, by the probabilities of their most probable labels."""
         if not self.drop_empty:
             return np.ones(len(best), dtype=bool)
         return best >= max(self.threshold or 0.0, 0.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from plsc.data.datasets.labels import Labels
-from plsc.data.datasets.shards import in_shards
+from plsc.data.datasets.shards import Format, in_shards
 from plsc.errors import ConfigError, DataError
 from plsc.registry import DATASETS
 
@@ -23,20 +23,20 @@ class _RowGroups:
     """An open file whose row groups are read whole, and kept as long as there is room.
 
     Args:
-        kept: (path, number) → row group, of all files of the data set. most: how many are kept.
+        kept: (path, number, columns) → row group, of all files of the data set. most: how many are kept.
     """
 
-    def __init__(self, path: Path, columns: list[str], kept: OrderedDict, most: int):
-        self._path, self._columns, self._kept, self._most = path, columns, kept, most
+    def __init__(self, path: Path, kept: OrderedDict, most: int):
+        self._path, self._kept, self._most = path, kept, most
         self._file = _pyarrow().parquet.ParquetFile(path)  # not mapped: a file that shrinks would be SIGBUS
         metadata = self._file.metadata
         self._ends = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
 
-    def row(self, k: int) -> dict:
+    def row(self, k: int, columns: tuple[str, ...]) -> dict:
         group = int(np.searchsorted(self._ends, k, side="right"))
-        key = (self._path, group)
+        key = (self._path, group, columns)
         if key not in self._kept:
-            self._kept[key] = self._file.read_row_group(group, columns=self._columns, use_threads=False)
+            self._kept[key] = self._file.read_row_group(group, columns=list(columns), use_threads=False)
             if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -48,29 +48,27 @@ class _RowGroups:
         self._file.close()
 
 
-class _Parquet:
+class _Parquet(Format):
     name, reads_groups = "Parquet", True
 
     def __init__(self, image_key: str, label_key: str, prob_key: str | None, cached_row_groups: int):
         self.image_key, self.label_key, self.prob_key = image_key, label_key, prob_key
         self.cached_row_groups, self._kept = cached_row_groups, OrderedDict()
         self.options = {"image_key": image_key, "label_key": label_key, "prob_key": prob_key}
-
-    def _label_columns(self) -> list[str]:
-        return [self.label_key] + ([self.prob_key] if self.prob_key else [])
+        self._label_columns = (label_key, prob_key) if prob_key else (label_key,)
 
     def index(self, path: Path, best) -> dict[str, np.ndarray]:
         pyarrow = _pyarrow()
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                missing = {self.image_key, *self._label_columns()} - set(file.schema_arrow.names)
+                missing = {self.image_key, *self._label_columns} - set(file.schema_arrow.names)
                 if missing:
                     there = ", ".join(file.schema_arrow.names)
                     raise DataError(f"has no column {', '.join(sorted(missing))}; there are {there}")
                 groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
                 probabilities = [
                     best(self._labels(row))
-                    for batch in file.iter_batches(batch_size=10_000, columns=self._label_columns())
+                    for batch in file.iter_batches(batch_size=10_000, columns=list(self._label_columns))
                     for row in batch.to_pylist()
                 ]
         except pyarrow.ArrowException as error:
@@ -78,15 +76,18 @@ class _Parquet:
         return {"groups": np.array(groups, dtype=np.int64), "best": np.array(probabilities, dtype=np.float32)}
 
     def open(self, path: Path) -> _RowGroups:
-        return _RowGroups(path, [self.image_key, *self._label_columns()], self._kept, self.cached_row_groups)
+        return _RowGroups(path, self._kept, self.cached_row_groups)
 
     def sample(self, opened: _RowGroups, entries, k: int) -> tuple[bytes, Labels]:
-        row = opened.row(k)
+        row = opened.row(k, (self.image_key, *self._label_columns))
         image = row[self.image_key]
         image = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(image, bytes):
             raise DataError(f"holds no bytes in column {self.image_key!r}; a path alone is not enough")
         return image, self._labels(row)
+
+    def labels(self, opened: _RowGroups, entries, k: int) -> Labels:
+        return self._labels(opened.row(k, self._label_columns))
 
     def _labels(self, row: dict) -> Labels:
         ids, probs = row[self.label_key], row[self.prob_key] if self.prob_key else None

@@ -1,7 +1,7 @@
 """Data sets in shards: files that hold thousands of pictures each, indexed once, read at random within.
 
-What a file format has to say is a Format (webdataset.py, tfrecord.py, parquet.py); finding, copying,
-indexing and counting shards is here, and the same for all of them.
+A file format is a Format (webdataset.py, tfrecord.py, parquet.py); finding, copying, indexing and counting
+shards is here, and the same for all of them.
 """
 
 import glob
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from plsc.data.class_names import read_class_names
-from plsc.data.datasets.base import Sample
+from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
 from plsc.data.index import cache_folder, cached, stamp
 from plsc.data.parallel import each
@@ -31,7 +32,7 @@ log = logging.getLogger("plsc")
 
 # a shard costs two descriptors, its own and its index's; other data sets and sockets need some too
 _OPEN_FILES = max(8, min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
-_MOST_TOLD = 20
+_MOST_LISTED = 20
 _INDEXED_HERE = 8  # so few shards are indexed without processes
 _INDEX_FORMAT = 1
 
@@ -41,48 +42,57 @@ class Format(Protocol):
 
     Attributes:
         name: what messages call it, and part of the index's identity with `options`.
+        reads_groups: whether one sample costs the reading of its whole group; see `index`.
     """
 
     name: str
     options: dict
+    reads_groups: bool = False
 
-    def index(self, path: Path, best) -> dict[str, np.ndarray]:
+    @abstractmethod
+    def index(self, path: Path, best: Callable[[Labels], float]) -> dict[str, np.ndarray]:
         """Read a file through: arrays with an entry a sample, which `sample` understands.
 
         Args:
             best: Labels → probability of the most probable one; it fills the array `best` [n] float32.
-                An array `groups` [g] may say that samples lie in groups that are cheap to read together.
+                An array `groups` [g] may give the sizes of groups of samples that are cheap to read together.
 
         Raises:
             DataError: the file is damaged.
         """
 
+    @abstractmethod
     def open(self, path: Path):
-        """Something that `sample` reads from; it has a method close."""
+        """Something that `sample` and `labels` read from; it has a method close."""
 
+    @abstractmethod
     def sample(self, opened, entries: dict[str, np.ndarray], k: int) -> tuple[bytes, Labels]:
         """Picture and labels of the k-th entry."""
+
+    @abstractmethod
+    def labels(self, opened, entries: dict[str, np.ndarray], k: int) -> Labels:
+        """Labels of the k-th entry, read without its picture."""
 
 
 def find_shards(files: str | list[str], owner: str) -> list[str]:
     """Paths or addresses of shards, sorted within each pattern: globs and {0000..0127} ranges.
 
-    Raises DataError for a pattern that finds nothing.
+    Raises DataError for a pattern that no file fits.
     """
     if not files:
         raise ConfigError(f"{owner}.files is empty; it takes paths, globs and addresses")
-    found = []
+    shards = []
     for pattern in [files] if isinstance(files, str) else files:
         for text in _ranges(pattern):
-            some = list_remote(text) if is_remote(text) else _list_local(os.path.expanduser(text))
-            if not some:
+            paths = list_remote(text) if is_remote(text) else _list_local(os.path.expanduser(text))
+            if not paths:
                 named = "" if text == pattern else f", which {pattern} names"
                 raise DataError(f"{text}: no such file{named} (looked in {os.getcwd()}); see {owner}.files")
-            found += some
-    twice = [path for path, count in zip(*np.unique(found, return_counts=True), strict=True) if count > 1]
+            shards += paths
+    twice = [path for path, count in zip(*np.unique(shards, return_counts=True), strict=True) if count > 1]
     if twice:
         raise DataError(f"{twice[0]}: is named twice in {owner}.files")
-    return found
+    return shards
 
 
 def _list_local(pattern: str) -> list[str]:
@@ -100,7 +110,7 @@ def _ranges(pattern: str) -> list[str]:
     return [text for n in numbers for text in _ranges(f"{before}{n:0{len(first)}d}{after}")]
 
 
-class Shards:
+class Shards(Dataset):
     """A data set that lies in shards of one format.
 
     Attributes:
@@ -121,7 +131,7 @@ class Shards:
         self.format, self.policy = shard_format, policy
         self.files = find_shards(files, shard_format.name)
         self.max_labels = policy.max_labels
-        self.reads_groups = getattr(shard_format, "reads_groups", False)
+        self.reads_groups = shard_format.reads_groups
         self._copies = LocalCopies(cache_dir, cache_gigabytes) if any(map(is_remote, self.files)) else None
         self._opened: OrderedDict[int, tuple] = OrderedDict()
         self.class_names = read_class_names(class_names) if class_names else _manifest_names(self.files[0])
@@ -137,10 +147,6 @@ class Shards:
         label, weights = self.policy(labels)
         return Sample(image, label, name, weights)
 
-    def labels(self, index: int) -> Labels:
-        """All labels of a sample, before the policy."""
-        return self._read(index)[2]
-
     def _read(self, index: int) -> tuple[str, bytes, Labels]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -155,6 +161,33 @@ class Shards:
         except (DataError, OSError, ValueError) as error:
             raise DataError(f"{name}: {error}") from error
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        owners = np.searchsorted(self._ends, indices, side="right")
+        parts = []
+        for shard in np.unique(owners).tolist():
+            rows = indices[owners == shard] - (int(self._ends[shard - 1]) if shard else 0)
+            parts.append(self._label_table(shard)[rows])
+        most = max((part.shape[1] for part in parts), default=1)
+        table = np.concatenate([np.pad(p, ((0, 0), (0, most - p.shape[1])), constant_values=-1) for p in parts])
+        return table[:, 0] if self.max_labels == 1 else table
+
+    def _label_table(self, shard: int) -> np.ndarray:
+        """[n, K] labels of a file's samples that are kept, padded with -1; read once a machine."""
+        file, policy = self.files[shard], self.policy
+        facts = {"format": _INDEX_FORMAT, "options": self.format.options, "labels": policy.label_identity}
+
+        def read() -> dict[str, np.ndarray]:
+            try:
+                opened, entries, kept = self._open(shard)
+                places = range(int(self._ends[shard] - (self._ends[shard - 1] if shard else 0)))
+                places = places if kept is None else kept.tolist()
+                return {"labels": padded([policy(self.format.labels(opened, entries, k))[0] for k in places])}
+            except (DataError, OSError, ValueError) as error:
+                raise DataError(f"{file}: {error}") from error
+
+        table = cached(f"labels of {self.format.name} {_absolute(file)}", {**facts, **self._facts(shard)}, read)
+        return np.array(table["labels"])  # not kept mapped: each mapping costs an open file
+
     # -- indices --------------------------------------------------------------------------
 
     def _with_local(self, shard: int, use: Callable):
@@ -168,7 +201,7 @@ class Shards:
         return cached(f"{self.format.name} {_absolute(file)}", facts, lambda: self._build(shard))
 
     def _facts(self, shard: int) -> dict:
-        """What tells that a file changed; a remote one is taken to stay as it is."""
+        """What differs once a file has changed; a remote one is taken to stay as it is."""
         file = self.files[shard]
         try:
             return {} if is_remote(file) else {"stamp": stamp(file)}
@@ -177,8 +210,7 @@ class Shards:
 
     def _build(self, shard: int) -> dict[str, np.ndarray]:
         def index(path: Path):
-            found = self.format.index(path, self.policy.best)
-            return {**found, "bytes": np.array([path.stat().st_size])}
+            return {**self.format.index(path, self.policy.best), "bytes": np.array([path.stat().st_size])}
 
         try:
             return self._with_local(shard, index)
@@ -223,7 +255,7 @@ class Shards:
 
             with tqdm(desc=title, total=len(numbers), unit=" shards", delay=2.0, leave=False, disable=None) as bar:
                 done = list(each(sized, numbers, workers=min(available_cores(), 32), progress=bar.update))
-            _tell_damaged(sorted(error for _, _, error in done if error), self.format.name)
+            _refuse_damaged(sorted(error for _, _, error in done if error), self.format.name)
             sizes = [groups for _, groups, _ in sorted(done)]
         return {
             "ends": np.cumsum([sum(groups) for groups in sizes], dtype=np.int64),
@@ -259,13 +291,13 @@ class Shards:
         return "start again"
 
 
-def _tell_damaged(errors: list[str], owner: str):
+def _refuse_damaged(errors: list[str], owner: str):
     """Raise one DataError of all files that cannot be indexed."""
     if not errors:
         return
-    more = [f"and {len(errors) - _MOST_TOLD} more"] if len(errors) > _MOST_TOLD else []
+    more = [f"and {len(errors) - _MOST_LISTED} more"] if len(errors) > _MOST_LISTED else []
     remedy = f"fetch them again, or leave them out of {owner}.files"
-    raise DataError("\n  ".join([f"{len(errors)} shards cannot be used; {remedy}:", *errors[:_MOST_TOLD], *more]))
+    raise DataError("\n  ".join([f"{len(errors)} shards cannot be used; {remedy}:", *errors[:_MOST_LISTED], *more]))
 
 
 def _absolute(file: str) -> str:

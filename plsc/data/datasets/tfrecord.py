@@ -12,7 +12,7 @@ import numpy as np
 
 from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.labels import Labels
-from plsc.data.datasets.shards import in_shards
+from plsc.data.datasets.shards import Format, in_shards
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -21,7 +21,7 @@ _BLOCK = 4096
 _LENGTH_DELIMITED, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 
 
-class _Records:
+class _Records(Format):
     name = "TFRecord"
 
     def __init__(self, image_key: str, label_key: str, prob_key: str):
@@ -63,6 +63,10 @@ class _Records:
             raise DataError(f"has no picture under {self.image_key!r}; there are {', '.join(sorted(features))}")
         return image[0], self._labels(features)
 
+    def labels(self, opened: ByteFile, entries, k: int) -> Labels:
+        offset, length = (int(n) for n in entries["places"][k])
+        return self._labels(self._features(Lazy(opened, offset, length), skip=self.image_key))
+
     def _features(self, data, skip: str | None = None) -> dict:
         try:
             return parse_example(data, skip)
@@ -97,7 +101,7 @@ class Lazy:
             start, stop, _ = at.indices(self._size)
             return Lazy(self._file, self._offset + start, max(0, stop - start), self._whole)
         if not 0 <= at < self._size:
-            raise IndexError("a number reaches behind its message")
+            raise IndexError("a number reaches over the end of its message")
         return self._whole._byte(self._offset + at)
 
     def _byte(self, place: int) -> int:
@@ -139,7 +143,7 @@ def _fields(data):
             else:
                 length = 8 if wire == _FIXED64 else 4
             if at + length > len(data):
-                raise ValueError("a field reaches behind its message")
+                raise ValueError("a field reaches over the end of its message")
             value, at = data[at : at + length], at + length
         else:
             raise ValueError(f"wire type {wire}")

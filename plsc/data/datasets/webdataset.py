@@ -9,12 +9,12 @@ import numpy as np
 from plsc.data.byte_file import ByteFile
 from plsc.data.datasets.image_folder import EXTENSIONS
 from plsc.data.datasets.labels import Labels
-from plsc.data.datasets.shards import in_shards
+from plsc.data.datasets.shards import Format, in_shards
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
 
-class _Tar:
+class _Tar(Format):
     """Members of one key follow each other; the key is the name up to the first dot of its last part."""
 
     name = "WebDataset"
@@ -56,9 +56,12 @@ class _Tar:
         return ByteFile(path)
 
     def sample(self, opened: ByteFile, entries, k: int) -> tuple[bytes, Labels]:
-        image_offset, image_size, label_offset, label_size, is_json = (int(n) for n in entries["places"][k])
-        labels = self._labels("json" if is_json else "cls", opened.read(label_offset, label_size), f"sample {k}")
-        return opened.read(image_offset, image_size), labels
+        offset, size = (int(n) for n in entries["places"][k][:2])
+        return opened.read(offset, size), self.labels(opened, entries, k)
+
+    def labels(self, opened: ByteFile, entries, k: int) -> Labels:
+        offset, size, is_json = (int(n) for n in entries["places"][k][2:])
+        return self._labels("json" if is_json else "cls", opened.read(offset, size), f"sample {k}")
 
     def _labels(self, kind: str, text: bytes, key: str) -> Labels:
         try:

@@ -1,10 +1,10 @@
 """Transforms by PLSC's names: image [H, W, C] uint8 and a random generator → image.
 
-A transform whose class says `on_device = True` only describes what the device does with a
-whole batch (see plsc.data.device); such transforms stand last.
+What the device does with whole batches (see plsc.data.device) is listed last: NormalizeImage, RandomErasing, …
 """
 
 from plsc.data.transforms.auto_augment import AutoAugment, BigVisionRandAugment, ThreeAugment, TrivialAugmentWide
+from plsc.data.transforms.base import BatchTransform, DeviceTransform, Transform
 from plsc.data.transforms.color import ColorJitter, GaussianBlur, RandomGrayscale, Solarize
 from plsc.data.transforms.compose import Compose, RandomApply
 from plsc.data.transforms.crops import InceptionCrop, MAERandCropImage, RandomResizedCrop
@@ -25,12 +25,14 @@ from plsc.data.transforms.timm_auto_augment import TimmAutoAugment
 
 __all__ = [
     "AutoAugment",
+    "BatchTransform",
     "BigVisionRandAugment",
     "CenterCrop",
     "CenterCropImage",
     "ColorJitter",
     "Compose",
     "DecodeImage",
+    "DeviceTransform",
     "GaussianBlur",
     "InceptionCrop",
     "MAERandCropImage",
@@ -51,5 +53,6 @@ __all__ = [
     "TimmAutoAugment",
     "ToCHWImage",
     "ToTensor",
+    "Transform",
     "TrivialAugmentWide",
 ]

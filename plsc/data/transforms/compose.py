@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from plsc.data.transforms.base import DeviceTransform, InputStep
 from plsc.data.transforms.checks import check_probability
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS, ListOf
@@ -36,9 +37,9 @@ def _check(transforms, name: str) -> None:
     if not transforms:
         raise ConfigError(f"{name}.transforms is empty; list at least one")
     for transform in transforms:
-        if getattr(transform, "on_device", False):
+        if isinstance(transform, (DeviceTransform, InputStep)):
             inner = type(transform).__name__
-            raise ConfigError(f"{name}.transforms: {inner} works on whole batches; put it behind {name}")
+            raise ConfigError(f"{name}.transforms: {inner} works on whole batches; put it after {name}")
 
 
 def _in_order(transforms, image, rng):

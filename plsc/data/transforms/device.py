@@ -2,15 +2,14 @@
 
 from typing import Literal
 
+from plsc.data.transforms.base import InputStep
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
 
 @TRANSFORMS.register()
-class NormalizeImage:
+class NormalizeImage(InputStep):
     """(image * scale - mean) / std, a value a channel, in float32 on the device."""
-
-    on_device = True
 
     def __init__(
         self,
@@ -30,21 +29,17 @@ class NormalizeImage:
 
 @TRANSFORMS.register()
 class Normalize(NormalizeImage):
-    """NormalizeImage in torchvision's words: (image - mean) / std of 0 … 1 behind ToTensor, else of 0 … 255."""
+    """NormalizeImage in torchvision's words: (image - mean) / std of 0 … 1 after ToTensor, else of 0 … 255."""
 
     def __init__(self, mean: list[float] = (0.0, 0.0, 0.0), std: list[float] = (1.0, 1.0, 1.0)):
         super().__init__(scale=1.0, mean=mean, std=std)
 
 
 @TRANSFORMS.register()
-class ToTensor:
-    """[H, W, C] 0 … 255 → [C, H, W] 0 … 1, in float32 on the device; Normalize may stand behind it."""
-
-    on_device = True
+class ToTensor(InputStep):
+    """[H, W, C] 0 … 255 → [C, H, W] 0 … 1, in float32 on the device; Normalize may follow it."""
 
 
 @TRANSFORMS.register()
-class ToCHWImage:
+class ToCHWImage(InputStep):
     """[H, W, C] → [C, H, W]. The device does it in any case; the name is PLSC's."""
-
-    on_device = True

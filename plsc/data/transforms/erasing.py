@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from plsc.data.transforms.base import DeviceTransform
 from plsc.data.transforms.checks import check_probability, check_rising
 from plsc.data.transforms.draws import log_uniform
 from plsc.errors import ConfigError
@@ -17,10 +18,10 @@ _TILE_KEY = 0x706C7363  # fixes the noise of mode pixel, for ever and on every m
 
 
 @TRANSFORMS.register()
-class RandomErasing:
+class RandomErasing(DeviceTransform):
     """Overwrite a rectangle of the normalised picture, with probability EPSILON (Zhong et al., 2020).
 
-    Stands behind NormalizeImage. The keys are PLSC's, with timm's names beside them; timm's boxes have
+    It follows NormalizeImage. The keys are PLSC's, with timm's names beside them; timm's boxes have
     use_log_aspect: True and attempt: 10. A box that reaches across the picture is drawn again.
 
     Args:
@@ -33,8 +34,6 @@ class RandomErasing:
         mean: of mode const, in units of the normalised picture; a value a channel, or one.
         count: 1 to this many boxes, which share the area.
     """
-
-    on_device = True
 
     def __init__(
         self,
