@@ -99,10 +99,12 @@ class Preprocess:
         return dataclasses.replace(self, **{name: enlarged(getattr(self, name), new, old) for name in sizes})
 
     def to_dict(self) -> dict:
+        """As preprocess.json has it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocess":
+        """What `to_dict` gave, also where JSON made lists of its tuples."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

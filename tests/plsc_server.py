@@ -1,0 +1,146 @@
+"""Commands `plsc …` of a shell at the price of a fork: one process imports Paddle, and each command is a child of it.
+
+A test page has dozens of commands, and each would import Paddle for two seconds. `Commands` starts the process and puts
+two programs into a folder for PATH: `plsc`, which hands its arguments, environment, folder and streams over, and
+`python`, which is this interpreter.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import plsc.cli
+from plsc import environment
+from tests.helpers import CHECKOUT, clean_environment
+
+_CLIENT = """\
+#!{python} -IS
+import json, os, socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({address!r})
+request = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}}
+socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+connection.shutdown(socket.SHUT_WR)
+answer = connection.recv(16)
+sys.exit(int(answer) if answer else "plsc ended without an exit code")
+"""
+_PYTHON = """\
+#!/bin/sh
+case "$*" in
+*paddle.distributed.launch*tools/train.py*) exec {python} "$@" {small} ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+class Commands:
+    """`plsc` and `python` for shells, in `folder`, which stands first on the PATH of `environment`.
+
+    Args:
+        small: overrides that are added to every `plsc train`, and to every launch of tools/train.py.
+    """
+
+    def __init__(self, folder: Path, small: list[str]):
+        folder.mkdir()
+        address = str(folder / "socket")
+        small = [f"-o{override}" for override in small]
+        for name, text in (
+            ("plsc", _CLIENT.format(python=sys.executable, address=address)),
+            ("python", _PYTHON.format(python=sys.executable, small=" ".join(small))),
+        ):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        self.environment = clean_environment(
+            PATH=f"{folder}:{os.environ['PATH']}", PYTHONPATH=str(CHECKOUT), PLSC_CACHE=str(folder / "cache")
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.plsc_server", address, *small],
+            cwd=CHECKOUT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def shell(self, script: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess:
+        """Run a script as bash does, until the first command that fails; its two streams are one."""
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(address: str, small: list[str]) -> None:
+    """Answer clients until killed."""
+    environment.prepare(device="cpu", cpu_threads=1)
+    environment.import_paddle()
+    for found in pkgutil.walk_packages(plsc.__path__, "plsc."):
+        if found.name != "plsc.__main__":
+            importlib.import_module(found.name)
+    for name in ("matplotlib.pyplot", "sklearn.datasets", "sklearn.model_selection", "sklearn.metrics"):
+        importlib.import_module(name)
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing to wait for
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    print("ready", flush=True)
+    while True:
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _answer(connection, plsc.cli.main, small)
+        connection.close()
+
+
+def _answer(connection: socket.socket, main, small: list[str]) -> None:
+    """Run one command in this process, tell its exit code, and end."""
+    code = 1
+    try:
+        data, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        while part := connection.recv(1 << 20):
+            data += part
+        request = json.loads(data)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        arguments = request["arguments"]
+        sys.argv = ["plsc", *arguments]
+        code = main([*arguments, *small] if arguments[:1] == ["train"] else arguments)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # a child must never go on as the server
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the reader has gone, and the streams are closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+        connection.sendall(str(code or 0).encode())
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2:])
