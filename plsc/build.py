@@ -32,11 +32,13 @@ from plsc.registry import (
     OPTIMIZERS,
     SAMPLERS,
     SCHEDULERS,
+    TASKS,
     TRANSFORMS,
     Registry,
     missing_members,
 )
 from plsc.targets import Activation
+from plsc.tasks import Task
 
 log = logging.getLogger("plsc")
 
@@ -159,9 +161,26 @@ def transforms(config: Config, section: DataSection) -> list:
     return [component(config, TRANSFORMS, part) for part in section.transforms]
 
 
-def mixing(config: Config) -> list:
-    """Mixup and CutMix of the training batches."""
-    return [component(config, BATCH_TRANSFORMS, part) for part in config.DataLoader["Train"].batch_transforms]
+def task(config: Config, mode: str, class_num: int | None = None) -> Task:
+    """What is learnt (mode Train) or measured (Eval), with the losses of that mode and, in training, the mixing.
+
+    Args:
+        class_num: outputs of the model; by default as the configuration has them.
+    """
+    if config.Task is None:
+        raise config.error(("Task",), "is missing: it was left out, since its module was not imported")
+    parts = config.DataLoader[mode].batch_transforms if mode == "Train" else []
+    made = component(
+        config,
+        TASKS,
+        config.Task,
+        mode=mode,
+        loss=losses(config, mode),
+        mixing=[component(config, BATCH_TRANSFORMS, part) for part in parts],
+        class_num=class_num or config.Model.arguments.get("class_num"),
+    )
+    check_members(config, config.Task, made, Task)
+    return made
 
 
 def compare_parts(config: Config, train, evaluation) -> None:
@@ -285,33 +304,21 @@ def _check_picture(config: Config, mode: str, fetcher: Fetcher, normalize) -> No
         raise config.error(path, f"NormalizeImage has {len(normalize.mean)} means for {channels} channels")
 
 
-def local_batch_size(config: Config, world_size: int, global_batch: int | None = None) -> int:
-    """Rows of one process's training batch.
-
-    Args:
-        global_batch: of the checkpoint that a resumed run keeps; None for a fresh run.
-    """
-    g = config.Global
-    said = config.DataLoader["Train"].sampler.arguments["batch_size"]
-    path = ("DataLoader", "Train", "sampler", "batch_size")
-    if global_batch is None:
-        if g.global_batch_size is None:
-            return said
-        global_batch = g.global_batch_size
-        if said is not None and said * world_size != global_batch:
-            raise config.error(
-                ("Global", "global_batch_size"),
-                f"is {global_batch}, but {world_size} x sampler.batch_size is {said * world_size}",
-            )
+def local_batch_size(config: Config, world_size: int) -> int:
+    """Samples of one process's training batch. Raises ConfigError where what the configuration says does not divide."""
+    g, path = config.Global, ("DataLoader", "Train", "sampler", "batch_size")
+    local = config.DataLoader["Train"].sampler.arguments["batch_size"]
+    if g.global_batch_size is not None:
         path = ("Global", "global_batch_size")
-    else:
-        asked = g.global_batch_size or (said or 0) * world_size
-        if asked != global_batch:
-            log.warning("a continued run keeps its global batch of %d, not the %d asked for", global_batch, asked)
-        g.global_batch_size = global_batch
-    if global_batch % world_size:
-        raise config.error(path, f"the global batch of {global_batch} is not divisible by {world_size} processes")
-    local = global_batch // world_size
+        if local is not None and local * world_size != g.global_batch_size:
+            raise config.error(
+                path, f"is {g.global_batch_size}, but {world_size} x sampler.batch_size is {local * world_size}"
+            )
+        local, rest = divmod(g.global_batch_size, world_size)
+        if rest:
+            raise config.error(
+                path, f"the global batch of {g.global_batch_size} is not divisible by {world_size} processes"
+            )
     if local % g.accum_steps:
         raise config.error(
             ("Global", "accum_steps"), f"{g.accum_steps} does not divide the batch of {local} of one process"

@@ -26,6 +26,7 @@ _ROOMS = (
     "plsc.losses",
     "plsc.metrics",
     "plsc.optim",
+    "plsc.tasks",
 )
 _loaded_entry_points: set[tuple[str, str]] = set()
 

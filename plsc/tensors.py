@@ -4,7 +4,15 @@ import numpy as np
 import paddle
 
 
-def to_numpy(tensor) -> np.ndarray:
+def named_tensors(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    """What a layer's weights consist of, by structured name: parameters, and the buffers that are to be saved."""
+    parameters = dict(layer.named_parameters())
+    buffers = {id(buffer) for _, buffer in layer.named_buffers()}
+    saved = {name: tensor for name, tensor in layer.state_dict().items() if id(tensor) in buffers}
+    return {**parameters, **saved}
+
+
+def to_numpy(tensor: paddle.Tensor) -> np.ndarray:
     """A C-contiguous array; bfloat16, which NumPy lacks, becomes float32 without loss."""
     if tensor.dtype == paddle.bfloat16:
         tensor = tensor.astype("float32")
@@ -12,7 +20,7 @@ def to_numpy(tensor) -> np.ndarray:
 
 
 @paddle.no_grad()
-def assign(tensor, array: np.ndarray) -> None:
+def assign(tensor: paddle.Tensor, array: np.ndarray) -> None:
     """Give a tensor the array's values, in the tensor's own type. Raises ValueError for another shape."""
     if list(array.shape) != list(tensor.shape):
         raise ValueError(f"an array of shape {list(array.shape)} for a tensor of {list(tensor.shape)}")

@@ -102,6 +102,19 @@ def plsc(*arguments, processes=None, cwd=None, timeout=180, check=True, log_dir=
     return done
 
 
+class Part:
+    """A part of a checkpoint whose state is what it was given."""
+
+    def __init__(self, **state):
+        self.state = state
+
+    def state_dict(self) -> dict:
+        return self.state
+
+    def load_state_dict(self, state) -> None:
+        self.state = dict(state)
+
+
 def metrics(run_directory, kind: str = "train") -> list[dict]:
     """The records of one kind in a run's metrics.jsonl."""
     lines = (Path(run_directory) / "metrics.jsonl").read_text().splitlines()

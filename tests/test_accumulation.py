@@ -18,17 +18,17 @@ from plsc import environment
 environment.prepare(device="cpu", cpu_threads=1)
 environment.import_paddle()
 from plsc.config import load
+from plsc.engine.assembly import assemble
 from plsc.engine.precision import Precision
 from plsc.engine.run import joined
-from plsc.engine.trainer import Trainer
 
 apart = sys.argv[2] == "apart"
 Precision.accumulates_apart = property(lambda self: apart)
 config = load(sys.argv[1], sys.argv[3:])
 
 with joined(config) as world:
-    trainer = Trainer(config, world)
-    batches = trainer.train.loader.run(trainer.sampler.batches(0))
+    trainer = assemble(config, world)
+    batches = trainer.feed.loader.run(trainer.sampler.batches(0))
     trainer.model.train()
     norms = [float(trainer.advance(batches).item()) for _ in range(5)]
     if world.is_first:

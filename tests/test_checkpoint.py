@@ -1,29 +1,29 @@
 """Checkpoints: complete or absent, kept as asked, found as named."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from plsc.config import load
 from plsc.engine import checkpoint
-from plsc.engine.checkpoint import Checkpoints
+from plsc.engine.assembly import assemble
+from plsc.engine.checkpoint import Checkpoints, Description
+from plsc.engine.distributed import World
 from plsc.errors import CheckpointError
-from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config
+from tests.helpers import CHECKOUT, Part, clean_environment, plsc, tiny_digits, write_config
 
 
 def save(checkpoints: Checkpoints, step: int, value: float = 0.0, size: int = 4):
-    path = checkpoints.save(
-        step,
-        arrays={"model": {"w": np.full([size], value, "float32")}, "optimizer": {}},
-        documents={"trainer": {"step": step}},
-        texts={"config.yaml": "Global: {}\n"},
-        metadata={"format": "plsc"},
-    )
-    checkpoints.point("latest", step)
+    parts = {"model": Part(w=np.full([size], value, "float32")), "optimizer": Part(), "progress": Part(step=step)}
+    path = checkpoints.save(step, parts, Description(texts={"config.yaml": "Global: {}\n"}))
     checkpoints.prune()
     return path
 
@@ -46,10 +46,8 @@ def test_arrays_come_back_whatever_their_layout(tmp_path):
     array = np.arange(12, dtype="float32").reshape(3, 4).T
     assert not array.flags.c_contiguous
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(
-        1, arrays={"model": {"w": array}}, documents={"trainer": {"step": 1}}, texts={}, metadata={"format": "plsc"}
-    )
-    np.testing.assert_array_equal(checkpoint.read(path).arrays["model"]["w"], array)
+    path = checkpoints.save(1, {"model": Part(w=array)}, Description())
+    np.testing.assert_array_equal(checkpoint.read(path).value("model", "w"), array)
 
 
 def test_a_run_directory_a_folder_and_a_pointer_mean_the_same(tmp_path):
@@ -71,13 +69,8 @@ def test_a_run_directory_a_folder_and_a_pointer_mean_the_same(tmp_path):
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "trainer.json"])
 def test_a_damaged_file_is_named(tmp_path, file):
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(
-        1,
-        arrays={"model": {"w": np.zeros(5, "float32")}, "optimizer": {"w|m": np.zeros(5, "float32")}},
-        documents={"trainer": {"step": 1}},
-        texts={},
-        metadata={},
-    )
+    parts = {"model": Part(w=np.zeros(5, "float32")), "optimizer": Part(**{"w|m": np.zeros(5, "float32")})}
+    path = checkpoints.save(1, parts, Description())
     data = (path / file).read_bytes()
     (path / file).write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match=file):
@@ -123,7 +116,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_latest(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         saved = checkpoint.read(Checkpoints(folder).find("latest"))
-        assert set(saved.arrays["model"]["w"].tolist()) == {float(saved.trainer["step"])}
+        assert set(saved.value("model", "w").tolist()) == {float(saved.value("progress", "step"))}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +145,9 @@ def test_a_run_directory_holds_what_the_contract_says(run):
         "classes.json",
     }
     trainer = json.loads((latest / "trainer.json").read_text())
-    assert trainer["step"] == 6 and trainer["samples"] == 6 * 32
+    assert trainer["format"] == 2 and trainer["files"] == ["model", "optimizer", "ema"]
+    progress = trainer["parts"]["progress"]
+    assert progress["step"] == 6 and progress["samples"] == 6 * 32
     assert json.loads((latest / "preprocess.json").read_text())["mean"] == [0.5]
     assert json.loads((latest / "classes.json").read_text()) == [str(d) for d in range(10)]
     environment = json.loads((run / "environment.json").read_text())
@@ -205,7 +200,7 @@ def test_eval_counts_every_sample_once_on_any_world_size(run, tmp_path, processe
 def test_eval_without_weights_is_refused(tmp_path):
     """Random weights are never measured by mistake."""
     done = plsc("eval", "-c", write_config(tmp_path / "c.yaml", tiny_digits()), check=False)
-    assert done.returncode == 2 and "which weights" in done.stderr
+    assert done.returncode == 2 and "the weights to evaluate are missing" in done.stderr
 
 
 def test_eval_refuses_weights_that_do_not_fit(run, tmp_path):
@@ -237,3 +232,65 @@ def test_resuming_another_model_is_refused(run, tmp_path):
     tree["Global"] |= {"checkpoint": str(run), "output_dir": str(tmp_path / "out")}
     done = plsc("train", "-c", write_config(tmp_path / "c.yaml", tree), check=False)
     assert done.returncode == 2 and "another model" in done.stderr and "blocks.2" in done.stderr
+
+
+OLD_RUN = Path(__file__).parent / "fixtures" / "run_of_plsc_3_0"
+
+
+@pytest.mark.parametrize("by", ["resume", "checkpoint"])
+def test_a_checkpoint_of_plsc_3_0_continues(tmp_path, by):
+    """Written by plsc 3.0 at step 6 of 10, which went on as expected.jsonl and expected.safetensors say."""
+    out = tmp_path / "run"
+    if by == "resume":
+        shutil.copytree(OLD_RUN, out)
+    start = "Global.resume=auto" if by == "resume" else f"Global.checkpoint={OLD_RUN}"
+    done = plsc("train", "-c", OLD_RUN / "config.yaml", "-o", f"Global.output_dir={out}", "-o", start)
+    assert "after step 6" in done.stdout and "begins now" not in done.stdout and " W " not in done.stdout
+    expected = [json.loads(line) for line in (OLD_RUN / "expected.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in records if record["step"] > 6]
+    assert len(records) == len(expected) == 8
+    for record, wanted in zip(records, expected, strict=True):
+        assert record.keys() == wanted.keys()
+        for name in record.keys() - {"images_per_second", "data_time_fraction"}:
+            text = isinstance(wanted[name], str)
+            assert record[name] == (wanted[name] if text else pytest.approx(wanted[name], rel=1e-5))
+    weights = load_file(out / "checkpoints" / "step-00000010" / "model.safetensors")
+    for name, array in load_file(OLD_RUN / "expected.safetensors").items():
+        np.testing.assert_allclose(weights[name], array, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(format=3), "format"),
+        (lambda t: t.pop("files"), "files"),
+        (lambda t: t.update(files=["../secret"]), "files"),
+        (lambda t: t.update(files=["model", "optimizer", "ema", "teacher"]), "teacher.safetensors is missing"),
+        (lambda t: t["parts"].update(progress=[]), "progress"),
+        (lambda t: t["parts"]["progress"].pop("seed"), "progress has no seed"),
+        (lambda t: t["parts"]["progress"].pop("step"), "progress: KeyError: 'step'"),
+        (lambda t: t["parts"]["ema"].clear(), "ema: KeyError"),
+    ],
+)
+def test_a_damaged_trainer_json_is_named(run, tmp_path, change, message):
+    """What a continued run needs and does not find is said, with the checkpoint's name, and no traceback."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
+    [step] = (copy / "checkpoints").glob("step-*")
+    trainer = json.loads((step / "trainer.json").read_text())
+    change(trainer)
+    (step / "trainer.json").write_text(json.dumps(trainer))
+    overrides = [f"Global.checkpoint={step}", f"Global.output_dir={tmp_path / 'out'}"]
+    config = load(str(run / "config.yaml"), overrides)
+    with pytest.raises(CheckpointError) as error:
+        assemble(config, World())
+    assert message in str(error.value) and str(step) in str(error.value)
+
+
+def test_a_state_that_is_neither_arrays_nor_json_is_a_fault(tmp_path):
+    """A part that returns a tensor is named, before anything is written."""
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(TypeError, match="state of teacher: moments"):
+        checkpoints.save(1, {"teacher": Part(moments={1, 2})}, Description())
+    assert not list(tmp_path.iterdir())

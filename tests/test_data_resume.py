@@ -354,5 +354,6 @@ def test_a_run_on_shards_stopped_within_an_epoch_goes_on_with_two_processes(tmp_
     assert "continues with the checkpoint's 4 lanes" in (broken / "train.log").read_text()
     for step in (7, 17):
         saved = json.loads((broken / "checkpoints" / f"step-{step:08d}" / "trainer.json").read_text())
-        assert saved["order"]["lanes"] == 4 and saved["steps_per_epoch"] == 10
+        progress = saved["parts"]["progress"]
+        assert progress["order"]["lanes"] == 4 and progress["steps_per_epoch"] == 10
     assert "lanes: 4" in (broken / "config.yaml").read_text()

@@ -29,6 +29,11 @@ def arrays(model) -> dict[str, np.ndarray]:
     return {name: p.numpy() for name, p in model.named_parameters()}
 
 
+def averages(average: WeightAverage) -> dict[str, np.ndarray]:
+    """The arrays of an average's state."""
+    return {name: value for name, value in average.state_dict().items() if isinstance(value, np.ndarray)}
+
+
 @pytest.mark.parametrize(
     ("decay", "ramp"),
     [(0.9, False), (0.9, True), (0.2, True), (0.9999, True)],
@@ -43,7 +48,7 @@ def test_average_against_numpy(decay, ramp):
         average.update()
         d = min(decay, (1 + t) / (10 + t)) if ramp else decay
         expected = {name: d * e + (1 - d) * arrays(model)[name] for name, e in expected.items()}
-        for name, found in average.state_dict().items():
+        for name, found in averages(average).items():
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6)
     assert average.updates == 30
@@ -55,7 +60,7 @@ def test_average_begins_at_the_weights():
     before = arrays(model)
     average = WeightAverage(weights(model), 0.9, True)
     draw(model, 1)
-    assert all(np.array_equal(found, before[name]) for name, found in average.state_dict().items())
+    assert all(np.array_equal(found, before[name]) for name, found in averages(average).items())
 
 
 def test_average_of_half_precision_weights_is_float32():
@@ -68,7 +73,7 @@ def test_average_of_half_precision_weights_is_float32():
     for parameter in model.parameters():
         parameter.set_value(paddle.full_like(parameter, 2.0))
     average.update()
-    assert all(np.allclose(found, 1.001, rtol=1e-6) for found in average.state_dict().values())
+    assert all(np.allclose(found, 1.001, rtol=1e-6) for found in averages(average).values())
 
 
 def test_masters_are_averaged_where_they_appear():
@@ -79,7 +84,7 @@ def test_masters_are_averaged_where_they_appear():
     before = arrays(model)
     masters["weight"] = paddle.full([3, 2], 7.0)
     average.update()
-    state = average.state_dict()
+    state = averages(average)
     np.testing.assert_allclose(state["weight"], 0.5 * before["weight"] + 3.5, rtol=1e-6)
     np.testing.assert_allclose(state["bias"], before["bias"], rtol=1e-6)
 
@@ -95,7 +100,7 @@ def test_applied_swaps_and_restores():
     """Inside the block the model has the averages, after it its own weights, bit for bit."""
     model = layer()
     average = averaged(model)
-    own, expected = arrays(model), average.state_dict()
+    own, expected = arrays(model), averages(average)
     with average.applied(model) as swapped:
         assert swapped is model
         assert all(np.array_equal(arrays(model)[name], expected[name]) for name in expected)
@@ -104,7 +109,7 @@ def test_applied_swaps_and_restores():
             model(paddle.to_tensor(x)).numpy(), x @ expected["weight"] + expected["bias"], rtol=1e-5
         )
     assert all(np.array_equal(arrays(model)[name], own[name]) for name in own)
-    assert all(np.array_equal(a, expected[name]) for name, a in average.state_dict().items())
+    assert all(np.array_equal(a, expected[name]) for name, a in averages(average).items())
     assert all(not p.stop_gradient for p in model.parameters())
 
 
@@ -123,7 +128,7 @@ def test_applied_keeps_the_type_of_the_weights():
     model.to(dtype="bfloat16")
     average = averaged(model)
     own = {n: p.astype("float32").numpy() for n, p in model.named_parameters()}
-    expected = average.state_dict()
+    expected = averages(average)
     with average.applied(model):
         for name, parameter in model.named_parameters():
             assert parameter.dtype == paddle.bfloat16
@@ -137,7 +142,7 @@ def test_frozen_weights_are_left_alone():
     average = WeightAverage(lambda: {"weight": model.weight}, 0.5, False)
     draw(model, 1)
     average.update()
-    assert set(average.state_dict()) == {"weight"}
+    assert set(averages(average)) == {"weight"}
     bias = model.bias.numpy()
     with average.applied(model):
         assert np.array_equal(model.bias.numpy(), bias)
@@ -161,11 +166,11 @@ def test_state_round_trip(ramp):
     for t in range(1, 4):
         draw(model, t)
         average.update()
-    state = {name: a.copy() for name, a in average.state_dict().items()}
+    state = {name: np.copy(a) if isinstance(a, np.ndarray) else a for name, a in average.state_dict().items()}
 
     other = layer(seed=50)
     again = WeightAverage(weights(other), 0.9, ramp)
-    again.load_state_dict(state, average.updates)
+    again.load_state_dict(state)
     assert again.updates == 3
     assert all(np.array_equal(a, state[name]) for name, a in again.state_dict().items())
     for t in (4, 5):
@@ -173,5 +178,5 @@ def test_state_round_trip(ramp):
         draw(other, t)
         average.update()
         again.update()
-    final = again.state_dict()
-    assert all(np.array_equal(a, final[name]) for name, a in average.state_dict().items())
+    final = averages(again)
+    assert all(np.array_equal(a, final[name]) for name, a in averages(average).items())

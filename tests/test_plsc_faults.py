@@ -101,6 +101,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 import pkgutil
 import re
 import shutil
@@ -116,7 +117,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plsc as package
-from plsc import build, components, environment, loading, predictor, registry
+from plsc import build, components, environment, files, loading, predictor, registry
 from plsc.cli import main
 from plsc.config import load
 from plsc.data.fetch import Fetcher
@@ -124,12 +125,16 @@ from plsc.data.sampler import DistributedBatchSampler
 from plsc.data.transforms import RandCropImage, RandomHorizontalFlip
 from plsc.data.transforms.base import DeviceTransform, InputStep
 from plsc.engine import checkpoint, profiling
-from plsc.engine.checkpoint import Checkpoints
+from plsc.engine.assembly import assemble
+from plsc.engine.callbacks import Callbacks
+from plsc.engine.checkpoint import Checkpoints, Description
 from plsc.engine.distributed import World
+from plsc.engine.loggers import loggers
 from plsc.engine.trainer import Trainer, draw_seed
 from plsc.errors import ConfigError
 from plsc.optim import GradientClip
-from tests.helpers import metrics, plsc, tiny_digits, write_config
+from plsc.places import step_name
+from tests.helpers import Part, metrics, plsc, tiny_digits, write_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -157,7 +162,8 @@ def small(steps: int = 4, run: str = "run", **globals_) -> dict:
 
 
 def trainer(tree: dict, world: World | None = None) -> Trainer:
-    return Trainer(load(str(write_config(Path("run.yaml"), tree))), world or World())
+    config, world = load(str(write_config(Path("run.yaml"), tree))), world or World()
+    return assemble(config, world, Callbacks(loggers(config), is_first=world.is_first))
 
 
 def losses(run) -> list[float]:
@@ -206,7 +212,7 @@ REGISTRIES = {name: value for name, value in vars(registry).items() if isinstanc
 def test_no_factory_swallows_unknown_arguments():
     """No registered factory, as the configuration sees it, has *args or **kwargs for a typing error to end in."""
     components.register_all()
-    assert len(REGISTRIES) == 9 and all(list(r) for r in REGISTRIES.values())
+    assert len(REGISTRIES) == 10 and all(list(r) for r in REGISTRIES.values())
     for kind, known in REGISTRIES.items():
         for name in known:
             kinds = {p.kind for p in known.get(name).parameters().values()}
@@ -251,7 +257,7 @@ def test_one_process_recomputes(interval):
 
     for i, block in enumerate(run.model.blocks):
         block.mlp.forward = counted(i, block.mlp.forward)
-    run.advance(run.train.loader.run(run.sampler.batches(0)))
+    run.advance(run.feed.loader.run(run.sampler.batches(0)))
     assert calls == {None: [1, 1], 1: [2, 2], 2: [2, 1]}[interval]
 
 
@@ -363,9 +369,9 @@ def test_averaged_weights_are_recorded_as_such(monkeypatch):
     run = trainer(tree)
     run.fit()
     records = {record["weights"]: record for record in metrics("run", "eval")}
-    truth = {"raw": run.evaluation.run(run.model)}
+    truth = {"raw": run.evaluator.run(run.model)}
     with run.average.applied(run.model) as averaged:
-        truth["ema"] = run.evaluation.run(averaged)
+        truth["ema"] = run.evaluator.run(averaged)
     assert truth["raw"]["loss"] != pytest.approx(truth["ema"]["loss"], rel=1e-4)
     for weights, prefix in (("raw", "eval"), ("ema", "eval_ema")):
         for name, value in truth[weights].items():
@@ -485,7 +491,7 @@ def test_the_profiler_writes_a_trace(tmp_path, exit_on_finished, last):
     assert "matmul" in trace.read_text()
     assert "Operator Summary" in done.stdout
     assert metrics("run")[-1]["step"] == last
-    assert latest().trainer["step"] == last
+    assert latest().value("progress", "step") == last
 
 
 @pytest.mark.parametrize(
@@ -542,11 +548,11 @@ def test_the_last_batch_of_an_epoch_is_accumulated():
     seen = []
     for parts in (1, 4):
         run = trainer(small(None, run=f"parts{parts}", accum_steps=parts))
-        assert len(run.train.data) == 44 * 32 + 29
-        run.step = run.steps_per_epoch - 1
-        assert run.step == 44
-        norm = run.advance(run.train.loader.run(run.sampler.batches(run.step)))
-        assert run.epoch == 1 and run.step == 45
+        assert len(run.feed.data) == 44 * 32 + 29
+        run.progress.step = run.progress.steps_per_epoch - 1
+        assert run.progress.step == 44
+        norm = run.advance(run.feed.loader.run(run.sampler.batches(run.progress.step)))
+        assert run.progress.epoch == 1 and run.progress.step == 45
         seen.append((run.mean_loss.compute()["loss"], norm.item()))
     np.testing.assert_allclose(seen[1], seen[0], rtol=1e-5)
 
@@ -656,18 +662,19 @@ class Killed(BaseException):
 
 
 class Kill:
-    """Ends the process at the nth operation on files, those that write halfway through."""
+    """Ends the process at the nth operation on files, those that write halfway through; none after it is done."""
 
     def __init__(self, monkeypatch, at: int):
         self.at, self.done = at, 0
-        for owner, name in ((Path, "mkdir"), (Path, "rename"), (shutil, "rmtree"), (checkpoint, "_sync")):
+        for owner, name in ((Path, "mkdir"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (os, "replace")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
+        monkeypatch.setattr(files, "sync", self.counted(files.sync))
         monkeypatch.setattr(Path, "write_text", self.halved_text(Path.write_text))
         monkeypatch.setattr(checkpoint, "save_safetensors", self.halved_arrays(checkpoint.save_safetensors))
 
     def due(self) -> bool:
         self.done += 1
-        return self.done == self.at
+        return self.done >= self.at
 
     def counted(self, function):
         def call(*args, **kwargs):
@@ -701,23 +708,18 @@ PARTS = ("model", "optimizer", "ema")
 
 def save(checkpoints: Checkpoints, step: int) -> None:
     """As the trainer does after a best evaluation; every part holds the step."""
-    checkpoints.save(
-        step,
-        arrays={part: {"w": np.full([50], step, "float32")} for part in PARTS},
-        documents={"trainer": {"step": step}},
-        texts={"config.yaml": f"step: {step}\n"},
-        metadata={"format": "plsc"},
-    )
-    checkpoints.point("latest", step)
+    parts = {part: Part(w=np.full([50], step, "float32")) for part in PARTS}
+    description = Description(texts={"config.yaml": f"step: {step}\n"})
+    checkpoints.save(step, {**parts, "progress": Part(step=step)}, description)
     checkpoints.point("best", step)
     checkpoints.prune()
 
 
 def assert_of_one_step(path) -> int:
     saved = checkpoint.read(path)
-    step = saved.trainer["step"]
-    assert path.name == checkpoint.step_name(step)
-    assert {float(v) for part in PARTS for v in saved.arrays[part]["w"]} == {float(step)}
+    step = saved.value("progress", "step")
+    assert path.name == step_name(step)
+    assert {float(v) for part in PARTS for v in saved.value(part, "w")} == {float(step)}
     assert (path / "config.yaml").read_text() == f"step: {step}\n"
     return step
 
@@ -738,7 +740,7 @@ def test_a_stop_between_any_two_operations_of_saving(tmp_path, monkeypatch):
                 stopped = False
         seen.add((assert_of_one_step(checkpoints.find("latest")), assert_of_one_step(checkpoints.find("best"))))
         for step in checkpoints.steps():
-            assert_of_one_step(checkpoints.folder / checkpoint.step_name(step))
+            assert_of_one_step(checkpoints.folder / step_name(step))
         try:
             save(checkpoints, 3)
         except Exception as error:
@@ -759,13 +761,11 @@ def test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones(by):
     tree = small(4, **often, **start)
     tree["LRScheduler"]["learning_rate"] = 0.02
     again = trainer(tree)
-    assert again.step == 2
+    assert again.progress.step == 2
     again.fit()
     saved = latest()
-    assert saved.trainer["step"] == 4
-    different = [
-        n for n, p in again.model.named_parameters() if not np.array_equal(saved.arrays["model"][n], p.numpy())
-    ]
+    assert saved.value("progress", "step") == 4
+    different = [n for n, p in again.model.named_parameters() if not np.array_equal(saved.parts["model"][n], p.numpy())]
     assert not different, "the checkpoint of step 4 is still the first run's"
 
 
@@ -774,10 +774,11 @@ def test_another_rank_writes_nothing():
     tree = small(2, eval_during_train=True, run="elsewhere")
     config = load(str(write_config(Path("run.yaml"), tree)))
     before = sorted(Path().rglob("*"))
-    Trainer(config, World(rank=1)).fit()
-    assert sorted(Path().rglob("*")) == before
-    Trainer(config, World(rank=0)).fit()
-    assert latest("elsewhere").trainer["step"] == 2
+    for rank in (1, 0):
+        assert sorted(Path().rglob("*")) == before
+        world = World(rank=rank)
+        assemble(config, world, Callbacks(loggers(config), is_first=world.is_first)).fit()
+    assert latest("elsewhere").value("progress", "step") == 2
 
 
 def test_the_first_rank_is_told_by_rank(monkeypatch):
@@ -799,6 +800,6 @@ def test_max_train_step_saves():
     run = trainer(tree)
     run.fit()
     saved = latest()
-    assert saved.trainer["step"] == 3 and set(saved.arrays) == set(PARTS)
+    assert saved.value("progress", "step") == 3 and set(saved.parts) >= set(PARTS)
     weights = dict(run.model.named_parameters())
-    assert all(np.array_equal(saved.arrays["model"][name], p.numpy()) for name, p in weights.items())
+    assert all(np.array_equal(saved.parts["model"][name], p.numpy()) for name, p in weights.items())

@@ -19,7 +19,7 @@ SHARED = {
     "targets",
     "pickles",
 }
-ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "config"}
+ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "tasks", "config"}
 # what a module of each place may import of plsc, beside its own place
 ALLOWED = {
     **dict.fromkeys(SHARED, SHARED),

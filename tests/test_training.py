@@ -132,7 +132,7 @@ def test_another_world_size_keeps_the_order_of_samples(tmp_path):
     )
     np.testing.assert_allclose(losses(broken), losses(straight), rtol=1e-5)
     path = broken / "checkpoints" / "step-00000016" / "trainer.json"
-    assert json.loads(path.read_text())["global_batch"] == 32
+    assert json.loads(path.read_text())["parts"]["progress"]["global_batch"] == 32
 
 
 def test_a_checkpoints_global_batch_that_does_not_divide_is_refused(tmp_path):
@@ -141,9 +141,11 @@ def test_a_checkpoints_global_batch_that_does_not_divide_is_refused(tmp_path):
     from plsc.errors import ConfigError
 
     config = load(str(write_config(tmp_path / "c.yaml", tiny_digits())))
-    assert build.local_batch_size(config, 4, 32) == 8
+    kept = {"Global.global_batch_size": 32, "DataLoader.Train.sampler.batch_size": None}  # as a resume does
+    config = config.replace(kept)
+    assert build.local_batch_size(config, 4) == 8
     with pytest.raises(ConfigError, match="global batch of 32 is not divisible by 3 processes"):
-        build.local_batch_size(config, 3, 32)
+        build.local_batch_size(config, 3)
 
 
 def test_continuing_with_more_epochs_follows_the_new_schedule(tmp_path):
@@ -165,14 +167,14 @@ def test_the_best_checkpoint_survives_a_resume(tmp_path):
     tree["Global"] |= {"eval_during_train": True, "eval_interval": 5, "eval_unit": "step", "max_train_step": 10}
     run = train(tmp_path, "run", tree)
     saved = json.loads((run / "checkpoints" / "step-00000010" / "trainer.json").read_text())
-    best = saved["best"]
+    best = saved["parts"]["best"]
     # pretend that the best was better than anything to come
-    saved["best"] = {**best, "value": 0.999}
+    saved["parts"]["best"] = {**best, "value": 0.999}
     (run / "checkpoints" / "step-00000010" / "trainer.json").write_text(json.dumps(saved))
     pointer = (run / "checkpoints" / "best").read_text()
     train(tmp_path, "run", tree, "Global.resume=auto", "Global.max_train_step=15")
     after = json.loads((run / "checkpoints" / "step-00000015" / "trainer.json").read_text())
-    assert after["best"]["value"] == 0.999
+    assert after["parts"]["best"]["value"] == 0.999
     assert (run / "checkpoints" / "best").read_text() == pointer
 
 

@@ -26,6 +26,7 @@ KINDS = {
     "samplers": "for DataLoader.*.sampler.name",
     "optimizers": "for Optimizer.name",
     "schedulers": "of the learning rate, for LRScheduler.name",
+    "tasks": "what one update learns from, for Task.name",
     "losses": "for Loss.Train and Loss.Eval",
     "metrics": "for Metric.Train and Metric.Eval",
     "recipes": "shipped YAML files, for -c",

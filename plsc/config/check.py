@@ -20,6 +20,7 @@ from plsc.registry import (
     OPTIMIZERS,
     SAMPLERS,
     SCHEDULERS,
+    TASKS,
     TRANSFORMS,
 )
 
@@ -29,6 +30,7 @@ SECTIONS = (
     "FP16",
     "EMA",
     "Model",
+    "Task",
     "Loss",
     "LRScheduler",
     "Optimizer",
@@ -68,6 +70,7 @@ def check(
         FP16=given("FP16", lambda raw, path: c.section(schema.FP16, raw, path)),
         EMA=given("EMA", lambda raw, path: c.section(schema.EMA, raw, path)),
         Model=given("Model", lambda raw, path: c.named(MODELS, raw, path)),
+        Task=c.named(TASKS, tree.get("Task"), ("Task",), default="Classification"),
         Loss=_losses(c, tree.get("Loss")),
         LRScheduler=given("LRScheduler", lambda raw, path: c.named(SCHEDULERS, raw, path, default="Constant")),
         **_optimizer(c, tree.get("Optimizer")),

@@ -30,6 +30,7 @@ class Config:
     FP16: schema.FP16 | None
     EMA: schema.EMA | None
     Model: Component
+    Task: Component | None
     Loss: dict[str, list[Component]]
     LRScheduler: Component
     Optimizer: Component
@@ -74,6 +75,7 @@ class Config:
             "FP16": self.FP16.model_dump() if self.FP16 else None,
             "EMA": self.EMA.model_dump() if self.EMA else None,
             "Model": self.Model.as_section(),
+            "Task": self.Task.as_section() if self.Task else None,
             "Loss": {mode: [c.as_item() for c in items] for mode, items in self.Loss.items()},
             "LRScheduler": self.LRScheduler.as_section(),
             "Optimizer": {**self.Optimizer.as_section(), **self.optimizer_options.model_dump()},

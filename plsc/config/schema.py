@@ -57,7 +57,8 @@ class Global(Section):
     save_unit: Literal["epoch", "step"] = "epoch"
     max_num_latest_checkpoint: int = 0  # beside latest and best: 0 none, N the last N, -1 all
     print_batch_step: Positive = 10  # updates between two log lines
-    use_visualdl: bool = False
+    loggers: list[Literal["visualdl", "tensorboard", "wandb"]] = Field(default_factory=list)  # beside metrics.jsonl
+    use_visualdl: bool = False  # PLSC's name of loggers: [visualdl]
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/configuration.md
     to_static: bool = False  # compile each transformer block
     cpu_threads: Positive | None = None  # per process; default: cores ÷ local processes

@@ -1,15 +1,28 @@
-"""What the engine does to a model's blocks: recompute their activations, compile them."""
+"""What the engine does to a model's blocks: recompute their activations, compile them.
+
+A model without blocks is treated as one block.
+"""
+
+from collections.abc import Callable, Sequence
+
+import paddle
 
 from plsc import compat
 from plsc.errors import ConfigError
+from plsc.models.base import HasBlocks, Randomness
 
 
-def recompute_blocks(model, *, interval: int, names, on_cpu: bool) -> int:
+def blocks_of(model: paddle.nn.Layer) -> list[paddle.nn.Layer]:
+    """The model's blocks; the model itself where it has none."""
+    return list(model.blocks) if isinstance(model, HasBlocks) else [model]
+
+
+def recompute_blocks(model: paddle.nn.Layer, *, interval: int, names: Sequence[str], on_cpu: bool) -> int:
     """Keep no activations inside every `interval`-th block, nor inside the layers `names`.
 
     Returns how many layers. Raises ConfigError for a name that is no layer of the model.
     """
-    layers = [block for i, block in enumerate(model.blocks) if i % interval == 0]
+    layers = blocks_of(model)[::interval]
     known = dict(model.named_sublayers())
     for name in names:
         if name not in known:
@@ -18,7 +31,7 @@ def recompute_blocks(model, *, interval: int, names, on_cpu: bool) -> int:
             )
         if known[name] not in layers:
             layers.append(known[name])
-    if not compat.recompute_keeps_random_state(on_cpu) and any(getattr(block, "random", True) for block in layers):
+    if not compat.recompute_keeps_random_state(on_cpu) and any(map(_draws_random_numbers, layers)):
         raise ConfigError(
             "DistributedStrategy.recompute: Paddle 2.6 cannot repeat random numbers on CPU; set drop_rate, "
             "attn_drop_rate and drop_path_rate to 0, or use Paddle 3"
@@ -28,15 +41,20 @@ def recompute_blocks(model, *, interval: int, names, on_cpu: bool) -> int:
     return len(layers)
 
 
-def _recomputed(layer, forward, on_cpu: bool):
+def _draws_random_numbers(layer: paddle.nn.Layer) -> bool:
+    return layer.random if isinstance(layer, Randomness) else True
+
+
+def _recomputed(layer: paddle.nn.Layer, forward: Callable, on_cpu: bool) -> Callable:
     def run(x):
         return compat.recompute(forward, x, on_cpu) if layer.training else forward(x)
 
     return run
 
 
-def compile_blocks(model) -> int:
+def compile_blocks(model: paddle.nn.Layer) -> int:
     """Compile each block; returns how many. Gradients of a block still leave while the next runs."""
-    for block in model.blocks:
+    blocks = blocks_of(model)
+    for block in blocks:
         compat.to_static(block)
-    return len(model.blocks)
+    return len(blocks)

@@ -34,6 +34,7 @@ class RunInfo:
         config: the resolved configuration.
         step: updates that were done before; above 0 where the run continues.
         total_steps, steps_per_epoch: updates of the whole run and of an epoch.
+        global_batch: samples of an update, over all processes.
         rank, world_size: this process and how many there are.
     """
 
@@ -42,6 +43,7 @@ class RunInfo:
     step: int
     total_steps: int
     steps_per_epoch: int
+    global_batch: int
     rank: int
     world_size: int
 

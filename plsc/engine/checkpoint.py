@@ -1,43 +1,87 @@
 """Checkpoints: a folder a step, written beside its place and renamed, without any pickle.
 
-checkpoints/step-00001234/   model.safetensors  optimizer.safetensors  ema.safetensors
-                             trainer.json  config.yaml  preprocess.json  classes.json
+checkpoints/step-00001234/   a PART.safetensors for each part with arrays: model, optimizer, ema, …
+                             trainer.json, the JSON values of all parts
+                             config.yaml, preprocess.json, classes.json
 checkpoints/latest, best     text files that name such a folder
 """
 
 import json
 import logging
-import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from plsc import places
+from plsc import files, places
+from plsc.engine.state import Stateful
 from plsc.errors import CheckpointError
 from plsc.places import step_name
 from plsc.weights.containers import save_safetensors
 
 log = logging.getLogger("plsc")
 
-_WRITING = ".writing-"
 
-
-@dataclass
-class Saved:
-    """A checkpoint that was read.
+@dataclass(frozen=True)
+class Description:
+    """What a run's checkpoints hold beside the state of its parts; the same in all of them.
 
     Attributes:
-        arrays: part (model, optimizer, ema) → name → array.
-        trainer: trainer.json.
+        documents: JSON content by name. texts: text by file name.
+        metadata: of a part's .safetensors file, by the part's name: text by name.
     """
 
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+class _Trainer(BaseModel):
+    """trainer.json: which parts have a .safetensors file, and the JSON values of all parts."""
+
+    format: Literal[2] = 2
+    files: list[Annotated[str, Field(pattern=r"^\w+$")]]
+    parts: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: the state of each part, by name."""
+
     path: Path
-    arrays: dict[str, dict[str, np.ndarray]]
-    trainer: dict
+    parts: Mapping[str, dict[str, Any]]
+
+    def value(self, part: str, name: str) -> Any:
+        """One value of a part's state. Raises CheckpointError where it is missing."""
+        try:
+            return self.parts[part][name]
+        except KeyError as error:
+            raise CheckpointError(f"{self.path / 'trainer.json'}: damaged: {part} has no {name}") from error
+
+    def restore(self, parts: Mapping[str, Stateful]) -> None:
+        """Give parts their state; one that the checkpoint does not have begins anew, with a warning.
+
+        Raises:
+            CheckpointError: a state does not fit; the message names the checkpoint.
+        """
+        for name, part in parts.items():
+            if name not in self.parts:
+                log.warning("%s has no state of %s, which begins now", self.path, name)
+                continue
+            try:
+                part.load_state_dict(self.parts[name])
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: {error}") from error
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.path}: damaged: the state of {name}: {type(error).__name__}: {error}"
+                ) from error
 
 
 class Checkpoints:
@@ -47,7 +91,7 @@ class Checkpoints:
         keep: checkpoints to keep besides latest and best: 0 none, N the last N, below 0 all.
     """
 
-    def __init__(self, folder, keep: int = 0):
+    def __init__(self, folder: str | Path, keep: int = 0):
         self.folder, self.keep = Path(folder), keep
 
     def steps(self) -> list[int]:
@@ -55,58 +99,51 @@ class Checkpoints:
         return places.steps(self.folder)
 
     def find(self, which: str) -> Path | None:
-        """The folder that latest, best or step-… names; latest is the newest where no file says it."""
+        """The folder that latest, best or step-… names; latest is the newest where no file names one."""
         return places.find(self.folder, which)
 
-    def save(self, step: int, *, arrays: dict, documents: dict, texts: dict, metadata: dict) -> Path:
-        """Write a checkpoint; one of the same step, left by a run that went back, is replaced.
+    def save(self, step: int, parts: Mapping[str, Stateful], description: Description) -> Path:
+        """Write a checkpoint and point `latest` to it; one of the same step, left by a run that went back, is replaced.
 
-        Args:
-            arrays: part → name → array, each part a safetensors file; empty parts are left out.
-            documents: name → JSON content. texts: file name → text.
-            metadata: of model.safetensors, text by name.
+        Raises:
+            CheckpointError: it could not be written; what was there before is still there.
         """
-        place = self.folder / step_name(step)
-        writing = self.folder / f"{_WRITING}{place.name}"
+        path = self.folder / step_name(step)
+        states = {name: _split(name, part.state_dict()) for name, part in parts.items()}
+        trainer = _Trainer(
+            files=[name for name, (arrays, _) in states.items() if arrays],
+            parts={name: values for name, (_, values) in states.items()},
+        )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"{_WRITING}*"):  # of a kill, whether folder or pointer
-                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-            writing.mkdir()
-            for part, named in arrays.items():
-                if named:
-                    contiguous = {name: np.ascontiguousarray(array) for name, array in named.items()}
-                    about = metadata if part == "model" else {"format": "plsc"}
-                    save_safetensors(contiguous, writing / f"{part}.safetensors", about)
-            for name, content in documents.items():
-                (writing / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            for name, text in texts.items():
-                (writing / name).write_text(text, encoding="utf-8")
-            for path in [*writing.iterdir(), writing]:
-                _sync(path)
-            if place.is_dir():
-                place.rename(self.folder / f"{_WRITING}replaced-{place.name}")
-            writing.rename(place)
-            for replaced in self.folder.glob(f"{_WRITING}replaced-*"):
-                shutil.rmtree(replaced, ignore_errors=True)
-            _sync(self.folder)
+            self._remove_leftovers()
+            with files.replacing_folder(path) as folder:
+                for name, (arrays, _) in states.items():
+                    if arrays:
+                        metadata = {"format": "plsc", **description.metadata.get(name, {})}
+                        save_safetensors(arrays, folder / f"{name}.safetensors", metadata)
+                for name, content in {"trainer": trainer.model_dump(), **description.documents}.items():
+                    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+                    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+                for name, text in description.texts.items():
+                    (folder / name).write_text(text, encoding="utf-8")
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(writing, ignore_errors=True)
-            raise CheckpointError(f"{place}: the checkpoint could not be written: {error}") from error
-        return place
+            raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+        self.point("latest", step)
+        return path
 
-    def point(self, name: str, step: int, record: dict | None = None) -> None:
+    def _remove_leftovers(self) -> None:
+        """Of a kill while writing, whether folder or pointer."""
+        for leftover in self.folder.glob(f"{files.WRITING}*"):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+
+    def point(self, name: str, step: int, record: Mapping[str, Any] | None = None) -> None:
         """Let latest or best name the checkpoint of `step`; `record` says why, in a second line."""
-        beside = self.folder / f"{_WRITING}{name}"
         try:
-            beside.write_text(step_name(step) + "\n" + (json.dumps(record) + "\n" if record else ""), encoding="utf-8")
-            _sync(beside)
-            beside.rename(self.folder / name)
-            _sync(self.folder)
+            files.write_text(self.folder / name, f"{step_name(step)}\n" + (f"{json.dumps(record)}\n" if record else ""))
         except OSError as error:
             raise CheckpointError(f"{self.folder / name}: could not be written: {error}") from error
 
-    def best_record(self) -> dict | None:
+    def best_record(self) -> dict[str, Any] | None:
         """The record that `best` was pointed with, where its checkpoint is still there."""
         pointer = self.folder / "best"
         lines = pointer.read_text(encoding="utf-8").splitlines() if pointer.is_file() and self.find("best") else []
@@ -129,49 +166,98 @@ class Checkpoints:
         for step in steps:
             if step_name(step) not in held:
                 # renamed first: a removal cut short must not leave half a checkpoint under its name
-                dying = self.folder / f"{_WRITING}removed-{step_name(step)}"
+                removed = self.folder / f"{files.WRITING}removed-{step_name(step)}"
                 try:
-                    (self.folder / step_name(step)).rename(dying)
-                    shutil.rmtree(dying)
+                    (self.folder / step_name(step)).rename(removed)
+                    shutil.rmtree(removed)
                 except OSError as error:  # the run must not end over a cleanup
-                    log.warning("%s could not be removed: %s", dying, error)
+                    log.warning("%s could not be removed: %s", removed, error)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class Checkpointer:
+    """Saves the parts of one run into its checkpoints folder. On the first process only.
+
+    Args:
+        parts: by the names under which their state is saved.
+        description: what all checkpoints hold besides.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, parts: Mapping[str, Stateful], description: Description):
+        self._checkpoints, self._parts, self._description = checkpoints, parts, description
+
+    def save(self, step: int) -> Path:
+        """A checkpoint of the present state; older ones go, as Global.max_num_latest_checkpoint says."""
+        path = self._checkpoints.save(step, self._parts, self._description)
+        self._checkpoints.prune()
+        return path
+
+    def point_best(self, record: Mapping[str, Any]) -> None:
+        """Let `best` name the checkpoint of record["step"]."""
+        self._checkpoints.point("best", record["step"], record)
+        self._checkpoints.prune()
+
+    def newest(self) -> Path | None:
+        return self._checkpoints.find("latest")
 
 
-def locate(path) -> Path:
-    """The checkpoint folder that a path means: itself, or a run directory's latest."""
-    found = places.checkpoint(path)
-    if found:
-        return found
+def _split(part: str, state: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, JSON values) of a part's state. Raises TypeError naming what is neither."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in state.items() if name not in arrays}
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"the state of {part}: {name}: a state holds arrays and JSON values: {error}") from error
+    return arrays, values
+
+
+def locate(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or a run directory's latest. Raises CheckpointError."""
+    folder = places.checkpoint(path)
+    if folder:
+        return folder
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     raise CheckpointError(f"{path}: neither a checkpoint (a folder with trainer.json) nor a run directory with some")
 
 
-def read(path) -> Saved:
-    """Read a checkpoint to continue from. Raises CheckpointError naming the file that does not fit."""
+def read(path: str | Path) -> Saved:
+    """Read a checkpoint to continue from, of this version or of plsc 3.0.
+
+    Raises:
+        CheckpointError: naming the file that is missing or damaged.
+    """
     path = locate(path)
-    arrays = {}
-    for part in ("model", "optimizer", "ema"):
-        file = path / f"{part}.safetensors"
-        if file.is_file():
-            try:
-                arrays[part] = load_file(file)
-            except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(f"{file}: damaged: {error}") from error
+    file = path / "trainer.json"
+    content = files.read_json(file, dict, error=CheckpointError)
     try:
-        trainer = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'trainer.json'}: damaged: {error}") from error
-    missing = [part for part in trainer.get("parts", ["model"]) if part not in arrays]
+        trainer = _Trainer.model_validate(_from_format_1(content) if content.get("format") == 1 else content)
+    except (ValidationError, KeyError) as error:
+        raise CheckpointError(f"{file}: damaged, or of another version of plsc: {error}") from error
+    missing = [f"{name}.safetensors" for name in trainer.files if not (path / f"{name}.safetensors").is_file()]
     if missing:
-        raise CheckpointError(f"{path}: incomplete: {', '.join(f'{part}.safetensors' for part in missing)} is missing")
-    return Saved(path, arrays, trainer)
+        raise CheckpointError(f"{path}: incomplete: {', '.join(missing)} is missing")
+    parts = trainer.parts
+    for name in trainer.files:
+        try:
+            parts[name] = {**parts.get(name, {}), **load_file(path / f"{name}.safetensors")}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path / name}.safetensors: damaged: {error}") from error
+    return Saved(path, parts)
+
+
+def _from_format_1(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """trainer.json of plsc 3.0, whose parts' values stood side by side."""
+    progress = ("step", "samples", "epoch", "global_batch", "steps_per_epoch", "seed", "order", "world_size")
+    parts = {
+        "model": {},
+        "optimizer": {},
+        "precision": trainer.get("precision") or {},
+        "progress": {name: trainer[name] for name in progress if name in trainer},
+        "best": trainer.get("best") or {},
+    }
+    if "ema" in trainer.get("parts", ()):
+        parts["ema"] = {"|updates": trainer["ema_updates"]}
+    return {"files": trainer.get("parts", ["model"]), "parts": parts}

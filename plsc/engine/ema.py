@@ -2,13 +2,16 @@
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import paddle
 
 from plsc.tensors import assign, to_numpy
 
 log = logging.getLogger("plsc")
+
+_UPDATES = "|updates"  # no parameter has such a name
 
 
 class WeightAverage:
@@ -20,7 +23,7 @@ class WeightAverage:
         ramp: decay at update t is min(decay, (1 + t) / (10 + t)), as TensorFlow's and PLSC's thres_steps.
     """
 
-    def __init__(self, weights, decay: float, ramp: bool):
+    def __init__(self, weights: Callable[[], dict[str, paddle.Tensor]], decay: float, ramp: bool):
         self._weights, self.decay, self.ramp = weights, decay, ramp
         self.updates = 0
         self._average = {name: w.astype("float32").clone() for name, w in weights().items()}
@@ -37,7 +40,7 @@ class WeightAverage:
             self._average[name].lerp_(weight.astype("float32"), 1.0 - decay)
 
     @contextlib.contextmanager
-    def applied(self, model):
+    def applied(self, model: paddle.nn.Layer) -> Iterator[paddle.nn.Layer]:
         """The model with the averaged weights, for the length of the block."""
         parameters = {name: p for name, p in model.named_parameters() if name in self._average}
         kept = {name: p.clone() for name, p in parameters.items()}
@@ -53,14 +56,15 @@ class WeightAverage:
         for name, parameter in parameters.items():
             paddle.assign(values[name].astype(parameter.dtype), output=parameter)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: to_numpy(tensor) for name, tensor in self._average.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by the parameters' names, and how often they were updated."""
+        return {_UPDATES: self.updates, **{name: to_numpy(tensor) for name, tensor in self._average.items()}}
 
-    def load_state_dict(self, state: dict[str, np.ndarray], updates: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         missing = [name for name in self._average if name not in state]
         if missing:
             log.warning("the average of %d arrays begins now: they were not trained before", len(missing))
         for name, tensor in self._average.items():
             if name in state:
                 assign(tensor, state[name])
-        self.updates = updates
+        self.updates = state[_UPDATES]

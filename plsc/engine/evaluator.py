@@ -1,13 +1,20 @@
 """Evaluation: every sample exactly once, over any number of processes."""
 
+from collections.abc import Callable
+
+import numpy as np
 import paddle
 
 from plsc import build
 from plsc.config import Config
+from plsc.data.device import DeviceInput
+from plsc.data.loader import Loader
 from plsc.data.sampler import evaluation_batches
+from plsc.engine.distributed import World
+from plsc.engine.precision import Precision
 from plsc.engine.tracking import progress_bar
-from plsc.metrics import Mean
-from plsc.targets import Targets
+from plsc.metrics import Attached, Mean, Metric
+from plsc.tasks import Task
 
 
 class ExportedNetwork:
@@ -19,7 +26,7 @@ class ExportedNetwork:
 
     training = False
 
-    def __init__(self, run):
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]):
         self._run = run
 
     def eval(self):
@@ -30,24 +37,43 @@ class ExportedNetwork:
 
 
 class Evaluator:
-    """Runs a model over a data set.
+    """Runs a network over a data set.
 
     Args:
         loader: a Loader over the evaluation data; every process has one.
         size: samples of the data set. batch_size: of one process.
-        input: DeviceInput. loss: logits, Targets → [B], or None. metrics: streaming metrics, see plsc.metrics.
+        input: DeviceInput.
+        task: see plsc.tasks; it makes losses, outputs and targets of a batch.
+        metrics: streaming metrics of these, see plsc.metrics.
     """
 
-    def __init__(self, *, loader, size: int, batch_size: int, input, loss, metrics, precision, world):
+    def __init__(
+        self,
+        *,
+        loader: Loader,
+        size: int,
+        batch_size: int,
+        input: DeviceInput,
+        task: Task,
+        metrics: list[Metric],
+        precision: Precision,
+        world: World,
+    ):
         self.loader, self.size, self.batch_size = loader, size, batch_size
-        self.input, self.loss, self.metrics = input, loss, metrics
+        self.input, self.task, self.metrics = input, task, metrics
         self.precision, self.world = precision, world
 
     @classmethod
     def of(
-        cls, config: Config, feed: build.Feed, world, precision, *, weights_activation: str | None = None
+        cls,
+        config: Config,
+        feed: build.Feed,
+        world: World,
+        precision: Precision,
+        *,
+        weights_activation: str | None = None,
     ) -> "Evaluator":
-        """Over a feed, with the losses and metrics of the configuration's Eval lists.
+        """Over a feed, with the task, losses and metrics of the configuration's Eval lists.
 
         Args:
             weights_activation: see plsc.build.metrics.
@@ -64,61 +90,59 @@ class Evaluator:
                 "another one before it, for instance TopkAcc",
             )
         for metric in metrics:
-            if hasattr(metric, "attach"):
+            if isinstance(metric, Attached):
                 metric.attach(feed.data)
         return cls(
             loader=feed.loader,
             size=len(feed.data),
             batch_size=feed.batch_size,
             input=feed.input,
-            loss=build.losses(config, "Eval"),
+            task=build.task(config, "Eval"),
             metrics=metrics,
             precision=precision,
             world=world,
         )
 
     @paddle.no_grad()
-    def run(self, model, stop=lambda: False) -> dict[str, float] | None:
+    def run(
+        self, network: paddle.nn.Layer | ExportedNetwork, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """Mean loss and metrics over the whole data set, and how many samples they are of.
 
         Args:
             stop: asked after every batch, on every process alike; when true, nothing is measured and None returned.
         """
-        mean = Mean("loss")
+        loss, count = Mean("loss"), Mean("samples")
         for metric in self.metrics:
             metric.reset()
         batches = evaluation_batches(self.size, self.batch_size, self.world.rank, self.world.size)
-        was_training = model.training
-        model.eval()
-        stopped = False
-        with progress_bar(self.size, description="evaluating", leave=False, show=self.world.is_first) as bar:
-            for arrays in self.loader.run(batches):
-                batch = self.input(arrays)
-                with self.precision.autocast():
-                    logits = model(batch["image"])
-                logits = logits.astype("float32")
-                targets, valid = Targets.of(batch), batch["valid"]
-                losses = self.loss(logits, targets) if self.loss is not None else paddle.zeros([logits.shape[0]])
-                mean.update(losses, valid)
-                for metric in self.metrics:
-                    metric.update(logits, targets, valid)
-                bar.update(min(self.batch_size * self.world.size, self.size - bar.n))
-                stopped = stop()
-                if stopped:
-                    break
-        if was_training:
-            model.train()
-        if stopped:
-            return None
+        forward, was_training = self.precision.forward(network), network.training
+        network.eval()
+        try:
+            with progress_bar(self.size, description="evaluating", leave=False, show=self.world.is_first) as bar:
+                for arrays in self.loader.run(batches):
+                    batch = self.input(arrays)
+                    output, valid = self.task(forward, batch), batch["valid"]
+                    count.update(paddle.ones_like(valid, dtype="float32"), valid)
+                    if output.loss is not None:
+                        loss.update(output.loss, valid)
+                    for metric in self.metrics:
+                        metric.update(output.outputs, output.targets, valid)
+                    bar.update(min(self.batch_size * self.world.size, self.size - bar.n))
+                    if stop():
+                        return None
+        finally:
+            if was_training:
+                network.train()
         if self.world.on_cpu:
             self.world.barrier()
-        metrics = (mean, *self.metrics)
-        for metric in metrics:
+        metrics = (loss, *self.metrics)
+        for metric in (count, *metrics):
             metric.reduce(self.world.all_reduce)
         # apart from the sums: a figure that takes long must not keep others waiting in a collective
         result = {name: value for metric in metrics for name, value in metric.compute().items()}
         if self.world.on_cpu:
             self.world.barrier()
-        if self.loss is None:
+        if loss.samples == 0:
             del result["loss"]
-        return {**result, "samples": mean.samples}
+        return {**result, "samples": count.samples}

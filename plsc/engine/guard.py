@@ -2,7 +2,7 @@
 
 import paddle
 
-from plsc.errors import TrainingError
+from plsc.engine.distributed import World
 
 
 class FiniteGuard:
@@ -12,28 +12,20 @@ class FiniteGuard:
     such weights.
     """
 
-    def __init__(self):
+    def __init__(self, world: World):
+        self._world = world
         self._first = paddle.zeros([1], dtype="int64")  # 0: none so far
 
     @paddle.no_grad()
-    def watch(self, step: int, loss, norm=None) -> None:
-        """Look at one update's loss and norm (None: the loss scaler looks after the gradients)."""
+    def watch(self, step: int, loss: paddle.Tensor, norm: paddle.Tensor | None = None) -> None:
+        """Look at one update's loss and norm (None: the loss scale takes care of the gradients)."""
         finite = paddle.isfinite(loss)
         if norm is not None:
             finite = finite & paddle.isfinite(norm)
         new = (self._first == 0) & ~finite.reshape([1])
         self._first = paddle.where(new, paddle.full([1], step, dtype="int64"), self._first)
 
-    def check(self, trainer) -> None:
-        """Raise TrainingError where any process met such a step. A collective; reads from the device."""
+    def first_step(self) -> int | None:
+        """That step of any process, or None. A collective; reads from the device."""
         # the largest over processes: gradients are shared, so a bad step is bad everywhere
-        first = int(trainer.world.all_reduce_max(self._first.clone()).item())
-        if first == 0:
-            return
-        kept = trainer.checkpoints.find("latest") if trainer.step else None
-        raise TrainingError(
-            f"the loss or gradient of step {first} (epoch {(first - 1) // trainer.steps_per_epoch + 1}) is not finite "
-            f"(learning rate {trainer.schedule(first - 1):.3e}).\n"
-            f"  Nothing was saved since; the newest checkpoint is {kept or 'none'}.\n"
-            "  A lower LRScheduler.learning_rate, a longer warm-up or Optimizer.grad_clip usually helps."
-        )
+        return self._world.all_reduce_max(self._first.clone()).item() or None

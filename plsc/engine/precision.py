@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 import paddle
 
@@ -127,6 +128,15 @@ class Precision:
             level=self.fp16.level,
             dtype=self.fp16.dtype,
         )
+
+    def forward(self, network: Callable) -> Callable[[paddle.Tensor], paddle.Tensor]:
+        """The network's forward in this precision: what a task calls. What it computes besides stays float32."""
+
+        def run(images: paddle.Tensor) -> paddle.Tensor:
+            with self.autocast():
+                return network(images)
+
+        return run
 
     def scale(self, loss):
         return loss if self.scaler is None else self.scaler.scale(loss)

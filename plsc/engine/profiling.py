@@ -64,9 +64,17 @@ def parse(text: str) -> dict:
 
 
 class Profile:
-    """Records updates [first, last) of this process and prints where the time went."""
+    """Context that records updates [first, last) of this process and prints where the time went.
 
-    def __init__(self, options: str, output_dir: str):
+    Args:
+        options: Global.profiler_options; None records nothing.
+        output_dir: where the profile goes, unless the options say.
+    """
+
+    def __init__(self, options: str | None, output_dir: str):
+        self._running = False
+        if options is None:
+            return
         values = parse(options)
         self.first, self.last = values["batch_range"]
         self.exit_on_finished = values["exit_on_finished"]
@@ -80,6 +88,15 @@ class Profile:
         )
         self._updates, self._running = 0, True
         self._profiler.start()
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind is None:
+            self.close()
+        elif self._running:
+            self._profiler.stop()
 
     def step(self) -> bool:
         """Call after each update; returns True when the run should end here."""

@@ -62,8 +62,9 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
     environment.prepare(cpu_threads=g.cpu_threads)
     environment.import_paddle()
     from plsc.engine import profiling, tracking
+    from plsc.engine.assembly import assemble
     from plsc.engine.callbacks import Callbacks
-    from plsc.engine.trainer import Trainer
+    from plsc.engine.loggers import loggers
 
     if g.profiler_options:
         profiling.parse(g.profiler_options)
@@ -80,17 +81,20 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         world = stack.enter_context(joined(config))
         for note in config.notes:
             log.info("%s", note)
-        called = Callbacks(callbacks, is_first=first)
+        called = Callbacks([*loggers(config), *callbacks], is_first=first)
         try:
-            trainer = Trainer(config, world, called)
-            finished, last = trainer.fit()
-            result = TrainResult(folder, finished, trainer.step, last, trainer.best, trainer.stop.signal)
+            trainer = assemble(config, world, called)
+            trainer.fit()
+            progress = trainer.progress
+            result = TrainResult(
+                folder, progress.finished, progress.step, trainer.last, trainer.best.record, trainer.stop.signal
+            )
             called.end(result)
         except BaseException as error:
             called.failure(error)
             raise
         if world.is_first:
-            _summarise(result, trainer.total_steps)
+            _summarise(result, progress.total_steps)
         return result
 
 

@@ -1,17 +1,13 @@
-"""What a run tells: log lines, metrics.jsonl, VisualDL, a progress bar on a terminal."""
+"""Log lines, a progress bar on a terminal, and the time that training takes."""
 
 import contextlib
-import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
-
-from plsc.errors import DeviceError
 
 log = logging.getLogger("plsc")
 
@@ -60,74 +56,17 @@ def start_logging(file: Path | None, verbose: bool = True) -> None:
 _for_the_process = contextlib.ExitStack()
 
 
-class Tracker:
-    """Writes the first process's metrics; on the others every method does nothing.
-
-    Args:
-        folder: the run directory, or None on the other processes.
-        resumed_at: step of the checkpoint; later lines of an interrupted run are removed.
-    """
-
-    def __init__(self, folder: Path | None, *, use_visualdl: bool = False, resumed_at: int = 0):
-        self._file = self._visualdl = None
-        if folder is None:
-            return
-        path = Path(folder) / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
-            beside = path.with_suffix(".writing")
-            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            beside.rename(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
-        if use_visualdl:
-            try:
-                from visualdl import LogWriter
-            except ImportError as error:
-                raise DeviceError("Global.use_visualdl needs VisualDL: pip install visualdl") from error
-            self._visualdl = LogWriter(logdir=str(Path(folder) / "visualdl"))
-
-    def write(self, kind: str, step: int, **values) -> None:
-        """One line of metrics.jsonl; values that are None, or not finite, which JSON cannot say, are left out."""
-        if self._file is None:
-            return
-        values = {n: v for n, v in values.items() if v is not None and not _is_beyond_json(v)}
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._visualdl is not None:
-            prefix = f"{kind}_{values['weights']}" if values.get("weights") == "ema" else kind
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name != "epoch":
-                    self._visualdl.add_scalar(f"{prefix}/{name}", value, step)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._visualdl is not None:
-            self._visualdl.close()
-
-
-def _is_beyond_json(value) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # cut short by a kill
-
-
 class Meter:
     """Time of training since the last log line, without evaluation and saving."""
 
     def __init__(self):
         self._total = self._waited = 0.0
-        self._images = self._updates = 0
+        self._images = 0
         self._mark = time.perf_counter()
         self._pauses = 0
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         """Context whose time does not count; may be nested."""
         if self._pauses == 0:
             self._total += time.perf_counter() - self._mark
@@ -139,7 +78,7 @@ class Meter:
             self._mark = time.perf_counter()
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self) -> Iterator[None]:
         """Context of waiting for input."""
         start = time.perf_counter()
         yield
@@ -148,24 +87,18 @@ class Meter:
     def count(self, images: int) -> None:
         """One update with `images` over all processes."""
         self._images += images
-        self._updates += 1
 
     def read(self) -> dict[str, float]:
-        """images_per_second, data_time_fraction and seconds_per_step since the last reading."""
+        """images_per_second and data_time_fraction since the last reading."""
         now = time.perf_counter()
         total = max(self._total + now - self._mark, 1e-9)
-        result = {
-            "images_per_second": self._images / total,
-            "data_time_fraction": self._waited / total,
-            "seconds_per_step": total / max(1, self._updates),
-        }
+        result = {"images_per_second": self._images / total, "data_time_fraction": self._waited / total}
         self._total = self._waited = 0.0
-        self._images = self._updates = 0
-        self._mark = now
+        self._images, self._mark = 0, now
         return result
 
 
-def progress_bar(total: int, initial: int = 0, description: str = "", leave: bool = True, show: bool = True):
+def progress_bar(total: int, initial: int = 0, description: str = "", leave: bool = True, show: bool = True) -> tqdm:
     """A bar on a terminal, nothing in a file."""
     return tqdm(
         total=total,

@@ -1,0 +1,297 @@
+"""Config → Trainer: what a run starts from, its parts, and their state where it continues."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from plsc import build, loading
+from plsc.config import Config
+from plsc.data.preprocess import Preprocess
+from plsc.engine import blocks, checkpoint, run_directory
+from plsc.engine.accumulation import Accumulation
+from plsc.engine.callbacks import Callbacks
+from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description, Saved
+from plsc.engine.distributed import World
+from plsc.engine.ema import WeightAverage
+from plsc.engine.evaluator import Evaluator
+from plsc.engine.precision import Precision
+from plsc.engine.state import Best, Progress, Stateful, Weights
+from plsc.engine.trainer import Trainer
+from plsc.errors import CheckpointError, ConfigError
+from plsc.model_card import ModelCard
+from plsc.optim import Optimizer
+from plsc.optim.groups import freeze
+from plsc.tensors import to_numpy
+from plsc.weights import Source
+from plsc.weights import read as read_weights
+
+log = logging.getLogger("plsc")
+
+
+def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -> Trainer:
+    """A run, ready for `fit`: fresh, from pretrained weights, or as its checkpoint was.
+
+    Files that must be there are looked at first, then the data sets are opened, then the model is made.
+
+    Raises:
+        PlscError: what the configuration asks for does not exist or does not fit.
+    """
+    _check_processes(config, world)
+    saved = _starting_checkpoint(config, world)
+    if saved is not None:
+        config = _continued(config, saved, world)
+    pretrained = _pretrained(config) if saved is None else None
+
+    data = build.dataset(config, "Train")
+    config = build.resolve_class_num(config, data)
+    batch_size = build.local_batch_size(config, world.size)
+    feed = build.feed(config, "Train", batch_size=batch_size, data=data)
+    sampler = build.sampler(config, feed.data, batch_size, world.rank, world.size)
+    if sampler.global_batch > len(feed.data):
+        log.warning(
+            "the global batch of %d is larger than the %d training samples: each update repeats some",
+            sampler.global_batch,
+            len(feed.data),
+        )
+    precision = Precision(config.FP16, world.on_cpu)
+    evaluator = _evaluator(config, feed, world, precision)
+
+    model, frozen = _model(config, feed, pretrained)
+    optimizer, model = _optimizer(config, model, precision)
+    _prepare_blocks(config, model, world)
+    network = world.parallel(model)
+    task = build.task(config, "Train", class_num=model.spec.class_num)
+
+    progress = _progress(config, sampler, world)
+    best = Best()
+    parts: dict[str, Stateful] = {
+        "model": Weights(model, optimizer),
+        "optimizer": optimizer,
+        "precision": precision,
+        "progress": progress,
+        "best": best,
+    }
+    if isinstance(task, Stateful):
+        parts["task"] = task
+    if saved is not None:
+        saved.restore(parts)
+    average = None
+    if config.EMA:  # it begins at the weights, so after they are restored
+        average = parts["ema"] = WeightAverage(optimizer.weights, config.EMA.decay, config.EMA.thres_steps)
+        if saved is not None:
+            saved.restore({"ema": average})
+
+    checkpoints = Checkpoints(Path(config.Global.output_dir) / "checkpoints", config.Global.max_num_latest_checkpoint)
+    if saved is not None:
+        _take_newer_best(best, checkpoints, progress.step)
+        log.info("continuing %s after step %d", saved.path, progress.step)
+    if world.is_first:
+        run_directory.write_description(config, world)
+        if saved is not None and saved.path.resolve().parent == checkpoints.folder.resolve():
+            checkpoints.point("latest", progress.step)  # where a run that went back goes on from
+    _describe(config, model, frozen, progress, sampler.batch_size, world)
+    return Trainer(
+        config=config,
+        world=world,
+        feed=feed,
+        sampler=sampler,
+        task=task,
+        model=model,
+        forward=precision.forward(network),
+        accumulation=Accumulation(
+            network, optimizer.named, world, count=config.Global.accum_steps, apart=precision.accumulates_apart
+        ),
+        precision=precision,
+        optimizer=optimizer,
+        schedule=build.schedule(config, _schedule_steps(config, sampler.steps_per_epoch), sampler.steps_per_epoch),
+        average=average,
+        metrics=build.metrics(config, "Train"),
+        evaluator=evaluator,
+        progress=progress,
+        best=best,
+        checkpointer=Checkpointer(checkpoints, parts, _description(config, model, feed)),
+        callbacks=callbacks or Callbacks((), is_first=world.is_first),
+        saved_step=progress.step,
+    )
+
+
+# -- what a run starts from -----------------------------------------------------------------
+
+
+def _check_processes(config: Config, world: World) -> None:
+    if "Train" not in config.DataLoader:
+        raise ConfigError("DataLoader.Train is missing: there is nothing to train on")
+    if world.size > 1 and not config.DistributedStrategy.data_parallel:
+        path = ("DistributedStrategy", "data_parallel")
+        raise config.error(path, f"is False, but there are {world.size} processes")
+    run_directory.check_shared(Path(config.Global.output_dir), world)
+
+
+def _starting_checkpoint(config: Config, world: World) -> Saved | None:
+    """The checkpoint that the run continues, as the first process chooses it."""
+    path = run_directory.starting_checkpoint(config) if world.is_first else None
+    path = world.broadcast(str(path) if path else None)
+    return checkpoint.read(path) if path else None
+
+
+def _continued(config: Config, saved: Saved, world: World) -> Config:
+    """The configuration with what the checkpoint fixes: seed, global batch and lanes, the order of samples."""
+    g, sampler = config.Global, config.DataLoader["Train"].sampler.arguments
+    changes = {}
+    seed, global_batch = saved.value("progress", "seed"), saved.value("progress", "global_batch")
+    if seed != g.seed:
+        log.warning("the order of samples continues with the checkpoint's seed %d", seed)
+        changes["Global.seed"] = seed
+    asked = g.global_batch_size or (sampler["batch_size"] or 0) * world.size
+    if asked != global_batch:
+        log.warning("a continued run keeps its global batch of %d, not the %d asked for", global_batch, asked)
+    changes |= {"Global.global_batch_size": global_batch, "DataLoader.Train.sampler.batch_size": None}
+    lanes = saved.parts["progress"].get("order", {}).get("lanes", sampler.get("lanes"))
+    if "lanes" in sampler and lanes != sampler["lanes"]:
+        log.warning("the order of samples continues with the checkpoint's %d lanes", lanes)
+        changes["DataLoader.Train.sampler.lanes"] = lanes
+    return config.replace(changes)
+
+
+def _pretrained(config: Config) -> Source | None:
+    """The weights of Global.pretrained_model, opened."""
+    g = config.Global
+    if not g.pretrained_model:
+        if g.finetune:
+            log.warning("Global.finetune is True, but there is no Global.pretrained_model: training from scratch")
+        return None
+    try:
+        return read_weights(g.pretrained_model)
+    except CheckpointError as error:
+        raise config.error(("Global", "pretrained_model"), str(error)) from error
+
+
+def _take_newer_best(best: Best, checkpoints: Checkpoints, step: int) -> None:
+    """The best result that an evaluation after the checkpoint has found, where it followed it."""
+    pointed = checkpoints.best_record()
+    if pointed and pointed["step"] <= step:
+        best.improved_by(pointed)
+
+
+# -- parts ------------------------------------------------------------------------------------
+
+
+def _evaluator(config: Config, feed: build.Feed, world: World, precision: Precision) -> Evaluator | None:
+    wanted = config.Global.eval_during_train
+    if wanted is False or (wanted is None and "Eval" not in config.DataLoader):
+        return None
+    data = build.dataset(config, "Eval", class_names=feed.data.class_names, owner="the training data")
+    batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
+    evaluation = build.feed(config, "Eval", batch_size=batch_size, data=data)
+    build.compare_parts(config, feed.data, evaluation.data)
+    return Evaluator.of(config, evaluation, world, precision)
+
+
+def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> tuple[paddle.nn.Layer, list[str]]:
+    """The model with its first weights, and the names of its frozen parameters."""
+    g = config.Global
+    model = build.model(config)
+    if pretrained is not None:
+        try:
+            report = loading.load_pretrained(
+                model,
+                pretrained,
+                reset_head=g.finetune,
+                class_names=feed.data.class_names,
+                position=g.position_embedding,
+            )
+        except CheckpointError as error:
+            raise config.error(("Global", "pretrained_model"), str(error)) from error
+        log.info("weights of %s: %s", g.pretrained_model, report)
+    try:
+        return model, freeze(model, config.optimizer_options.freeze)
+    except ConfigError as error:
+        raise config.error(("Optimizer", "freeze"), str(error)) from error
+
+
+def _optimizer(config: Config, model: paddle.nn.Layer, precision: Precision) -> tuple[Optimizer, paddle.nn.Layer]:
+    """The optimizer, and the model in the run's precision."""
+    optimizer = build.optimizer(config, model, precision.keeps_masters)
+    exact = {name: to_numpy(p) for name, p in optimizer.named} if precision.keeps_masters else {}
+    model, optimizer.paddle_optimizer = precision.decorate(model, optimizer.paddle_optimizer)
+    if exact:  # else Paddle would make the masters of weights that half precision has rounded
+        optimizer.create_state()
+        optimizer.assign_masters(exact)
+    return optimizer, model
+
+
+def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> None:
+    recompute = config.DistributedStrategy.recompute
+    if config.Global.to_static:
+        blocks.compile_blocks(model)
+    if recompute is not None:
+        blocks.recompute_blocks(
+            model, interval=recompute.layerlist_interval, names=recompute.names, on_cpu=world.on_cpu
+        )
+
+
+def _schedule_steps(config: Config, steps_per_epoch: int) -> int:
+    """Updates that the learning rate's schedule is made for."""
+    g = config.Global
+    return g.epochs * steps_per_epoch if g.epochs else g.max_train_step
+
+
+def _progress(config: Config, sampler, world: World) -> Progress:
+    steps = _schedule_steps(config, sampler.steps_per_epoch)
+    total = min(steps, config.Global.max_train_step or steps)
+    return Progress(sampler, total_steps=total, seed=config.Global.seed, world_size=world.size)
+
+
+# -- what checkpoints and the log say ---------------------------------------------------------
+
+
+def _description(config: Config, model: paddle.nn.Layer, feed: build.Feed) -> Description:
+    card = ModelCard(
+        model=config.Model.name,
+        spec=dataclasses.asdict(model.spec),
+        preprocess=_preprocess(config, feed),
+        class_names=feed.data.class_names,
+        activation=build.activation(config),
+        position=config.Global.position_embedding,
+    )
+    return Description(
+        documents=card.documents(),
+        texts={"config.yaml": run_directory.config_text(config)},
+        metadata={"model": card.without_documents().to_metadata()},
+    )
+
+
+def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
+    """How pictures enter this model: as DataLoader.Eval says, else resized to what training saw."""
+    if "Eval" in config.DataLoader:
+        return build.recipe_preprocess(config)
+    height, width, channels = feed.loader.fetcher.fields()["image"].shape
+    decoding = [part for part in config.DataLoader["Train"].transforms if part.name == "DecodeImage"]
+    seen = Preprocess(resize=(height, width), rgb=all(part.arguments["to_rgb"] for part in decoding))
+    n = feed.normalize
+    if n is None:
+        return dataclasses.replace(seen, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return dataclasses.replace(seen, scale=n.scale, mean=n.mean, std=n.std)
+
+
+def _describe(
+    config: Config, model: paddle.nn.Layer, frozen: list[str], progress: Progress, batch_size: int, world: World
+) -> None:
+    count = sum(int(np.prod(p.shape)) for p in model.parameters())
+    log.info(
+        "%s, %s parameters%s, on %d x %s; global batch %d (%d x %d%s), %d updates, %d an epoch",
+        config.Model.name,
+        f"{count:,}",
+        f" ({len(frozen)} arrays frozen)" if frozen else "",
+        world.size,
+        world.device,
+        progress.global_batch,
+        world.size,
+        batch_size,
+        f" in {config.Global.accum_steps} parts" if config.Global.accum_steps > 1 else "",
+        progress.total_steps,
+        progress.steps_per_epoch,
+    )

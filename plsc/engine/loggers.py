@@ -1,0 +1,225 @@
+"""Where a run's figures go: console, metrics.jsonl, and with Global.loggers VisualDL, TensorBoard, Weights & Biases."""
+
+import importlib
+import json
+import logging
+import math
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any
+
+from plsc import files
+from plsc.config import Config
+from plsc.engine.callbacks import Callback, RunInfo
+from plsc.engine.tracking import duration
+from plsc.errors import DeviceError
+
+if TYPE_CHECKING:
+    from plsc.engine.run import TrainResult
+
+log = logging.getLogger("plsc")
+
+# record's entry → its text in a log line; the others, such as loss and top1, are figures with four decimals
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "lr": "lr {:.3e}".format,
+    "images_per_second": "{:.1f} images/s".format,
+    "data_time_fraction": lambda value: f"data wait {100 * value:.0f} %",
+    "grad_norm": "grad norm {:.3f}".format,
+    "loss_scale": "loss scale {:g}".format,
+    "skipped_updates": "skipped updates {}".format,
+    "skipped_images": "skipped pictures {}".format,
+    "memory_bytes": lambda value: f"memory {value / 2**30:.1f} GiB",
+}
+
+
+class Console(Callback):
+    """A log line for each moment of a run."""
+
+    def start(self, run: RunInfo) -> None:
+        self._run = run
+
+    def after_step(self, step: int, record: Mapping[str, float]) -> None:
+        run = self._run
+        shown = [
+            f"epoch {record['epoch']}/{-(-run.total_steps // run.steps_per_epoch)}",
+            f"step {step}/{run.total_steps}",
+        ]
+        for name, value in record.items():
+            if name != "epoch":
+                shown.append(_SHOWN[name](value) if name in _SHOWN else f"{name} {value:.4f}")
+        seconds_left = (run.total_steps - step) * run.global_batch / record["images_per_second"]
+        log.info("  ".join([*shown, f"ETA {duration(seconds_left)}"]))
+
+    def after_evaluation(self, step: int, weights: str, record: Mapping[str, float]) -> None:
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("epoch", "samples"))
+        of = " of the averaged weights" if weights == "ema" else ""
+        log.info("evaluation%s after epoch %d, step %d: %s", of, record["epoch"], step, shown)
+
+    def after_save(self, step: int, path: Path) -> None:
+        log.info("saved %s", path)
+
+
+class MetricsFile(Callback):
+    """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint."""
+
+    _file: IO[str] | None = None
+
+    def start(self, run: RunInfo) -> None:
+        path = run.run_directory / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            files.write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= run.step))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    def after_step(self, step: int, record: Mapping[str, float]) -> None:
+        self._write({"kind": "train", "step": step, **record})
+
+    def after_evaluation(self, step: int, weights: str, record: Mapping[str, float]) -> None:
+        record = dict(record)
+        self._write({"kind": "eval", "step": step, "epoch": record.pop("epoch"), "weights": weights, **record})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        json_values = {name: value for name, value in record.items() if not _is_not_finite(value)}
+        self._file.write(json.dumps(json_values, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def end(self, result: "TrainResult") -> None:
+        self._file.close()
+
+    def failure(self, error: BaseException) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # cut short by a kill
+
+
+class _Scalars(Callback):
+    """A logger of named curves: train/loss, eval/top1, eval_ema/top1, …"""
+
+    def after_step(self, step: int, record: Mapping[str, float]) -> None:
+        self.add(dict(_curves("train", record)), step)
+
+    def after_evaluation(self, step: int, weights: str, record: Mapping[str, float]) -> None:
+        self.add(dict(_curves("eval" if weights == "raw" else f"eval_{weights}", record)), step)
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Add a point to each curve."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+    def end(self, result: "TrainResult") -> None:
+        self.close()
+
+    def failure(self, error: BaseException) -> None:
+        self.close()
+
+
+def _curves(prefix: str, record: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    yield from ((f"{prefix}/{name}", value) for name, value in record.items() if name != "epoch")
+
+
+class VisualDL(_Scalars):
+    """Curves for VisualDL in visualdl/ of the run directory."""
+
+    def __init__(self):
+        self._visualdl, self._writer = _module("visualdl"), None
+
+    def start(self, run: RunInfo) -> None:
+        self._writer = self._visualdl.LogWriter(logdir=str(run.run_directory / "visualdl"))
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class TensorBoard(_Scalars):
+    """Curves for TensorBoard in tensorboard/ of the run directory."""
+
+    def __init__(self):
+        self._tensorboard, self._writer = _module("tensorboardX", "tensorboard"), None
+
+    def start(self, run: RunInfo) -> None:
+        # points after the checkpoint that a run continues are hidden
+        self._writer = self._tensorboard.SummaryWriter(
+            logdir=str(run.run_directory / "tensorboard"), purge_step=run.step + 1 if run.step else None
+        )
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandB(_Scalars):
+    """A run of Weights & Biases, continued where the run is. WANDB_PROJECT, WANDB_MODE and its like hold as usual."""
+
+    def __init__(self):
+        self._wandb, self._run = _module("wandb"), None
+
+    def start(self, run: RunInfo) -> None:
+        name = run.run_directory / "wandb" / "run-id.txt"
+        if not (run.step and name.is_file()):
+            files.write_text(name, uuid.uuid4().hex[:12] + "\n")
+        self._run = self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "plsc"),
+            name=os.environ.get("WANDB_NAME", run.run_directory.resolve().name),
+            id=name.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(run.run_directory),
+            config=run.config.to_dict(),
+        )
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def end(self, result: "TrainResult") -> None:
+        if result.best is not None:
+            self._run.summary["best"] = dict(result.best)
+        self._run.finish(exit_code=result.exit_code)
+
+    def failure(self, error: BaseException) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=1)
+
+
+_LOGGERS: dict[str, type[Callback]] = {"visualdl": VisualDL, "tensorboard": TensorBoard, "wandb": WandB}
+
+
+def _module(name: str, extra: str | None = None) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = extra or name
+        raise DeviceError(f"Global.loggers: {extra} needs the package {name}: pip install 'plsc[{extra}]'") from error
+
+
+def loggers(config: Config) -> list[Callback]:
+    """The loggers of a run: console, metrics.jsonl and those of Global.loggers.
+
+    Raises:
+        DeviceError: a package is missing; the message names the extra to install.
+    """
+    g = config.Global
+    names = [*g.loggers, *(["visualdl"] if g.use_visualdl else [])]
+    return [Console(), MetricsFile(), *(_LOGGERS[name]() for name in dict.fromkeys(names))]

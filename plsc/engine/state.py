@@ -1,0 +1,129 @@
+"""What keeps state between updates, as parts that a checkpoint saves and restores without knowing them."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import paddle
+
+from plsc.data.sampler import Sampler
+from plsc.errors import CheckpointError
+from plsc.optim import Optimizer
+from plsc.tensors import assign, named_tensors, to_numpy
+
+log = logging.getLogger("plsc")
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part whose state is saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and JSON values by name. Called on the first process alone: no collectives."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state_dict returned. Raises CheckpointError where it does not fit."""
+        ...
+
+
+class Weights:
+    """The model's parameters, as float32 masters where there are any, and its buffers."""
+
+    def __init__(self, model: paddle.nn.Layer, optimizer: Optimizer):
+        self._model, self._optimizer = model, optimizer
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        exact = self._optimizer.weights()
+        return {name: to_numpy(exact.get(name, tensor)) for name, tensor in named_tensors(self._model).items()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        tensors = named_tensors(self._model)
+        wrong = [name for name, t in tensors.items() if name not in state or list(state[name].shape) != list(t.shape)]
+        wrong += sorted(state.keys() - tensors.keys())
+        if wrong:
+            raise CheckpointError(f"is of another model: {', '.join(wrong[:4])} do not fit; Model must stay as it was")
+        for name, tensor in tensors.items():
+            assign(tensor, state[name])
+        self._optimizer.assign_masters(state)
+
+
+class Progress:
+    """Where a run is, in updates, and the order of samples that this means.
+
+    Attributes:
+        step: updates done.
+        total_steps, steps_per_epoch: updates of the whole run and of an epoch.
+        global_batch: samples of an update, over all processes.
+    """
+
+    def __init__(self, sampler: Sampler, *, total_steps: int, seed: int, world_size: int):
+        self.step, self.total_steps = 0, total_steps
+        self.steps_per_epoch, self.global_batch = sampler.steps_per_epoch, sampler.global_batch
+        self._constant = {"seed": seed, "order": sampler.identity(), "world_size": world_size}
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last update, from 1."""
+        return (max(self.step, 1) - 1) // self.steps_per_epoch + 1
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+    def due(self, interval: int, unit: str) -> bool:
+        """Whether something that is done every `interval` steps or epochs (0: never) is due after this update."""
+        every = interval * (self.steps_per_epoch if unit == "epoch" else 1)
+        return interval > 0 and self.step % every == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples": self.step * self.global_batch,
+            "epoch": self.epoch,
+            "global_batch": self.global_batch,
+            "steps_per_epoch": self.steps_per_epoch,
+            **self._constant,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            log.warning(
+                "an epoch has %d updates, but had %d at the checkpoint: the data set or drop_last changed",
+                self.steps_per_epoch,
+                state["steps_per_epoch"],
+            )
+        order = self._constant["order"]
+        changed = [name for name, before in state.get("order", {}).items() if order.get(name) != before]
+        if changed:
+            log.warning(
+                "the order of samples is another than at the checkpoint, since these changed: %s; of this epoch some "
+                "samples may come twice and others not at all",
+                ", ".join(changed),
+            )
+
+
+class Best:
+    """The best evaluation so far, by the first figure of the first metric.
+
+    Attributes:
+        record: metric, value, step and weights (raw or ema); None before the first evaluation.
+    """
+
+    def __init__(self):
+        self.record: dict[str, Any] | None = None
+
+    def improved_by(self, record: Mapping[str, Any]) -> bool:
+        """Keep the record where it is better than the best so far; returns whether it is."""
+        if self.record is not None and record["value"] <= self.record["value"]:
+            return False
+        self.record = dict(record)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.record or {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.record = dict(state) or None
