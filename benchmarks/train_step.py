@@ -75,16 +75,16 @@ def trainer(folder: Path, **changes):
     import yaml
 
     from plsc.config import load
+    from plsc.engine.assembly import assemble
     from plsc.engine.distributed import World
-    from plsc.engine.trainer import Trainer
 
     tree = recipe(folder)
     tree["Global"].update(changes)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    made = Trainer(load(str(folder / "recipe.yaml")), World.start("cpu"))
+    made = assemble(load(str(folder / "recipe.yaml")), World.start("cpu"))
     made.model.train()
-    return made, made.train.loader.run(made.sampler.batches(0))
+    return made, made.feed.loader.run(made.sampler.batches(0))
 
 
 def bare_loop():
@@ -167,21 +167,12 @@ def work(folder: Path, batch_size: int, static: bool) -> None:
     environment.prepare(device="cpu")
     environment.import_paddle()
     register_data()
-    import yaml
-
     from plsc.config import load
-    from plsc.engine.distributed import World
-    from plsc.engine.trainer import Trainer
+    from plsc.engine import run
 
-    world = World.start("cpu")
     tree = recipe(folder, batch_size=batch_size, steps=20)
     tree["Global"]["to_static"] = static
-    if world.is_first:
-        folder.mkdir(parents=True)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    with world.first_only():
-        pass
-    Trainer(load(str(folder / "recipe.yaml")), world).fit()
+    run.train(load(tree))
 
 
 def main() -> None:

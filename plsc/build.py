@@ -161,6 +161,11 @@ def transforms(config: Config, section: DataSection) -> list:
     return [component(config, TRANSFORMS, part) for part in section.transforms]
 
 
+def mixing(config: Config) -> list:
+    """Mixup and CutMix of the training batches."""
+    return [component(config, BATCH_TRANSFORMS, part) for part in config.DataLoader["Train"].batch_transforms]
+
+
 def task(config: Config, mode: str, class_num: int | None = None) -> Task:
     """What is learnt (mode Train) or measured (Eval), with the losses of that mode and, in training, the mixing.
 
@@ -169,14 +174,13 @@ def task(config: Config, mode: str, class_num: int | None = None) -> Task:
     """
     if config.Task is None:
         raise config.error(("Task",), "is missing: it was left out, since its module was not imported")
-    parts = config.DataLoader[mode].batch_transforms if mode == "Train" else []
     made = component(
         config,
         TASKS,
         config.Task,
         mode=mode,
         loss=losses(config, mode),
-        mixing=[component(config, BATCH_TRANSFORMS, part) for part in parts],
+        mixing=mixing(config) if mode == "Train" else [],
         class_num=class_num or config.Model.arguments.get("class_num"),
     )
     check_members(config, config.Task, made, Task)
