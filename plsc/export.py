@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import paddle
@@ -20,6 +21,7 @@ from sklearn.datasets import load_sample_images
 
 import plsc
 from plsc import loading, predictor
+from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.transforms.geometry import resize
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
@@ -100,6 +102,127 @@ class Case:
 
     images: np.ndarray
     expected: np.ndarray
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that was written.
+
+    Attributes:
+        folder: where it is. source: the file of weights that it was made of.
+        format: paddle or onnx. precision: fp32 or fp16.
+        checks: the comparisons with the model, all within their tolerance.
+    """
+
+    folder: Path
+    source: Path
+    format: str
+    precision: str
+    checks: list[Comparison]
+
+
+def export_model(
+    weights: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    format: Literal["paddle", "onnx"] | None = None,
+    config: Config | None = None,
+    ema: bool = False,
+    img_size: int | None = None,
+    dynamic: bool = False,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    tolerance: float = TOLERANCE,
+) -> Export:
+    """Write weights as a folder that Paddle Inference or onnxruntime runs, and check it there against the model.
+
+    Args:
+        weights: a run directory, a checkpoint, or anybody's weights; by default the configuration's.
+        output: a folder, in which an earlier export is replaced; by default `export` in the configuration's run
+            directory.
+        format: by default the configuration's Export.export_type, else paddle.
+        config: a configuration that states the model and how pictures enter it, for weights that do not.
+        ema: the averaged weights of a plsc checkpoint.
+        img_size: another image size than the model's in pixels, the position embedding being resized; dynamic: take
+            any size. By default as the configuration's Export.input_shape, else the model's own size.
+        precision: how weights are stored; the graph computes in float32 in any case.
+        tolerance: of the logits' difference.
+
+    Raises:
+        CheckpointError: the weights cannot be read or exported so, or something else is in the output's place.
+        ConfigError: it is unknown which weights to export, where to, or how pictures enter the model.
+        DeviceError: a library is missing, or does not compute what the model does; nothing is written then.
+
+    Example:
+        plsc.export_model("output/mine", "mine_onnx", format="onnx", dynamic=True)
+    """
+    given = weights or (config and (config.Global.pretrained_model or config.Global.checkpoint))
+    if not given:
+        raise CheckpointError("no weights to export are given: name them, or as Global.pretrained_model of config")
+    if output is None and config is None:
+        raise ConfigError("the folder to export to is missing: give output (--output FOLDER)")
+    folder = Path(output or Path(config.Global.output_dir) / "export")
+    format = format or (config.Export.export_type if config else "paddle")
+    batch = None
+    if config is not None:
+        batch, size = _input_shape(config)
+        if img_size is None and not dynamic:
+            img_size, dynamic = (None, True) if size == "dynamic" else (size, False)
+    _check_request(given, folder, format, config, dynamic)
+    before = paddle.get_device()
+    paddle.set_device("cpu")  # where the check runs
+    try:
+        loaded = loading.load_model(given, weights="ema" if ema else "model", img_size=img_size, config=config)
+        source = loaded.path
+        checks = export(
+            loaded,
+            folder,
+            format=format,
+            weights="ema" if ema else "raw",
+            precision=precision,
+            dynamic=dynamic,
+            batch=batch,
+            tolerance=tolerance,
+        )
+    finally:
+        paddle.set_device(before)
+    return Export(folder, source, format, precision, checks)
+
+
+def _check_request(weights, folder: Path, format: str, config: Config | None, dynamic: bool) -> None:
+    """Raise for what is wrong before any weights are read."""
+    if predictor.is_export(weights):
+        raise CheckpointError(f"{weights}: is an export already; export the checkpoint that it was made of")
+    _check_output(Path(os.path.abspath(folder.expanduser())))
+    if format == "onnx":
+        _import_paddle2onnx()
+    if dynamic and config is not None and config.Global.position_embedding != "bicubic":
+        raise config.error(
+            ("Global", "position_embedding"),
+            f"is {config.Global.position_embedding}; a dynamic export resizes it bicubic; give --resolution PIXELS",
+        )
+
+
+def _input_shape(config: Config) -> tuple[int | None, int | Literal["dynamic"] | None]:
+    """Export.input_shape → (rows or None for any, image size: pixels, dynamic, or None for the model's own)."""
+    shape, path = config.Export.input_shape, ("Export", "input_shape")
+    if shape is None:
+        return None, None
+    if len(shape) != 4 or any(side == 0 for side in shape):
+        raise config.error(path, f"is {shape}; it is [batch, channels, height, width], None being free")
+    batch, channels, height, width = (None if side is None or side < 0 else side for side in shape)
+    model = config.Model.arguments
+    if channels not in (None, model["in_chans"]):
+        raise config.error(path, f"has {channels} channels, but Model.in_chans is {model['in_chans']}")
+    own = pair(model["img_size"])
+    if (height, width) == own:
+        return batch, None
+    if height is None and width is None:
+        return batch, "dynamic"
+    if height != width:
+        raise config.error(
+            path, f"is {shape}; height and width are the model's {list(own)}, another square, or both None"
+        )
+    return batch, height
 
 
 def export(

@@ -391,6 +391,22 @@ def test_weights_are_converted_from_python(trained, here):
         package.convert_weights(trained, "onnx", "x")
 
 
+def test_a_model_is_exported_from_python(trained, here, monkeypatch):
+    """What is missing is reported before weights are read."""
+    made = package.export_model(trained, "out", precision="fp16")
+    assert made.source.parent.parent == trained / "checkpoints" and made.format == "paddle"
+    assert made.checks and all(check.agrees for check in made.checks)
+    assert package.load_predictor(made.folder).path.parent == made.folder
+    monkeypatch.setattr("plsc.loading.load_model", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(package.ConfigError, match="give output"):
+        package.export_model(trained)
+    with pytest.raises(package.CheckpointError, match="is an export already"):
+        package.export_model("out", "again")
+    monkeypatch.setitem(sys.modules, "paddle2onnx", None)
+    with pytest.raises(package.DeviceError, match="pip install paddle2onnx"):
+        package.export_model(trained, "onnx", format="onnx")
+
+
 SLOW_DATA = '''
 import time
 import plsc
