@@ -513,7 +513,7 @@ def test_a_bilinear_embedding_is_drawn_and_called_so(run, monkeypatch):
     np.testing.assert_allclose(
         np.asarray(axis.images[0].get_array())[:6, :6], (unit @ unit[0]).reshape(6, 6), atol=1e-4
     )
-    assert subject.open_weights(str(run)).card.position == "bilinear"
+    assert subject.subject_of(str(run)).card.position == "bilinear"
 
 
 def test_a_dynamic_export_of_a_bilinear_embedding_is_refused(run, capsys):

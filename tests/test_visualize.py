@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,17 +19,21 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
+from paddle import nn
 from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity as sklearn_cosine_similarity
 
+from plsc import visualize
 from plsc.cli import main
 from plsc.cli.main import parser
 from plsc.cli.visualize import _PICTURES as PICTURES
 from plsc.config import load
 from plsc.data.preprocess import Preprocess
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
+from plsc.loading import load_model
+from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.visualize import (
     attention,
@@ -42,7 +47,7 @@ from plsc.visualize import (
     schedule,
     sheet,
 )
-from plsc.visualize.subject import open_weights, read_pictures
+from plsc.visualize.subject import Subject, read_pictures, subject_of
 from tests.helpers import CHECKOUT, SHARED, clean_environment, plsc, tiny_digits, write_config
 
 SMALL = dict(img_size=32, patch_size=8, class_num=3, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0)
@@ -593,14 +598,80 @@ def test_weights_that_the_recipe_names_are_drawn(here, figures):
     write_config(here / "recipe.yaml", tree)
     for name in ("position", "filters"):
         assert main(["visualize", name, "-c", "recipe.yaml"]) == 0 and opens(f"{name}.png")
-        assert texts(figures[-1]).startswith("model.safetensors: ")
+        assert texts(figures[-1]).split(": ")[0].endswith("model.safetensors")
+
+
+def test_pictures_are_drawn_from_python(here, figures):
+    """Of a path, of a loaded model at another size, of a configuration without weights; as the commands draw them."""
+    network = a_model()
+    weights = write_weights("model.safetensors", network)
+    assert visualize.draw_attention(weights, ["red.png"], "a.png", by="head", layer=2) == Path("a.png")
+    assert main(["visualize", "attention", "--weights", weights, "red.png", "--by", "head", "--layer", "2"]) == 0
+    assert opens("a.png") and Path("a.png").read_bytes() == Path("attention.png").read_bytes()
+    assert opens(visualize.draw_position(weights, "deep/er/p.svg", img_size=48, pictures=["red.png", "blue.jpg"]))
+    assert opens(visualize.draw_filters(load_model(weights, img_size=48), "f.png", count=5))
+    tree = tiny_digits()
+    write_config(here / "recipe.yaml", tree)
+    assert opens(visualize.draw_schedule(load("recipe.yaml"), "s.png", steps=20))
+    assert "recipe.yaml: learning rate" in texts(figures[-1])
+    with pytest.raises(ConfigError, match="--raw goes with"):
+        visualize.draw_attention(weights, ["red.png"], "b.png", raw=True)
+    assert sorted(visualize.__all__) == sorted(name for name in dir(visualize) if name.startswith("draw_"))
+
+
+class OwnTransformer(nn.Layer):
+    """Somebody's transformer with a spec of their own: what the drawings of attention ask for, and nothing else."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Spec:
+        img_size: int = 32
+        in_chans: int = 3
+        patch_size: int = 16
+        grid: tuple = (2, 2)
+        prefix_tokens: int = 0
+        pool: str = "avg"
+        depth: int = 2
+        num_heads: int = 1
+        class_num: int = 0
+
+    def __init__(self):
+        super().__init__()
+        self.spec = self.Spec()
+
+    def forward_features(self, x):
+        return paddle.zeros([len(x), 4, 8])
+
+    def attention_maps(self, x):
+        """Every patch reads the third one only."""
+        return [paddle.to_tensor([[[[0.0, 0.0, 1.0, 0.0]] * 4]])] * 2
+
+
+def test_a_strangers_attention_is_drawn_and_what_is_missing_is_named(here, figures):
+    card = ModelCard(model="Own", preprocess=Preprocess(resize=35, crop=(32, 32)))
+    own = OwnTransformer()
+    visualize.draw_attention(Subject("own", own.spec, own, card), ["red.png"], "own.png")
+    assert "0.25 to 3.2 × the mean" in texts(figures[-1]), "3/4 of the third patch and 1/4 of their own, over 2 layers"
+    network = nn.Linear(2, 2)
+    subject = Subject("else", SimpleNamespace(class_num=2), network, ModelCard(model="SmallConvNet"))
+    with pytest.raises(ConfigError, match=r"else: SmallConvNet has no attention_maps\(\), spec\.img_size"):
+        visualize.draw_attention(subject, ["red.png"], "else.png")
+    for draw in (visualize.draw_position, visualize.draw_filters):
+        with pytest.raises(ConfigError, match="SmallConvNet is no Vision Transformer and has no"):
+            draw(subject, "else.png")
+    assert not Path("else.png").exists()
+
+
+def test_importing_the_drawings_imports_no_paddle():
+    program = "import sys, plsc.visualize; sys.exit('paddle' in sys.modules or 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=clean_environment(PYTHONPATH=str(CHECKOUT)))
+    assert done.returncode == 0
 
 
 def test_position_embedding_is_resized_as_when_it_is_loaded(here, figures):
     network = a_model()
     weights = write_weights("model.safetensors", network)
     assert main(["visualize", "position", "--weights", weights, "--resolution", "48"]) == 0
-    loaded = open_weights(weights, resolution=48).network.pos_embed.numpy()[0, 1:]
+    loaded = load_model(weights, img_size=48).network.pos_embed.numpy()[0, 1:]
     drawn = figures[0].subfigs[0].axes[1].images[0].get_array()
     expected = sklearn_cosine_similarity(loaded).reshape(6, 6, 6, 6)
     np.testing.assert_allclose(np.asarray(drawn)[7:13, 14:20], expected[1, 2], atol=1e-5)  # tile (1, 2), gaps of 1
@@ -824,14 +895,14 @@ def test_wrong_uses_are_told(here, capsys):
         ([*draw, "red.png", "--class-names", "three.txt"], "three.txt: cannot be read"),
         ([*draw, "red.png", "--class-names", "latin.txt"], "latin.txt: is no text in UTF-8"),
         ([*draw, *["red.png"] * 121], "242 panels do not fit on one sheet"),
-        (["visualize", "attention", "--weights", silent, "red.png"], "give -c RECIPE, whose DataLoader.Eval says it"),
+        (["visualize", "attention", "--weights", silent, "red.png"], "give -c RECIPE, whose DataLoader.Eval does"),
         (["visualize", "attention", "--weights", "none", "red.png"], "none: no such file or folder"),
         (["visualize", "attention", "--weights", "text.jpg", "red.png"], "text.jpg"),
         (["visualize", "attention", "red.png"], "no weights to draw are given: name them with --weights PATH"),
         (["visualize", "position", "-c", "digits"], "no weights to draw are given: name them with --weights PATH"),
         (["visualize", "filters", "-o", "Model.depth=2"], "-o changes a recipe; give one with -c RECIPE"),
         (["visualize", "attentoin"], "'attentoin' is unknown; did you mean attention?"),
-        (["visualize", "position", "--weights", silent, "red.png"], "does not say how pictures enter the model"),
+        (["visualize", "position", "--weights", silent, "red.png"], "does not state how pictures enter the model"),
         (["visualize", "position", "--weights", weights, "--resolution", "7"], "holds no patch"),
         (["visualize", "filters", "--weights", weights, "--components", "0"], "'0' is no whole number above 0"),
         (["visualize", "filters", "--weights", weights, "red.png"], "unrecognized arguments: red.png"),
@@ -947,7 +1018,7 @@ OBJECTS = {
 def test_rollout_of_a_trained_model_falls_on_the_object():
     """DeiT-Tiny gives the object's box more than an even share, and more than it gives the boxes of other pictures."""
     weights = SHARED / "weights" / "deit_tiny_patch16_224" / "timm.safetensors"
-    subject = open_weights(str(weights), config=load("DeiT_tiny_patch16_224_eval"))
+    subject = subject_of(load_model(weights, config=load("DeiT_tiny_patch16_224_eval")))
     folder = SHARED / "data" / "imagenette" / "val"
     files = [folder / name.split("_")[0] / f"{name}.JPEG" for name in OBJECTS]
     gains = []

@@ -1,6 +1,6 @@
 """Draw attention, position embeddings, filters, training curves and patches, as PNG or SVG.
 
-What to look for in each picture stands in docs/visualization.md.
+docs/visualization.md shows what to look for in each picture.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from plsc.cli.common import (
     add_config_arguments,
     checked_output,
     hint_at_averaged,
+    load_config,
     optional_config,
     weights_of,
 )
@@ -25,7 +26,7 @@ EXAMPLES = """\
   plsc visualize curves output/first output/second --output curves.png
   plsc visualize patches -c DeiT_tiny_patch16_224_eval rose.jpg --output patches.png
 
-`plsc visualize attention --help`, and so on, tells what each can do.
+`plsc visualize attention --help`, and so on, shows what each can do.
 """
 
 
@@ -76,22 +77,23 @@ def _attention_arguments(parser):
         help="with --by layer or head: their own attention weights, without what the layers before have mixed",
     )
     parser.add_argument(
-        "--class-names", metavar="FILE", help="a name a line, for the titles; default: those that the weights say"
+        "--class-names", metavar="FILE", help="a name a line, for the titles; default: those of the weights"
     )
 
 
 def _attention(arguments, output):
-    if arguments.raw and arguments.by == "rollout":
-        raise ConfigError("--raw goes with --by layer or --by head: a rollout is made of all layers")
-    if arguments.layer is not None and arguments.by != "head":
-        raise ConfigError("--layer goes with --by head")
-    subject = _opened(arguments, resolution=arguments.resolution, class_names=arguments.class_names)
-    from plsc.visualize import attention
-    from plsc.visualize.subject import read_pictures
+    model = _model(arguments, img_size=arguments.resolution)
+    from plsc.visualize import draw_attention
 
-    view = attention.View(subject.spec, by=arguments.by, layer=arguments.layer, raw=arguments.raw)
-    view.check(pictures=len(arguments.images))
-    return attention.draw_attention(subject, view, read_pictures(subject, arguments.images), output)
+    return draw_attention(
+        model,
+        arguments.images,
+        output,
+        by=arguments.by,
+        layer=arguments.layer,
+        raw=arguments.raw,
+        class_names=arguments.class_names,
+    )
 
 
 # -- position and filters -----------------------------------------------------------------
@@ -104,18 +106,13 @@ def _position_arguments(parser):
 
 
 def _position(arguments, output):
-    subject = _opened(arguments)
-    from plsc.visualize import distance, position
-    from plsc.visualize.subject import read_pictures
+    model = _model(arguments)
+    from plsc.visualize import draw_position
 
-    resized = position.resized_spec(subject.spec, arguments.resolution)
-    distances = None
-    if arguments.images:
-        pictures = read_pictures(subject, arguments.images)
-        distances = distance.measure(subject.network, subject.card.preprocess, pictures)
-    else:
+    drawn = draw_position(model, output, img_size=arguments.resolution, pictures=arguments.images)
+    if not arguments.images:
         print("name picture files, too, to see how far across them each head looks")
-    return position.draw_position(subject, resized, output, distances=distances, pictures=len(arguments.images))
+    return drawn
 
 
 def _filters_arguments(parser):
@@ -127,10 +124,10 @@ def _filters_arguments(parser):
 
 
 def _filters(arguments, output):
-    subject = _opened(arguments)
-    from plsc.visualize import filters
+    model = _model(arguments)
+    from plsc.visualize import draw_filters
 
-    return filters.draw_filters(subject, output, count=arguments.components)
+    return draw_filters(model, output, count=arguments.components)
 
 
 # -- patches ------------------------------------------------------------------------------
@@ -143,18 +140,21 @@ def _patches_arguments(parser):
 
 
 def _patches(arguments, output):
-    if not (arguments.weights or arguments.config):
-        raise ConfigError("give --weights PATH or -c RECIPE: they say how the model cuts pictures")
-    if arguments.ema and not arguments.weights:
-        raise ConfigError("--ema goes with --weights")
     if arguments.weights:
-        subject = _opened(arguments, resolution=arguments.resolution)
+        model = _model(arguments, img_size=arguments.resolution)
+    elif arguments.ema:
+        raise ConfigError("--ema goes with --weights")
+    elif not arguments.config:
+        raise ConfigError("give --weights PATH or -c RECIPE: by them the model cuts pictures")
     else:
-        subject = _opened_recipe(arguments)
-    from plsc.visualize import patches
-    from plsc.visualize.subject import read_pictures
+        model = optional_config(arguments)
+        if arguments.resolution:
+            from plsc.engine.evaluation_plan import at_resolution
 
-    return patches.draw_patches(subject, read_pictures(subject, arguments.images), output)
+            model = at_resolution(model, arguments.resolution)
+    from plsc.visualize import draw_patches
+
+    return draw_patches(model, arguments.images, output)
 
 
 # -- curves -------------------------------------------------------------------------------
@@ -186,12 +186,11 @@ def _curves(arguments, output):
         check_runs(arguments.runs)
         return draw_curves(arguments.runs, output)
     if arguments.steps and arguments.processes:
-        raise ConfigError("--processes helps to count the updates, which --steps says already; keep one")
-    config = optional_config(arguments)
-    from plsc.visualize.schedule import draw_schedule, length_of
+        raise ConfigError("--processes helps to count the updates, which --steps gives already; keep one")
+    config = load_config(arguments.config, arguments.override, arguments.imports)
+    from plsc.visualize import draw_schedule
 
-    length = length_of(config, steps=arguments.steps, processes=arguments.processes or 1)
-    return draw_schedule(config, length, output, source=arguments.config)
+    return draw_schedule(config, output, steps=arguments.steps, processes=arguments.processes or 1)
 
 
 # -- what they share ----------------------------------------------------------------------
@@ -211,33 +210,25 @@ def _add_resolution(parser, what: str):
 
 
 def _add_pictures(parser, *, count: str, what: str):
-    """Picture files, and the recipe that says how they enter a model whose weights do not."""
+    """Picture files, and the recipe that states how they enter a model whose weights do not."""
     parser.add_argument("images", nargs=count, metavar="IMAGE", help=what)
     add_config_arguments(parser, required=False)
 
 
-def _opened(arguments, **options):
-    """The model of --weights or -c on its device, to be drawn: plsc.visualize.subject.open_weights with `options`."""
+def _model(arguments, img_size: int | None = None):
+    """The model of --weights or -c on its device: a LoadedModel."""
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "draw")
     device = config.Global.device if config else "auto"
     environment.prepare(device=device)
     environment.import_paddle()
     from plsc.engine.distributed import select_device
-    from plsc.visualize.subject import open_weights
+    from plsc.loading import load_model
 
     select_device(device)
-    subject = open_weights(weights, ema=arguments.ema, config=config, **options)
+    model = load_model(weights, weights="ema" if arguments.ema else "model", img_size=img_size, config=config)
     hint_at_averaged(weights, ema=arguments.ema)
-    return subject
-
-
-def _opened_recipe(arguments):
-    """The model of -c without weights, to be drawn."""
-    config = optional_config(arguments)
-    from plsc.visualize.subject import open_recipe
-
-    return open_recipe(arguments.config, config, resolution=arguments.resolution)
+    return model
 
 
 class _Picture(NamedTuple):
@@ -253,8 +244,8 @@ _PICTURES = {
         "which parts of pictures the model attends to",
         "Attention rollout (Abnar and Zuidema, 2020) over pictures, as in the ViT paper: through all layers, up to\n"
         "each layer, or up to each head of a layer. Several pictures make one sheet.\n\n"
-        "Model and preprocessing are what the weights say, or, where they do not say it all, what -c RECIPE says by\n"
-        "Model and DataLoader.Eval.",
+        "Model and preprocessing are those of the weights or, where these do not state them, those of -c RECIPE, by\n"
+        "its Model and DataLoader.Eval.",
         "  plsc visualize attention --weights output/flowers rose.jpg tulip.jpg --output sheet.png\n"
         "  plsc visualize attention --weights output/flowers --by layer rose.jpg\n"
         "  plsc visualize attention --weights output/flowers --by head --layer 6 --raw rose.jpg --output heads.svg\n"

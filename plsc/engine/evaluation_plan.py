@@ -165,25 +165,27 @@ def at_resolution(config: Config, pixels: int) -> Config:
     Raises:
         ConfigError: the model has no image size, or one that is not square.
     """
-    from plsc.data.preprocess import enlarged
-
     size = config.Model.arguments.get("img_size")
     if size is None:
         raise ConfigError(f"{config.Model.name} has no img_size; change the transforms of DataLoader.Eval by -o")
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise config.error(("Model", "img_size"), f"is {[height, width]}; another resolution needs a square one")
-    transforms = [
-        dataclasses.replace(
-            part,
-            arguments={
-                key: enlarged(value, pixels, height) if key in _PIXELS else value
-                for key, value in part.arguments.items()
-            },
-        )
-        for part in config.DataLoader["Eval"].transforms
-    ]
-    return config.replace({"Model.img_size": pixels, "DataLoader.Eval.dataset.transform_ops": transforms})
+    changes: dict[str, Any] = {"Model.img_size": pixels}
+    if "Eval" in config.DataLoader:
+        changes["DataLoader.Eval.dataset.transform_ops"] = [
+            _in_proportion(part, pixels, height) for part in config.DataLoader["Eval"].transforms
+        ]
+    return config.replace(changes)
+
+
+def _in_proportion(transform: Component, new: int, old: int) -> Component:
+    from plsc.data.preprocess import enlarged
+
+    arguments = {
+        key: enlarged(value, new, old) if key in _PIXELS else value for key, value in transform.arguments.items()
+    }
+    return dataclasses.replace(transform, arguments=arguments)
 
 
 def _with_metrics(config: Config, names: Sequence[str], real: str | Path | None) -> Config:

@@ -18,7 +18,7 @@ from plsc.models.layers import pair
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
 from plsc.visualize.pictures import Picture, covered
-from plsc.visualize.subject import Subject
+from plsc.visualize.subject import Drawable, Subject, read_pictures, subject_of
 
 _READER = {
     "token": "what the class token reads",
@@ -68,13 +68,7 @@ def look(network: VisionTransformer, preprocess: Preprocess, picture: Picture) -
 
 @dataclass(frozen=True)
 class View:
-    """Which maps are drawn of each picture.
-
-    Attributes:
-        by: rollout through all layers; layer, the rollout up to each; head, up to each head of one layer.
-        layer: of `by head`, 1 is the first; None the last.
-        raw: the attention weights of the layer or head themselves, without what lies before it.
-    """
+    """Which maps are drawn of each picture. Attributes: as the arguments of `draw_attention`."""
 
     spec: ViTSpec
     by: Literal["rollout", "layer", "head"] = "rollout"
@@ -82,7 +76,11 @@ class View:
     raw: bool = False
 
     def check(self, pictures: int) -> None:
-        """Raise ConfigError where the model has no such layer, or the maps of so many pictures are too many."""
+        """Raise ConfigError where there is no such view, or the maps of so many pictures are too many."""
+        if self.raw and self.by == "rollout":
+            raise ConfigError("--raw goes with --by layer or --by head: a rollout is made of all layers")
+        if self.layer is not None and self.by != "head":
+            raise ConfigError("--layer goes with --by head")
         if self.layer is not None and not 1 <= self.layer <= self.spec.depth:
             raise ConfigError(f"--layer {self.layer}: the model has the layers 1 to {self.spec.depth}")
         sheet.check_count(pictures * (1 + len(self.names)), "give fewer pictures")
@@ -120,8 +118,46 @@ class View:
         return rollout.patch_map(seen.reading, joint, self.spec.prefix_tokens, self.spec.grid)
 
 
-def draw_attention(subject: Subject, view: View, pictures: Sequence[Picture], output: Path) -> Path:
-    """One sheet: each picture with its prediction, and its maps over it."""
+def draw_attention(
+    model: Drawable,
+    pictures: Sequence[str | Path],
+    output: str | Path,
+    *,
+    by: Literal["rollout", "layer", "head"] = "rollout",
+    layer: int | None = None,
+    raw: bool = False,
+    class_names: str | Path | None = None,
+) -> Path:
+    """Draw which parts of pictures a model attends to: one sheet, each picture with its prediction and its maps.
+
+    Args:
+        model: a path of weights, or a model of plsc.load_model.
+        pictures: files. output: a .png or .svg file.
+        by: rollout through all layers; layer, the rollout up to each; head, up to each head of one layer.
+        layer: of by="head", 1 is the first; None the last.
+        raw: the attention weights of the layer or head themselves, without the layers before.
+        class_names: a file with a name a line, for the titles; by default what the weights state.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the model has no attention that can be drawn, or it is unknown how pictures enter it.
+        DataError: a file is no picture, or does not fit the model.
+
+    Example:
+        draw_attention("output/flowers", ["rose.jpg", "tulip.jpg"], "sheet.png")
+        draw_attention(plsc.load_model("deit.npz", img_size=448, config=config), ["rose.jpg"], "heads.svg", by="head")
+    """
+    subject = subject_of(model, class_names=class_names)
+    subject.require_attention()
+    view = View(subject.spec, by=by, layer=layer, raw=raw)
+    view.check(pictures=len(pictures))
+    return _draw(subject, view, read_pictures(subject, pictures), Path(output))
+
+
+def _draw(subject: Subject, view: View, pictures: Sequence[Picture], output: Path) -> Path:
     spec, names = subject.spec, view.names
     side_by_side, columns, lines = sheet.arrange(len(pictures), 1 + len(names))
     rows = lines * -(-len(pictures) // side_by_side)

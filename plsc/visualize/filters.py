@@ -11,7 +11,7 @@ import numpy as np
 from plsc.models import VisionTransformer
 from plsc.tensors import to_numpy
 from plsc.visualize import sheet
-from plsc.visualize.subject import Subject
+from plsc.visualize.subject import Drawable, subject_of
 
 USUAL_COUNT, USUAL_COLUMNS = 28, 7
 
@@ -85,8 +85,22 @@ def draw_spectrum(axis, shares: np.ndarray, count: int) -> None:
     axis.legend(fontsize=8, loc="lower right")
 
 
-def draw_filters(subject: Subject, output: Path, *, count: int) -> Path:
-    """One sheet: each component with its share of the variance, and how much they explain together."""
+def draw_filters(model: Drawable, output: str | Path, *, count: int = USUAL_COUNT) -> Path:
+    """Draw the principal components of a model's first filters, and how much of their variance these explain.
+
+    Args:
+        model: a path of weights, or a model of plsc.load_model.
+        output: a .png or .svg file. count: of components.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the model has no patch embedding, or the components do not fit on a sheet.
+    """
+    subject = subject_of(model)
+    subject.require_vit("patch embedding")
     filters, whose = pixel_filters(subject.network)
     components, shares = principal_components(filters, count)
     columns = min(len(components), USUAL_COLUMNS if count <= USUAL_COUNT else 12)
@@ -104,4 +118,4 @@ def draw_filters(subject: Subject, output: Path, *, count: int) -> Path:
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(f"{k + 1}:  {100 * shares[k]:.2g} %", fontsize=8)
     draw_spectrum(right.subplots(), shares, len(components))
-    return sheet.save(figure, output)
+    return sheet.save(figure, Path(output))

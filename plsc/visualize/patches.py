@@ -10,7 +10,7 @@ from plsc.models import ViTSpec
 from plsc.models.layers import pair
 from plsc.visualize import sheet
 from plsc.visualize.pictures import Picture, covered, patch_stride, prefix_names
-from plsc.visualize.subject import Subject
+from plsc.visualize.subject import Drawable, read_pictures, subject_of
 
 
 def cut(pixels: np.ndarray, spec: ViTSpec) -> np.ndarray:
@@ -26,21 +26,36 @@ def cut(pixels: np.ndarray, spec: ViTSpec) -> np.ndarray:
     return whole.reshape(rows, h, columns, w, -1).transpose([0, 2, 1, 3, 4])
 
 
-def draw_patches(subject: Subject, pictures: Sequence[Picture], output: Path) -> Path:
-    """One sheet, a line a picture: the file with the part that is seen, the grid on it, the patches apart."""
+def draw_patches(model: Drawable, pictures: Sequence[str | Path], output: str | Path) -> Path:
+    """Draw pictures as a model cuts them: the file with the part that is seen, the grid on it, the patches apart.
+
+    Args:
+        model: a path of weights, a model of plsc.load_model, or a Config, whose model needs no weights.
+        pictures: files. output: a .png or .svg file.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the model cuts no patches, or it is unknown how pictures enter it.
+        DataError: a file is no picture, or does not fit the model.
+    """
+    subject = subject_of(model)
+    subject.require_vit("patches")
     sheet.check_count(3 * len(pictures), "give fewer pictures")
-    spec = subject.spec
+    spec, seen = subject.spec, read_pictures(subject, pictures)
     height, width = pair(spec.img_size)
     panel = 3.6
     figure = sheet.new(
         3 * panel + 0.6, len(pictures) * (panel * height / width + 0.2) + 0.5, _title(subject.name, spec)
     )
     axes = figure.subplots(len(pictures), 3, squeeze=False)
-    for (first, second, third), picture in zip(axes, pictures, strict=True):
+    for (first, second, third), picture in zip(axes, seen, strict=True):
         _draw_original(first, picture, panel)
         _draw_grid(second, picture, spec)
         _draw_apart(third, picture, spec)
-    return sheet.save(figure, output)
+    return sheet.save(figure, Path(output))
 
 
 def _title(name: str, spec: ViTSpec) -> str:

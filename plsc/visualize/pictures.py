@@ -102,7 +102,7 @@ def prefix_names(spec: ViTSpec) -> list[str]:
 
 def patch_stride(spec: ViTSpec) -> tuple[int, int]:
     """Pixels of the picture (down, across) from one patch to the next; in hybrids the ResNet's stride counts too."""
-    stride = reduction(spec.resnet_layers)
+    stride = reduction(spec.resnet_layers) if isinstance(spec, ViTSpec) else 1
     height, width = pair(spec.patch_size)
     return height * stride, width * stride
 

@@ -4,6 +4,7 @@ Dosovitskiy et al. (2021), figure 7 (centre) and appendix D.4; Vaswani et al. (2
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from plsc.models.vision_transformer import sincos_position_embedding
 from plsc.tensors import to_numpy
 from plsc.visualize import distance, filters, sheet
 from plsc.visualize.pictures import prefix_names
-from plsc.visualize.subject import Subject
+from plsc.visualize.subject import Drawable, read_pictures, subject_of
 from plsc.weights.resample import position_embedding
 
 MOST_TILES = 14  # maps across and down one panel; of larger grids as many are drawn, evenly spread
@@ -55,15 +56,30 @@ def similarity_tiles(rows: np.ndarray, grid: tuple[int, int], gap: int) -> np.nd
 
 
 def draw_position(
-    subject: Subject, resized: ViTSpec, output: Path, *, distances: np.ndarray | None = None, pictures: int = 0
+    model: Drawable, output: str | Path, *, img_size: int | None = None, pictures: Sequence[str | Path] = ()
 ) -> Path:
-    """One sheet: position embedding, its resizing, sine and cosine, filters, and attention distance.
+    """Draw a position embedding, its resizing, sine and cosine, filters, and attention distance on one sheet.
 
     Args:
-        resized: the model at another image size.
-        distances: [L, H] in pixels, over so many `pictures`; None draws the filters' spectrum in their place.
+        model: a path of weights, or a model of plsc.load_model.
+        output: a .png or .svg file.
+        img_size: that the embedding is resized to, in pixels; by default 1.5 times the model's own.
+        pictures: files to measure the attention distance on; without any the spectrum of the filters takes its place.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the model has no position embedding, or it is unknown how pictures enter it.
+        DataError: a file is no picture, or does not fit the model.
     """
-    network = subject.network
+    subject = subject_of(model)
+    subject.require_vit("position embedding")
+    resized, network = resized_spec(subject.spec, img_size), subject.network
+    distances = None
+    if pictures:
+        distances = distance.measure(network, subject.card.preprocess, read_pictures(subject, pictures))
     table = to_numpy(network.pos_embed)
     figure = sheet.new(14, 11.8, f"{subject.name}: how its patches differ")
     first, second, third = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95])
@@ -76,8 +92,8 @@ def draw_position(
     if distances is None:
         filters.draw_spectrum(right, shares, len(components))
     else:
-        distance.draw_distances(right, distances, subject.spec, pictures)
-    return sheet.save(figure, output)
+        distance.draw_distances(right, distances, subject.spec, len(pictures))
+    return sheet.save(figure, Path(output))
 
 
 def _draw_grids(figure, table: np.ndarray, spec: ViTSpec, resized: ViTSpec, method: str) -> None:

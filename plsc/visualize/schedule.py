@@ -52,14 +52,26 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
     return Length(min(whole, g.max_train_step or whole), whole, per_epoch)
 
 
-def draw_schedule(config: Config, length: Length, output: Path, *, source: str) -> Path:
-    """The rate over updates and epochs, the warm-up shaded."""
+def draw_schedule(config: Config, output: str | Path, *, steps: int | None = None, processes: int = 1) -> Path:
+    """Draw the learning rate of a configuration over updates and epochs, the warm-up shaded.
+
+    Args:
+        config: see plsc.load_config. output: a .png or .svg file.
+        steps, processes: see `length_of`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ConfigError, DataError: as `length_of`.
+    """
+    length = length_of(config, steps=steps, processes=processes)
     schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
     warmup = min(schedule.warmup, length.steps) if isinstance(schedule, WithWarmup) else 0
     spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)
     steps = np.unique([*spread, min(warmup, length.steps - 1)])  # the peak itself is among them
     rates = [schedule(step) for step in steps.tolist()]
-    figure = sheet.new(9, 4.8, f"{sheet.end_of(source)}: learning rate, {config.LRScheduler.name}")
+    figure = sheet.new(9, 4.8, f"{sheet.end_of(config.source.name)}: learning rate, {config.LRScheduler.name}")
     axis = figure.subplots()
     if warmup:
         axis.axvspan(0, warmup, color="C1", alpha=0.15, linewidth=0, label=f"warm-up, {warmup:,} updates")
@@ -79,4 +91,4 @@ def draw_schedule(config: Config, length: Length, output: Path, *, source: str) 
         epochs.set_xlabel(f"epoch (of {per_epoch:,} updates)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
-    return sheet.save(figure, output)
+    return sheet.save(figure, Path(output))

@@ -1,15 +1,40 @@
 """What is drawn: a model and how pictures enter it. Nothing of either is guessed."""
 
 import dataclasses
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from plsc import build, loading
+from plsc import build, loading, places
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
 from plsc.errors import ConfigError
+from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
-from plsc.models import VisionTransformer, ViTSpec
+from plsc.models import VisionTransformer as Model
+from plsc.models import ViTSpec
+from plsc.registry import missing_members
 from plsc.visualize import sheet
 from plsc.visualize.pictures import Picture, read_picture
+
+
+@runtime_checkable
+class AttentionMaps(Protocol):
+    """A model whose attention can be drawn."""
+
+    def attention_maps(self, x):
+        """Images → for each block the attention weights [B, heads, N, N], float32."""
+
+
+class PatchSpec(Protocol):
+    """What the drawings of attention ask of a model's spec."""
+
+    img_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    grid: tuple[int, int]  # patches down and across
+    prefix_tokens: int  # tokens before the patches
+    pool: str  # what the head sees: token, or avg
+    depth: int
+    num_heads: int
 
 
 @dataclasses.dataclass
@@ -17,14 +42,14 @@ class Subject:
     """A model to draw.
 
     Attributes:
-        name: for titles, the end of the path that the user gave.
-        network: in evaluation mode; None for a recipe without weights.
-        card: what the weights, or else a recipe, say of it.
+        name: for titles.
+        network: in evaluation mode; None for a configuration without weights.
+        card: what the weights, or else a configuration, state of it.
     """
 
     name: str
     spec: ViTSpec
-    network: VisionTransformer | None = None
+    network: Model | None = None
     card: ModelCard = dataclasses.field(default_factory=ModelCard)
 
     def class_name(self, index: int) -> str:
@@ -32,47 +57,78 @@ class Subject:
         name = self.card.class_name(index)
         return f"class {index}" if name == str(index) else name.split(",")[0]
 
+    def require_attention(self) -> None:
+        """Raise ConfigError where the model's attention cannot be drawn."""
+        missing = [f"{name}()" for name in missing_members(self.network, AttentionMaps)]
+        missing += [f"spec.{name}" for name in missing_members(self.spec, PatchSpec)]
+        if missing:
+            raise ConfigError(f"{self._kind} has no {', '.join(missing)}, from which attention is drawn")
 
-def open_weights(
-    weights: str, *, ema: bool = False, resolution: int | None = None, config: Config | None = None, class_names=None
-) -> Subject:
-    """The model of any weights that plsc opens.
+    def require_vit(self, what: str) -> None:
+        """Raise ConfigError where the model is no Vision Transformer, of which `what` is drawn."""
+        if not isinstance(self.spec, ViTSpec):
+            raise ConfigError(f"{self._kind} is no Vision Transformer and has no {what} to draw")
+
+    @property
+    def _kind(self) -> str:
+        return f"{self.name}: {self.card.model or type(self.network).__name__}"
+
+
+Drawable = str | Path | LoadedModel | Config | Subject
+
+
+def subject_of(model: Drawable, *, class_names: str | Path | None = None) -> Subject:
+    """A model to draw, from weights, from what plsc.load_model made of them, or from a configuration without weights.
 
     Args:
-        resolution: another image size in pixels; position embedding and preprocessing follow.
-        config: a recipe that says the model and, where the weights do not, by DataLoader.Eval how pictures enter it;
-            without it the weights say both.
-        class_names: a file with a name a line; goes before what the weights say.
+        class_names: a file with a name a line, instead of those that the weights state.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the configuration does not state how pictures enter its model.
+        DataError: the class names cannot be read, or are not as many as the model's classes.
     """
-    loaded = loading.load_model(weights, weights="ema" if ema else "model", img_size=resolution, config=config)
-    spec, card = loaded.network.spec, loaded.card
-    if class_names is not None:
-        card = dataclasses.replace(card, class_names=read_class_names(class_names, spec.class_num))
-    return Subject(sheet.end_of(weights), spec, loaded.network, card)
+    if isinstance(model, Config):
+        subject = _of_config(model)
+    elif isinstance(model, LoadedModel):
+        run = places.run_directory(model.path)
+        subject = Subject(sheet.end_of(run or model.path), model.network.spec, model.network, model.card)
+    elif isinstance(model, Subject):
+        subject = model
+    else:
+        loaded = loading.load_model(model)
+        subject = Subject(sheet.end_of(model), loaded.network.spec, loaded.network, loaded.card)
+    if class_names is None:
+        return subject
+    names = read_class_names(class_names, subject.spec.class_num)
+    return dataclasses.replace(subject, card=dataclasses.replace(subject.card, class_names=names))
 
 
-def open_recipe(recipe: str, config: Config, *, resolution: int | None = None) -> Subject:
-    """The model of a recipe, without weights."""
+def _of_config(config: Config) -> Subject:
+    """The model of a configuration, without weights; only a Vision Transformer's spec is known without building it."""
+    name = sheet.end_of(config.source.name)
+    preprocess = build.recipe_preprocess(config)
+    if preprocess is None:
+        raise ConfigError(f"{name}: has no DataLoader.Eval, whose transform_ops state how pictures enter the model")
     try:
-        spec = ViTSpec(**build.model_part(config, resolution).arguments)
+        return Subject(name, ViTSpec(**config.Model.arguments), card=ModelCard(preprocess=preprocess))
+    except TypeError:
+        network = build.model(config)
+        return Subject(name, network.spec, network, ModelCard(model=config.Model.name, preprocess=preprocess))
     except ConfigError as error:
         raise config.error(("Model",), str(error)) from error
-    preprocess = build.recipe_preprocess(config, resolution)
-    if preprocess is None:
-        raise ConfigError(f"{recipe}: has no DataLoader.Eval, whose transform_ops say how pictures enter the model")
-    return Subject(sheet.end_of(recipe), spec, card=ModelCard(preprocess=preprocess))
 
 
 def read_pictures(subject: Subject, paths) -> list[Picture]:
     """Picture files as the model sees them.
 
     Raises:
-        ConfigError: nobody says how pictures enter the model.
+        ConfigError: it is unknown how pictures enter the model.
         DataError: a file is no picture, or does not fit the model.
     """
     if subject.card.preprocess is None:
         raise ConfigError(
-            f"{subject.name}: does not say how pictures enter the model (resize, crop, mean, std); give -c RECIPE, "
-            "whose DataLoader.Eval says it, for instance -c DeiT_tiny_patch16_224_eval for ImageNet's mean and std"
+            f"{subject.name}: does not state how pictures enter the model (resize, crop, mean, std); give -c RECIPE, "
+            "whose DataLoader.Eval does, for instance -c DeiT_tiny_patch16_224_eval for ImageNet's mean and std"
         )
     return [read_picture(path, subject.card.preprocess, subject.spec) for path in paths]
