@@ -214,7 +214,7 @@ FILES = [
     Broken(
         "no-picture",
         listed(image_root=".", cls_label_path="list.txt"),
-        ["a.jpg", "line 1 of list.txt"],
+        ["a.jpg", "line 1 of ", "list.txt"],
         files={"list.txt": "a.jpg 0\n"},
     ),
     Broken(
@@ -226,7 +226,7 @@ FILES = [
     Broken(
         "no-folder",
         {f"{TRAIN}.dataset": {"name": "ImageFolder", "root": "gone", "transform_ops": PICTURES}},
-        ["gone", "ImageFolder.root"],
+        ["gone", f"{TRAIN}.dataset.root"],
     ),
     Broken("class_num-too-small", {"Model.class_num": 5}, ["Model.class_num", "10 classes", "-o Model.class_num=10"]),
     Broken("img_size", {"Model.img_size": 16}, [OPS, "8x8", "Model.img_size", "16x16"]),

@@ -181,7 +181,7 @@ def test_large_shards(size):
 
 def test_wrong_lanes_are_refused():
     for factory in (DistributedBatchSampler, RepeatedAugSampler):
-        with pytest.raises(ConfigError, match="lanes is 0; it must be at least 1"):
+        with pytest.raises(ConfigError, match=r"lanes: got 0; it should be greater than or equal to 1"):
             world_of([5, 5], 1, 2, 0, factory)
 
 

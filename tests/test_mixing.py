@@ -194,8 +194,11 @@ def test_the_mode_is_a_key_of_each(tmp_path):
         (lambda: Cutmix(prob=1.5), "prob"),
         (lambda: Mixup(epsilon=1.0), "epsilon"),
         (lambda: TransformOpSampler(), "at least one"),
-        (lambda: TransformOpSampler(Mixup={"prob": 3.0}), "Mixup.prob is 3"),
-        (lambda: TransformOpSampler(Cutmix={"prob": -0.5}), "Cutmix.prob is -0.5"),
+        (
+            lambda: TransformOpSampler(Mixup={"prob": 3.0}),
+            r"Mixup\.prob: got 3\.0; it should be less",
+        ),
+        (lambda: TransformOpSampler(Cutmix={"prob": -0.5}), r"Cutmix\.prob: got -0\.5; it should be greater"),
         (lambda: TransformOpSampler(Mixup={"prob": 0.7}, Cutmix={"prob": 0.7}), "at most 1"),
     ],
 )

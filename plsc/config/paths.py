@@ -1,5 +1,6 @@
 """Paths of files to read that a recipe names: which file is meant, and where it was looked for."""
 
+import re
 from pathlib import Path
 
 from plsc.config.source import KeyPath, Source
@@ -47,7 +48,8 @@ def _is_there(path: Path, mark: InputPath) -> bool:
             return True
         if mark.pattern:
             anchor = Path(path.anchor)
-            return next(anchor.glob(str(path.relative_to(anchor))), None) is not None
+            pattern = re.sub(r"\{\d+\.\.\d+\}", "*", str(path.relative_to(anchor)))  # ranges as webdataset writes them
+            return next(anchor.glob(pattern), None) is not None
         return path.parent.is_dir() and any(p.name.startswith(f"{path.name}.") for p in path.parent.iterdir())
     except OSError:  # a name that no file can have
         return False

@@ -114,8 +114,12 @@ COMPONENTS: dict[str, dict[str, Words]] = {
         ),
     },
     "transform": {
+        "DecodeImage": Words(
+            refused={"channel_first": "pictures stay [H, W, C] until ToCHWImage"}, harmless={"channel_first": False}
+        ),
         "NormalizeImage": Words(
             inert={
+                "order": "mean and std are a value a channel in either order",
                 "output_fp16": "normalisation is float32; FP16 decides the model's precision",
                 "channel_num": "the number of channels is Model.in_chans",
             }

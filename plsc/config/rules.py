@@ -41,9 +41,6 @@ def _check_data(c: Checker, config: Config, mode: str) -> None:
     path = ("DataLoader", mode, "sampler", "batch_size")
     arguments = section.sampler.arguments
     size = arguments.get("batch_size")
-    if size is not None and size < 1:
-        c.problem(path, f"is {size}; it must be at least 1")
-        return
     if mode == "Eval":
         if section.batch_transforms:
             c.problem(section.batch_transforms[0].path, "mixes pictures, which evaluation does not")

@@ -12,12 +12,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import paddle
+from pydantic import Field
 
+from plsc.data.arguments import Positive, Probability
 from plsc.data.boxes import inside
 from plsc.errors import ConfigError
 from plsc.registry import BATCH_TRANSFORMS, KeysOf
 
 Mode = Literal["batch", "elem"]
+_Epsilon = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass
@@ -67,13 +70,6 @@ class _Mixer:
     """
 
     def __init__(self, alpha: float, prob: float, epsilon: float, mode: str):
-        name = type(self).__name__
-        if alpha <= 0:
-            raise ConfigError(f"{name}.alpha is {alpha}; it must be above 0")
-        if not 0.0 <= prob <= 1.0:
-            raise ConfigError(f"{name}.prob is {prob}; a probability is between 0 and 1")
-        if not 0.0 <= epsilon < 1.0:
-            raise ConfigError(f"{name}.epsilon is {epsilon}; it must be at least 0 and below 1")
         self.alpha, self.prob, self.epsilon, self.mode = alpha, prob, epsilon, mode
 
     @paddle.no_grad()
@@ -98,7 +94,7 @@ class _Mixer:
 class Mixup(_Mixer):
     """share x picture + (1 - share) x partner (Zhang et al., 2018)."""
 
-    def __init__(self, alpha: float = 1.0, prob: float = 1.0, epsilon: float = 0.0, mode: Mode = "batch"):
+    def __init__(self, alpha: Positive = 1.0, prob: Probability = 1.0, epsilon: _Epsilon = 0.0, mode: Mode = "batch"):
         super().__init__(alpha, prob, epsilon, mode)
 
     def mix(self, image, other, share, rng):
@@ -114,7 +110,7 @@ class Mixup(_Mixer):
 class Cutmix(_Mixer):
     """A box of the partner, of (1 - share) of the area, pasted in (Yun et al., 2019)."""
 
-    def __init__(self, alpha: float = 0.2, prob: float = 1.0, epsilon: float = 0.0, mode: Mode = "batch"):
+    def __init__(self, alpha: Positive = 0.2, prob: Probability = 1.0, epsilon: _Epsilon = 0.0, mode: Mode = "batch"):
         super().__init__(alpha, prob, epsilon, mode)
 
     def mix(self, image, other, share, rng):

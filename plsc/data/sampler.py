@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from plsc.data.arguments import Count
 from plsc.errors import ConfigError
 from plsc.registry import SAMPLERS
 
@@ -112,9 +113,6 @@ class EpochSampler:
     def __init__(
         self, *, size, batch_size, drop_last, shuffle, seed, rank, world, repeats=1, shard_sizes=None, lanes=64
     ):
-        for name, value in (("batch_size", batch_size), ("lanes", lanes), ("num_repeats", repeats)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
         self.size, self.batch_size, self.drop_last, self.shuffle = size, batch_size, drop_last, shuffle
         self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
         self.shard_sizes, self.lanes = shard_sizes, lanes
@@ -183,10 +181,10 @@ def evaluation_batches(size: int, batch_size: int, rank: int, world: int) -> Ite
 
 @SAMPLERS.register()
 def DistributedBatchSampler(
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     drop_last: bool = False,
     shuffle: bool = False,
-    lanes: int = 64,
+    lanes: Count = 64,
     *,
     size,
     seed,
@@ -210,11 +208,11 @@ def DistributedBatchSampler(
 
 @SAMPLERS.register()
 def RepeatedAugSampler(
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     drop_last: bool = False,
     shuffle: bool = True,
-    num_repeats: int = 3,
-    lanes: int = 64,
+    num_repeats: Count = 3,
+    lanes: Count = 64,
     *,
     size,
     seed,

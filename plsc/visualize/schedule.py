@@ -44,8 +44,8 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
         raise ConfigError("DataLoader.Train is missing: without data the length of an epoch is unknown; give --steps")
     try:
         data = build.dataset(config, "Train")
-    except DataError as error:
-        raise DataError(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
     batch = build.local_batch_size(config, processes)
     per_epoch = build.sampler(config, data, batch, 0, processes).steps_per_epoch
     whole = g.epochs * per_epoch if g.epochs else g.max_train_step

@@ -12,7 +12,7 @@ import numpy as np
 
 from plsc import pickles
 from plsc.data.datasets.arrays import InMemory
-from plsc.data.datasets.download import download_official
+from plsc.data.datasets.download import Root, download_official
 from plsc.errors import CheckpointError, DataError
 from plsc.registry import DATASETS
 
@@ -65,7 +65,7 @@ class CIFAR10(InMemory):
     and must match the official checksum. A local one is judged by its content: shapes, counts, labels.
     """
 
-    def __init__(self, root: str, split: Literal["train", "test"] = "train", download: bool = False):
+    def __init__(self, root: Root, split: Literal["train", "test"] = "train", download: bool = False):
         batches, meta = _read(_CIFAR10, root, split, download)
         names = _class_names(meta, "label_names", root)
         images = _images(batches, meta)
@@ -82,7 +82,7 @@ class CIFAR100(InMemory):
 
     def __init__(
         self,
-        root: str,
+        root: Root,
         split: Literal["train", "test"] = "train",
         label: Literal["fine", "coarse"] = "fine",
         download: bool = False,

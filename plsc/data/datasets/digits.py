@@ -1,11 +1,12 @@
 """scikit-learn's handwritten digits: 1797 scans of 8 x 8 pixels, bundled with the library."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
+from plsc.data.arguments import Seed
 from plsc.data.datasets.arrays import InMemory
-from plsc.errors import ConfigError
 from plsc.registry import DATASETS
 
 
@@ -16,9 +17,12 @@ class Digits(InMemory):
     The split is drawn once from `seed`, class by class, so that both parts have every digit.
     """
 
-    def __init__(self, split: Literal["train", "test"] = "train", test_fraction: float = 0.2, seed: int = 0):
-        if not 0.0 < test_fraction < 1.0:
-            raise ConfigError(f"Digits.test_fraction is {test_fraction}; it must be between 0 and 1")
+    def __init__(
+        self,
+        split: Literal["train", "test"] = "train",
+        test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+        seed: Seed = 0,
+    ):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

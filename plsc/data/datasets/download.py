@@ -1,15 +1,19 @@
 """Official archives, fetched by Paddle and checked against the checksums that Paddle knows."""
 
 from pathlib import Path
+from typing import Annotated
 
 from plsc.errors import DataError
+from plsc.registry import InputPath
+
+Root = Annotated[str, InputPath(made=True)]  # the folder that official archives are in, or are fetched to
 
 
 def download_official(url: str, md5: str, folder: Path) -> Path:
     """Fetch a file that is not in `folder` yet, as it is; one process of a machine does, the others wait.
 
     Raises:
-        DataError: it cannot be fetched, or its MD5 sum is another. Nothing of it is left behind.
+        DataError: it cannot be fetched, or its MD5 sum is another. Nothing of it stays.
     """
     from paddle.utils.download import get_path_from_url
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from plsc.data.datasets.arrays import InMemory
-from plsc.data.datasets.download import download_official
+from plsc.data.datasets.download import Root, download_official
 from plsc.errors import DataError
 from plsc.registry import DATASETS
 
@@ -47,7 +47,7 @@ class FashionMNIST(InMemory):
     `download` the official ones are fetched into `root` and must match their checksums.
     """
 
-    def __init__(self, root: str, split: Literal["train", "test"] = "train", download: bool = False):
+    def __init__(self, root: Root, split: Literal["train", "test"] = "train", download: bool = False):
         images, labels = _locate(Path(root).expanduser(), _FILES[split], download)
         pixels, classes = read_idx(images, (_SIDE, _SIDE)), read_idx(labels, ())
         if len(pixels) != len(classes):

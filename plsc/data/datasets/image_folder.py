@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from plsc.data.class_names import some
 from plsc.data.datasets.base import Dataset, Sample
 from plsc.errors import DataError
-from plsc.registry import DATASETS
+from plsc.registry import DATASETS, InputPath
 
 log = logging.getLogger("plsc")
 
@@ -24,7 +25,7 @@ class ImageFolder(Dataset):
     A folder without a picture is no class: a warning names it.
     """
 
-    def __init__(self, root: str, extensions: list[str] = EXTENSIONS):
+    def __init__(self, root: Annotated[str, InputPath()], extensions: list[str] = EXTENSIONS):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"{root}: no such folder; ImageFolder.root holds one folder a class")

@@ -2,15 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from plsc.data.arguments import Count
 from plsc.data.byte_file import ByteFile
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.index import cached, stamp
 from plsc.errors import DataError
-from plsc.registry import DATASETS
+from plsc.registry import DATASETS, InputPath
 
 _LINES_CHECKED, _PICTURES_CHECKED = 20_000, 200
 _PIECE = 1 << 26  # bytes of the list that are looked at together
@@ -67,12 +70,12 @@ class ImageNetDataset(Dataset):
 
     def __init__(
         self,
-        image_root: str,
-        cls_label_path: str,
-        delimiter: str = " ",
+        image_root: Annotated[str, InputPath()],
+        cls_label_path: Annotated[str, InputPath()],
+        delimiter: Annotated[str, Field(min_length=1)] = " ",
         multi_label: bool = False,
-        class_num: int | None = None,
-        class_names: str | None = None,
+        class_num: Count | None = None,
+        class_names: Annotated[str, InputPath()] | None = None,
     ):
         self.image_root, self.list_path = Path(image_root).expanduser(), Path(cls_label_path).expanduser()
         self.delimiter, self.multi_label, self.class_num = delimiter, multi_label, class_num

@@ -31,10 +31,6 @@ class LabelPolicy:
     def __init__(
         self, *, mode: LabelMode, threshold: float | None, normalize: bool, drop_empty: bool, most: int, owner: str
     ):
-        if threshold is not None and not 0.0 <= threshold <= 1.0:
-            raise ConfigError(f"{owner}.label_prob_threshold is {threshold}; a probability is between 0 and 1")
-        if most < 1:
-            raise ConfigError(f"{owner}.max_labels is {most}; it must be at least 1")
         if mode == "class" and not drop_empty:
             raise ConfigError(f"{owner}: label_mode class needs a class for every picture; drop_empty cannot be False")
         # float32 as in the files and the index: 0.7 is at a threshold of 0.7, in whatever precision

@@ -15,10 +15,11 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
+from plsc.data.arguments import Count, Positive, Probability
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
@@ -27,6 +28,7 @@ from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
 from plsc.environment import available_cores
 from plsc.errors import ConfigError, DataError
+from plsc.registry import InputPath
 
 log = logging.getLogger("plsc")
 
@@ -319,19 +321,17 @@ def _manifest_names(shard: str) -> list[str] | None:
 
 def open_shards(
     shard_format: Format,
-    files: str | list[str],
+    files: Annotated[str | list[str], InputPath(pattern=True)],
     label_mode: LabelMode = "class",
-    label_prob_threshold: float | None = None,
+    label_prob_threshold: Probability | None = None,
     normalize_labels: bool = False,
     drop_empty: bool = True,
-    max_labels: int = 50,
-    class_names: str | None = None,
-    cache_dir: str | None = None,
-    cache_gigabytes: float | None = None,
+    max_labels: Count = 50,
+    class_names: Annotated[str, InputPath()] | None = None,
+    cache_dir: Annotated[str, InputPath(made=True)] | None = None,
+    cache_gigabytes: Positive | None = None,
 ) -> Shards:
     """Shards of one format; the keys are described in docs/data.md."""
-    if cache_gigabytes is not None and cache_gigabytes <= 0:
-        raise ConfigError(f"{shard_format.name}.cache_gigabytes is {cache_gigabytes}; it must be above 0")
     policy = LabelPolicy(
         mode=label_mode,
         threshold=label_prob_threshold,

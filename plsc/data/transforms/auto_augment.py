@@ -1,14 +1,15 @@
 """Augmentation policies of torchvision, DeiT III and big_vision. timm's are in timm_auto_augment.py."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from PIL import Image
+from pydantic import Field
 
+from plsc.data.arguments import Count
 from plsc.data.transforms import policies
 from plsc.data.transforms.draws import either_side
 from plsc.data.transforms.pixel_operations import RESAMPLING, fill_of, grayscale, operate, to_array, to_pillow
-from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
 _Filter = Literal["nearest", "bilinear", "bicubic"]
@@ -84,9 +85,7 @@ class TrivialAugmentWide:
     What comes in at the edges is black.
     """
 
-    def __init__(self, num_magnitude_bins: int = 31, interpolation: _Filter = "nearest"):
-        if num_magnitude_bins < 2:
-            raise ConfigError(f"TrivialAugmentWide.num_magnitude_bins is {num_magnitude_bins}; it must be at least 2")
+    def __init__(self, num_magnitude_bins: Annotated[int, Field(ge=2)] = 31, interpolation: _Filter = "nearest"):
         self.bins, self.resample = num_magnitude_bins, RESAMPLING[interpolation]
 
     def __call__(self, image, rng):
@@ -103,7 +102,7 @@ class ThreeAugment:
     """Grayscale, solarize or Gaussian blur, one of them: 3-Augment (Touvron et al., 2022: DeiT III).
 
     Solarize inverts values from 128 on; the blur's standard deviation is uniform in 0.1 … 2 pixels.
-    DeiT III adds ColorJitter with 0.3 for brightness, contrast and saturation behind it.
+    DeiT III adds ColorJitter with 0.3 for brightness, contrast and saturation after it.
     """
 
     def __call__(self, image, rng):
@@ -151,11 +150,7 @@ class BigVisionRandAugment:
         magnitude: 0 … 30; 10 and 15 are usual.
     """
 
-    def __init__(self, num_layers: int = 2, magnitude: float = 10.0):
-        if num_layers < 1:
-            raise ConfigError(f"BigVisionRandAugment.num_layers is {num_layers}; it must be at least 1")
-        if not 0.0 <= magnitude <= 30.0:
-            raise ConfigError(f"BigVisionRandAugment.magnitude is {magnitude}; it lies between 0 and 30")
+    def __init__(self, num_layers: Count = 2, magnitude: Annotated[float, Field(ge=0, le=30)] = 10.0):
         self.num_layers, self.part = num_layers, magnitude / 10.0
 
     def __call__(self, image, rng):

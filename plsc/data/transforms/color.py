@@ -4,12 +4,17 @@ Pictures have 3 channels, red, green and blue, or a single one, which saturation
 leave as it is.
 """
 
-from plsc.data.transforms.checks import check_probability, check_rising
+from typing import Annotated
+
+from pydantic import Field
+
+from plsc.data.arguments import NotNegative, Probability, Rising
 from plsc.data.transforms.pixel_operations import grayscale, operate, shift_hue, to_array, to_pillow
-from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
 _ENHANCEMENTS = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color"}
+_Factor = NotNegative | Annotated[tuple[NotNegative, NotNegative], Rising]
+_Turn = Annotated[float, Field(ge=-0.5, le=0.5)]  # of the hue, a part of its circle
 
 
 @TRANSFORMS.register()
@@ -23,21 +28,18 @@ class ColorJitter:
 
     def __init__(
         self,
-        brightness: float | tuple[float, float] = 0.0,
-        contrast: float | tuple[float, float] = 0.0,
-        saturation: float | tuple[float, float] = 0.0,
-        hue: float | tuple[float, float] = 0.0,
-        p: float = 1.0,
+        brightness: _Factor = 0.0,
+        contrast: _Factor = 0.0,
+        saturation: _Factor = 0.0,
+        hue: Annotated[float, Field(ge=0, le=0.5)] | Annotated[tuple[_Turn, _Turn], Rising] = 0.0,
+        p: Probability = 1.0,
     ):
-        check_probability("ColorJitter.p", p)
         self.limits, self.p = {}, p
         for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
             pair = value if isinstance(value, (tuple, list)) else (max(0.0, 1.0 - value), 1.0 + value)
-            check_rising(f"ColorJitter.{name}", pair, open_below=False)
             if tuple(pair) != (1.0, 1.0):
                 self.limits[name] = pair
         pair = hue if isinstance(hue, (tuple, list)) else (-hue, hue)
-        check_rising("ColorJitter.hue", pair, lowest=-0.5, highest=0.5, open_below=False)
         if tuple(pair) != (0.0, 0.0):
             self.limits["hue"] = pair
 
@@ -59,8 +61,7 @@ def _jitter(picture, name: str, value: float):
 class RandomGrayscale:
     """Replace the colours by their luma, in as many channels, with probability p."""
 
-    def __init__(self, p: float = 0.1):
-        check_probability("RandomGrayscale.p", p)
+    def __init__(self, p: Probability = 0.1):
         self.p = p
 
     def __call__(self, image, rng):
@@ -73,9 +74,7 @@ class RandomGrayscale:
 class GaussianBlur:
     """Blur with a standard deviation drawn from `sigma`, in pixels, with probability p."""
 
-    def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), p: float = 1.0):
-        check_probability("GaussianBlur.p", p)
-        check_rising("GaussianBlur.sigma", sigma, open_below=False)
+    def __init__(self, sigma: Annotated[tuple[NotNegative, NotNegative], Rising] = (0.1, 2.0), p: Probability = 1.0):
         self.sigma, self.p = sigma, p
 
     def __call__(self, image, rng):
@@ -89,10 +88,7 @@ class GaussianBlur:
 class Solarize:
     """Invert the values that are `threshold` or more, with probability p."""
 
-    def __init__(self, threshold: int = 128, p: float = 1.0):
-        check_probability("Solarize.p", p)
-        if not 0 <= threshold <= 256:
-            raise ConfigError(f"Solarize.threshold is {threshold}; it lies between 0 and 256")
+    def __init__(self, threshold: Annotated[int, Field(ge=0, le=256)] = 128, p: Probability = 1.0):
         self.threshold, self.p = threshold, p
 
     def __call__(self, image, rng):

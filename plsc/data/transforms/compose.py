@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
+from plsc.data.arguments import Probability
 from plsc.data.transforms.base import DeviceTransform, InputStep
-from plsc.data.transforms.checks import check_probability
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS, ListOf
 
@@ -24,9 +24,8 @@ class Compose:
 class RandomApply:
     """All of several transforms, in their order, with probability p; else none."""
 
-    def __init__(self, transforms: Annotated[list, ListOf(TRANSFORMS)], p: float = 0.5):
+    def __init__(self, transforms: Annotated[list, ListOf(TRANSFORMS)], p: Probability = 0.5):
         _check(transforms, "RandomApply")
-        check_probability("RandomApply.p", p)
         self.transforms, self.p = transforms, p
 
     def __call__(self, image, rng):

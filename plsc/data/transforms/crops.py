@@ -6,9 +6,9 @@ Every crop lies inside its picture and has at least one pixel. Ratios are width 
 import math
 from typing import Literal
 
+from plsc.data.arguments import Count, Size
 from plsc.data.transforms.draws import log_uniform
-from plsc.data.transforms.geometry import Backend, Interpolation, RandomCrop
-from plsc.errors import ConfigError
+from plsc.data.transforms.geometry import Backend, Interpolation, RandomCrop, Ratio, Scale
 from plsc.registry import TRANSFORMS
 
 
@@ -28,9 +28,9 @@ class RandomResizedCrop(RandomCrop):
 
     def __init__(
         self,
-        size: int | tuple[int, int],
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        size: Size,
+        scale: Scale = (0.08, 1.0),
+        ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "pil",
     ):
@@ -65,9 +65,9 @@ class MAERandCropImage(RandomCrop):
 
     def __init__(
         self,
-        size: int | tuple[int, int],
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        size: Size,
+        scale: Scale = (0.08, 1.0),
+        ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
     ):
@@ -94,16 +94,14 @@ class InceptionCrop(RandomCrop):
 
     def __init__(
         self,
-        size: int | tuple[int, int],
-        scale: tuple[float, float] = (0.05, 1.0),
-        ratio: tuple[float, float] = (0.75, 1.33),
+        size: Size,
+        scale: Scale = (0.05, 1.0),
+        ratio: Ratio = (0.75, 1.33),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
-        attempts: int = 100,
+        attempts: Count = 100,
     ):
         super().__init__(size, scale, ratio, interpolation, backend)
-        if attempts < 1:
-            raise ConfigError(f"InceptionCrop.attempts is {attempts}; it must be at least 1")
         self.attempts = attempts
 
     def box(self, height, width, rng):

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import DataError
 from plsc.registry import TRANSFORMS
 
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit; a small file can claim any size
@@ -209,9 +209,7 @@ def decode_region(data: bytes, header: JpegHeader, box: tuple[int, int, int, int
 class DecodeImage:
     """Decode a picture file to RGB (to_rgb) or BGR; pixels pass through as they are."""
 
-    def __init__(self, to_rgb: bool = True, channel_first: bool = False):
-        if channel_first:
-            raise ConfigError("DecodeImage.channel_first: pictures stay [H, W, C] until ToCHWImage")
+    def __init__(self, to_rgb: bool = True):
         self.to_rgb = to_rgb
 
     def __call__(self, image, rng):

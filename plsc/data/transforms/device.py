@@ -1,7 +1,10 @@
 """Transforms that the device applies to whole batches; here they only carry their arguments."""
 
-from typing import Literal
+from typing import Annotated
 
+from pydantic import Field
+
+from plsc.data.arguments import Positive
 from plsc.data.transforms.base import InputStep
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
@@ -14,16 +17,11 @@ class NormalizeImage(InputStep):
     def __init__(
         self,
         scale: float = 1.0 / 255.0,
-        mean: list[float] = (0.485, 0.456, 0.406),
-        std: list[float] = (0.229, 0.224, 0.225),
-        order: Literal["chw", "hwc", ""] = "",
+        mean: Annotated[list[float], Field(min_length=1)] = (0.485, 0.456, 0.406),
+        std: list[Positive] = (0.229, 0.224, 0.225),
     ):
         if len(mean) != len(std):
             raise ConfigError(f"NormalizeImage has {len(mean)} means and {len(std)} standard deviations")
-        if not mean:
-            raise ConfigError("NormalizeImage.mean is empty; it takes a value a channel")
-        if min(std) <= 0:
-            raise ConfigError(f"NormalizeImage.std is {std}; each value must be above 0")
         self.scale, self.mean, self.std = scale, tuple(mean), tuple(std)
 
 
@@ -31,7 +29,11 @@ class NormalizeImage(InputStep):
 class Normalize(NormalizeImage):
     """NormalizeImage in torchvision's words: (image - mean) / std of 0 … 1 after ToTensor, else of 0 … 255."""
 
-    def __init__(self, mean: list[float] = (0.0, 0.0, 0.0), std: list[float] = (1.0, 1.0, 1.0)):
+    def __init__(
+        self,
+        mean: Annotated[list[float], Field(min_length=1)] = (0.0, 0.0, 0.0),
+        std: list[Positive] = (1.0, 1.0, 1.0),
+    ):
         super().__init__(scale=1.0, mean=mean, std=std)
 
 

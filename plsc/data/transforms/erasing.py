@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from plsc.data.arguments import Count, Part, Probability
 from plsc.data.transforms.base import DeviceTransform
-from plsc.data.transforms.checks import check_probability, check_rising
 from plsc.data.transforms.draws import log_uniform
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
@@ -37,23 +37,18 @@ class RandomErasing(DeviceTransform):
 
     def __init__(
         self,
-        EPSILON: float = 0.5,
-        sl: float = 0.02,
-        sh: float = 0.4,
-        r1: float = 0.3,
+        EPSILON: Probability = 0.5,
+        sl: Probability = 0.02,
+        sh: Probability = 0.4,
+        r1: Part = 0.3,
         mean: list[float] = (0.0,),
-        attempt: int = 100,
+        attempt: Count = 100,
         use_log_aspect: bool = False,
         mode: Literal["const", "rand", "pixel"] = "const",
-        count: int = 1,
+        count: Count = 1,
     ):
-        check_probability("RandomErasing.EPSILON", EPSILON)
-        check_rising("RandomErasing.sl … sh", (sl, sh), highest=1.0, open_below=False)
-        if not 0.0 < r1 <= 1.0:
-            raise ConfigError(f"RandomErasing.r1 is {r1}; it is above 0 and at most 1")
-        for key, value in (("attempt", attempt), ("count", count)):
-            if value < 1:
-                raise ConfigError(f"RandomErasing.{key} is {value}; it must be at least 1")
+        if sl > sh:
+            raise ConfigError(f"RandomErasing.sl is {sl}, which is above sh, {sh}")
         self.probability, self.area, self.attempts, self.count = EPSILON, (sl, sh), attempt, count
         self.aspect, self.use_log_aspect, self.mode, self.mean = (r1, 1.0 / r1), use_log_aspect, mode, tuple(mean)
         self._tile, self._tile_of = None, None

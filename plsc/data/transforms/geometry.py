@@ -2,18 +2,21 @@
 
 import abc
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from plsc.data.transforms.checks import check_probability, check_rising
+from plsc.data.arguments import Count, Part, Positive, Probability, Rising, Size
 from plsc.errors import ConfigError, DataError
 from plsc.registry import TRANSFORMS
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area", "box", "hamming"]
 Backend = Literal["cv2", "pil"]
+Scale = Annotated[tuple[Part, Part], Rising]  # limits of a crop's part of the area
+Ratio = Annotated[tuple[Positive, Positive], Rising]  # limits of a crop's width / height
 
 _CV2 = {
     "nearest": cv2.INTER_NEAREST,
@@ -55,11 +58,9 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str, backe
     return np.asarray(Image.fromarray(image).resize((width, height), _PIL[interpolation]))
 
 
-def as_size(value: int | tuple[int, int], what: str) -> tuple[int, int]:
+def as_size(value: Size) -> tuple[int, int]:
     """(height, width). A pair is PLSC's (width, height)."""
     width, height = (value, value) if isinstance(value, int) else value
-    if width < 1 or height < 1:
-        raise ConfigError(f"{what} is {value}; it must be at least 1 pixel")
     return height, width
 
 
@@ -73,11 +74,11 @@ class ResizeImage:
 
     def __init__(
         self,
-        size: int | tuple[int, int] | None = None,
-        resize_short: int | None = None,
+        size: Size | None = None,
+        resize_short: Count | None = None,
         interpolation: Interpolation = "bilinear",
         backend: Backend = "cv2",
-        keep_above: int | None = None,
+        keep_above: Count | None = None,
         truncate: bool = False,
     ):
         if keep_above is not None and (resize_short is None or keep_above > resize_short):
@@ -86,7 +87,7 @@ class ResizeImage:
         if (size is None) == (resize_short is None):
             raise ConfigError("ResizeImage takes either size or resize_short")
         check_interpolation(interpolation, backend)
-        self.size = None if size is None else as_size(size, "ResizeImage.size")
+        self.size = None if size is None else as_size(size)
         self.resize_short, self.interpolation, self.backend = resize_short, interpolation, backend
 
     def __call__(self, image, rng):
@@ -110,9 +111,7 @@ class ResizeImage:
 class Resize(ResizeImage):
     """ResizeImage as torchvision has it: one number is the short side, a pair (height, width)."""
 
-    def __init__(
-        self, size: int | tuple[int, int], interpolation: Interpolation = "bilinear", backend: Backend = "pil"
-    ):
+    def __init__(self, size: Size, interpolation: Interpolation = "bilinear", backend: Backend = "pil"):
         if isinstance(size, int):
             super().__init__(resize_short=size, interpolation=interpolation, backend=backend, truncate=True)
         else:
@@ -126,8 +125,8 @@ class CenterCropImage:
     Half a pixel of the corner's place is cut off; with round_corner 0.5 becomes 0 and 1.5 becomes 2, as in torchvision.
     """
 
-    def __init__(self, size: int | tuple[int, int], round_corner: bool = False):
-        self.height, self.width = as_size(size, "CenterCropImage.size")
+    def __init__(self, size: Size, round_corner: bool = False):
+        self.height, self.width = as_size(size)
         self.round_corner = round_corner
 
     def __call__(self, image, rng):
@@ -145,7 +144,7 @@ class CenterCropImage:
 class CenterCrop(CenterCropImage):
     """CenterCropImage as torchvision has it: a pair is (height, width)."""
 
-    def __init__(self, size: int | tuple[int, int]):
+    def __init__(self, size: Size):
         super().__init__(size if isinstance(size, int) else size[::-1], round_corner=True)
 
 
@@ -156,16 +155,13 @@ class RandomCrop(abc.ABC):
 
     Args:
         size: one number or (width, height).
-        scale: limits of the crop's part of the picture's area, at most `highest`.
+        scale: limits of the crop's part of the picture's area.
         ratio: limits of the crop's width / height.
         interpolation: random draws bilinear or bicubic.
     """
 
-    def __init__(self, size, scale, ratio, interpolation: str, backend: str, *, highest: float = 1.0):
-        name = type(self).__name__
-        self.height, self.width = as_size(size, f"{name}.size")
-        check_rising(f"{name}.scale", scale, highest=highest)
-        check_rising(f"{name}.ratio", ratio)
+    def __init__(self, size, scale, ratio, interpolation: str, backend: str):
+        self.height, self.width = as_size(size)
         if interpolation != "random":
             check_interpolation(interpolation, backend)
         self.scale, self.ratio, self.interpolation, self.backend = scale, ratio, interpolation, backend
@@ -196,14 +192,14 @@ class RandCropImage(RandomCrop):
 
     def __init__(
         self,
-        size: int | tuple[int, int],
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        size: Size,
+        # areas that do not fit are lowered, so any are allowed
+        scale: Annotated[tuple[Positive, Positive], Rising] = (0.08, 1.0),
+        ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
     ):
-        # areas that do not fit are lowered, so any are allowed
-        super().__init__(size, scale, ratio, interpolation, backend, highest=math.inf)
+        super().__init__(size, scale, ratio, interpolation, backend)
 
     def box(self, height: int, width: int, rng) -> tuple[int, int, int, int]:
         root = math.sqrt(rng.uniform(*self.ratio))
@@ -237,8 +233,7 @@ class RandFlipImage:
 class RandomHorizontalFlip:
     """Flip left-right with probability p."""
 
-    def __init__(self, p: float = 0.5):
-        check_probability("RandomHorizontalFlip.p", p)
+    def __init__(self, p: Probability = 0.5):
         self.p = p
 
     def __call__(self, image, rng):
@@ -249,9 +244,7 @@ class RandomHorizontalFlip:
 class RandShift:
     """Move the picture by up to `pixels` in each direction; what comes in is black."""
 
-    def __init__(self, pixels: int = 1):
-        if pixels < 0:
-            raise ConfigError(f"RandShift.pixels is {pixels}; it cannot be negative")
+    def __init__(self, pixels: Annotated[int, Field(ge=0)] = 1):
         self.pixels = pixels
 
     def __call__(self, image, rng):

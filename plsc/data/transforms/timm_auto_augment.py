@@ -6,12 +6,13 @@ ranges and kinds of the operations; PLSC's TimmAutoAugment is a copy of an early
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator
 
+from plsc.data.arguments import Probability
 from plsc.data.transforms import policies
-from plsc.data.transforms.checks import check_probability
 from plsc.data.transforms.draws import either_side
 from plsc.data.transforms.pixel_operations import GEOMETRIC, RESAMPLING, fill_of, operate, to_array, to_pillow
 from plsc.errors import ConfigError
@@ -221,7 +222,8 @@ def _rand_augment(style: _Style, values: dict) -> _RandAugment:
             raise ConfigError(f"TimmAutoAugment.config_str: w{values['w']}: the only weights are w0")
         weights = policies.WEIGHTS_0
     layers, probability = values.get("n", 2), values.get("p", 0.5)
-    check_probability("TimmAutoAugment.config_str: p", probability)
+    if probability > 1:
+        raise ConfigError(f"TimmAutoAugment.config_str: p{probability:g}: a probability is at most 1")
     if layers < 1:
         raise ConfigError(f"TimmAutoAugment.config_str: n{layers}: it must be at least 1")
     if weights is not None and layers > np.count_nonzero(weights):  # these are drawn without replacement
@@ -241,6 +243,12 @@ def _auto_augment(style: _Style, name: str) -> _AutoAugment:
     table, posterize = _TABLES[name]
     renamed = {"Posterize": posterize}
     return _AutoAugment(style, [[(renamed.get(kind, kind), p, level) for kind, p, level in row] for row in table])
+
+
+def _one_or_three(values: list) -> list:
+    if len(values) not in (1, 3):
+        raise ValueError("there should be 1 value, or 3")
+    return values
 
 
 @TRANSFORMS.register()
@@ -263,7 +271,7 @@ class TimmAutoAugment:
         self,
         config_str: str = "rand-m9-mstd0.5-inc1",
         interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic",
-        mean: list[float] = (0.485, 0.456, 0.406),
+        mean: Annotated[list[Probability], AfterValidator(_one_or_three)] = (0.485, 0.456, 0.406),
     ):
         name, values = _parse(config_str)
         style = _Style(
@@ -290,7 +298,5 @@ def _filters(interpolation: str) -> tuple:
 
 
 def _colour(mean) -> tuple[int, int, int]:
-    if len(mean) not in (1, 3) or not all(0.0 <= value <= 1.0 for value in mean):
-        raise ConfigError(f"TimmAutoAugment.mean is {list(mean)}; it takes 1 or 3 values between 0 and 1")
     red, green, blue = (round(255 * value) for value in (mean if len(mean) == 3 else [*mean] * 3))
     return red, green, blue
