@@ -4,23 +4,29 @@ Paddle is imported only where a model needs it: an ONNX export predicts without.
 """
 
 import collections
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from plsc import places, runtimes
 from plsc.config import Config
+from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.files import read_json
 from plsc.model_card import ModelCard
 from plsc.places import EXPORT_DESCRIPTION
+
+log = logging.getLogger("plsc")
 
 NEEDS_PREPROCESS = (
     "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
@@ -28,9 +34,29 @@ NEEDS_PREPROCESS = (
 )
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A class of a picture: its index among the logits, its name (else the index), its probability from 0 to 1."""
+
+    index: int
+    name: str
+    probability: float
+
+
+# a path, an encoded picture, pixels [height, width, channels] uint8, or a picture of PIL
+Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
+
+
+def _raise(picture: Any, error: Exception) -> NoReturn:
+    """Of a picture that cannot be read, named where it is a file."""
+    named = f"{picture}: " if isinstance(picture, (str, os.PathLike)) else ""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    raise DataError(f"{named}{reason}") from error
+
+
 @dataclass
 class Predictor:
-    """Pictures → logits.
+    """Pictures → logits → classes. Made by `load_predictor`.
 
     Attributes:
         kind: checkpoint, paddle or onnx.
@@ -103,11 +129,93 @@ class Predictor:
             )
         return pixels
 
+    def predict(
+        self,
+        pictures: Picture | Sequence[Picture],
+        *,
+        topk: int = 5,
+        batch_size: int = 32,
+        activation: Literal["softmax", "sigmoid"] | None = None,
+        class_names: str | Path | None = None,
+    ) -> list[list[Prediction]]:
+        """The most probable classes of pictures.
+
+        Args:
+            pictures: one or several paths, encoded pictures (bytes), pixels [height, width, channels] uint8, or
+                pictures of PIL.
+            topk: classes of each. batch_size: pictures that the model sees at a time.
+            activation, class_names: see `stream`.
+
+        Returns:
+            For each picture its classes, the most probable first.
+
+        Raises:
+            ConfigError: it is unknown how pictures enter the model.
+            DataError: a picture cannot be read, or does not fit.
+
+        Example:
+            [(first, *_)] = plsc.load_predictor("output/flowers").predict("rose.jpg")
+            print(first.name, first.probability)
+        """
+        if isinstance(pictures, (str, os.PathLike, bytes, Image.Image)) or (
+            isinstance(pictures, np.ndarray) and pictures.ndim < 4
+        ):
+            pictures = [pictures]
+        batches = self.stream(
+            pictures, topk=topk, batch_size=batch_size, activation=activation, class_names=class_names
+        )
+        return [predictions for batch in batches for _, predictions in batch]
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        topk: int = 5,
+        batch_size: int = 32,
+        activation: Literal["softmax", "sigmoid"] | None = None,
+        class_names: str | Path | None = None,
+        workers: int = 2,
+        on_damaged: Callable[[Picture, Exception], None] = _raise,
+    ) -> Iterator[list[tuple[Picture, list[Prediction]]]]:
+        """`predict` for any number of pictures: batches of (picture, its classes), in their order.
+
+        Threads read ahead by two batches at most, so any number of pictures takes the same memory.
+
+        Args:
+            activation: what makes probabilities of logits: softmax, which sum to one, or sigmoid, for each class by
+                itself. By default as the weights state; where they do not, softmax with a warning.
+            class_names: a file with a name a line, instead of those that the weights state.
+            workers: threads that read pictures.
+            on_damaged: called with each picture that cannot be read and its error; the picture is left out. By default
+                it ends the stream.
+        """
+        self.required_preprocess()
+        card, activation = self.card, activation or self.card.activation
+        if activation is None:
+            activation = "softmax"
+            log.warning(
+                "%s: its weights do not state how logits become probabilities; softmax is taken (activation, --softmax "
+                "or --sigmoid choose)",
+                self.path,
+            )
+        for batch, pixels in _in_batches(pictures, self.prepare, batch_size, workers, on_damaged):
+            logits = self.logits(pixels)
+            if class_names is not None:
+                card, class_names = replace(card, class_names=read_class_names(class_names, logits.shape[1])), None
+            shares = probabilities(logits, sigmoid=activation == "sigmoid")
+            yield [(picture, _best(row, topk, card)) for picture, row in zip(batch, shares, strict=True)]
+
     def required_preprocess(self) -> Preprocess:
         """The preprocessing. Raises ConfigError where nothing says it."""
         if self.card.preprocess is None:
             raise ConfigError(f"{self.path}: {NEEDS_PREPROCESS}")
         return self.card.preprocess
+
+
+def _best(probabilities: np.ndarray, topk: int, card: ModelCard) -> list[Prediction]:
+    """The most probable classes of one picture; of equal ones the lower number first."""
+    order = (-probabilities).argsort(kind="stable")[:topk]
+    return [Prediction(int(k), card.class_name(int(k)), float(probabilities[k])) for k in order]
 
 
 def _shown(size) -> str:
@@ -219,60 +327,52 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         channels=channels,
         batch=batch,
         unit=unit,
-        card=dataclasses.replace(card, preprocess=preprocess, activation=activation),
+        card=replace(card, preprocess=preprocess, activation=activation),
     )
 
 
-def predictions(
-    predictor: Predictor,
-    paths: Iterable[str],
-    *,
-    batch_size: int,
-    workers: int = 2,
-    on_damaged: Callable[[str, Exception], None],
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Picture files → batches of (paths, logits [B, classes]), in their order.
+def _pixels_or_bytes(picture: Picture) -> bytes | np.ndarray:
+    """A picture as Preprocess takes it."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    if isinstance(picture, (str, os.PathLike)):
+        return Path(picture).expanduser().read_bytes()
+    if isinstance(picture, np.ndarray) and picture.ndim == 2:
+        return picture[..., np.newaxis]
+    return picture
 
-    Threads read ahead by two batches at most, so any number of paths takes the same memory.
 
-    Args:
-        on_damaged: called with path and error of each picture that cannot be read; it is left out.
-    """
-    predictor.required_preprocess()
-    batch: list[tuple[str, np.ndarray]] = []
-    for path, result in _read_ahead(paths, predictor.prepare, workers, 2 * batch_size):
+def _in_batches(pictures: Iterable, prepare, size: int, workers: int, on_damaged):
+    """Batches of ([picture, …], pixels [B, H, W, C]), in order; threads read ahead by two batches at most."""
+    batch: list[tuple[Any, np.ndarray]] = []
+    for picture, result in _read_ahead(pictures, prepare, workers, 2 * size):
         if isinstance(result, Exception):
-            on_damaged(path, result)
+            on_damaged(picture, result)
             continue
-        batch.append((path, result))
-        if len(batch) == batch_size:
-            yield _predicted(predictor, batch)
+        batch.append((picture, result))
+        if len(batch) == size:
+            yield [picture for picture, _ in batch], np.stack([pixels for _, pixels in batch])
             batch = []
     if batch:
-        yield _predicted(predictor, batch)
+        yield [picture for picture, _ in batch], np.stack([pixels for _, pixels in batch])
 
 
-def _predicted(predictor: Predictor, batch) -> tuple[list[str], np.ndarray]:
-    paths, pictures = zip(*batch, strict=True)
-    return list(paths), predictor.logits(np.stack(pictures))
+def _read_ahead(pictures: Iterable, prepare, workers: int, most: int):
+    """(picture, pixels or the error) of each picture, in order; at most `most` are held."""
 
-
-def _read_ahead(paths: Iterable[str], prepare, workers: int, most: int):
-    """(path, pixels or the error) of each path, in order; at most `most` are held."""
-
-    def read(path):
+    def read(picture):
         try:
-            return prepare(Path(path).read_bytes())
+            return prepare(_pixels_or_bytes(picture))
         except (DataError, OSError, cv2.error) as error:
             return error
 
-    paths = iter(paths)
+    pictures = iter(pictures)
     with ThreadPoolExecutor(workers) as pool:
-        waiting = collections.deque((path, pool.submit(read, path)) for path in itertools.islice(paths, most))
+        waiting = collections.deque((p, pool.submit(read, p)) for p in itertools.islice(pictures, most))
         while waiting:
-            path, future = waiting.popleft()
-            yield path, future.result()
-            for following in itertools.islice(paths, 1):
+            picture, future = waiting.popleft()
+            yield picture, future.result()
+            for following in itertools.islice(pictures, 1):
                 waiting.append((following, pool.submit(read, following)))
 
 

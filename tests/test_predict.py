@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.utils.extmath import softmax
 
+import plsc as plsc_package
 from plsc import export as exporting
 from plsc import loading, predictor
 from plsc.cli.main import main
-from plsc.cli.predict import _natural
 from plsc.data.device import DeviceInput
+from plsc.data.picture_files import natural_order
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.model_card import ModelCard
@@ -241,6 +243,47 @@ def test_classes_without_names_are_numbers(tmp_path, pictures, capsys):
     }
 
 
+# -- from Python --------------------------------------------------------------------------
+
+
+def test_predict_takes_pictures_of_every_kind(forms, pictures):
+    """Paths, encoded bytes, pixels and pictures of PIL, one or several, give the same classes."""
+    model = plsc_package.load_predictor(forms["onnx"])
+    path = pictures / "b/c" / "7.png"
+    pil = Image.open(path)
+    pixels = np.asarray(pil.convert("RGB"))
+    kinds = [path, str(path), path.read_bytes(), pixels, pil]
+    [expected] = model.predict(path, topk=10)
+    assert [p.index for p in expected] == np.argsort(-by_hand(forms["checkpoint"], path)).tolist()
+    assert all(p.name == NAMES[p.index] and 0 < p.probability < 1 for p in expected)
+    assert [model.predict(kind, topk=10) for kind in kinds] == [[expected]] * 5
+    assert model.predict(kinds, topk=10, batch_size=2) == [expected] * 5
+    assert model.predict(np.stack([pixels] * 3), topk=10) == [expected] * 3 and model.predict([]) == []
+    Path("names.txt").write_text("".join(f"other {i}\n" for i in range(10)))
+    [[first, *_]] = model.predict(path, activation="sigmoid", class_names="names.txt")
+    assert first.name == f"other {first.index}" and first.probability == pytest.approx(
+        1 / (1 + np.exp(-model.logits([path.read_bytes()]).max())), rel=1e-5
+    )
+
+
+def test_a_picture_that_cannot_be_predicted_is_named(forms, pictures):
+    model = plsc_package.load_predictor(forms["onnx"])
+    Path("text.jpg").write_text("no picture")
+    for name, reason in (("text.jpg", "text.jpg: "), ("absent.jpg", "absent.jpg: No such file or directory")):
+        with pytest.raises(DataError, match=reason):
+            model.predict([pictures / "a" / "0.jpg", name])
+
+
+def test_an_unknown_activation_is_softmax_with_a_warning(forms, pictures, caplog):
+    model = plsc_package.load_predictor(forms["onnx"])
+    model.card = dataclasses.replace(model.card, activation=None)
+    [best] = model.predict(pictures / "a" / "0.jpg", topk=10)
+    assert sum(p.probability for p in best) == pytest.approx(1) and "do not state how logits become" in caplog.text
+    caplog.clear()
+    model.predict(pictures / "a" / "0.jpg", activation="softmax")
+    assert not caplog.text
+
+
 # -- which pictures -----------------------------------------------------------------------
 
 
@@ -255,8 +298,8 @@ def test_folders_are_read_in_natural_order(forms, pictures, capsys):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(alphabet="a1029²./", max_size=8), max_size=6), st.integers(0, 10**6))
 def test_natural_order_takes_any_name(names, number):
-    assert collections.Counter(sorted(names, key=_natural)) == collections.Counter(names)
-    assert _natural(f"x{number}.jpg") < _natural(f"x{number + 1}.jpg")
+    assert collections.Counter(sorted(names, key=natural_order)) == collections.Counter(names)
+    assert natural_order(f"x{number}.jpg") < natural_order(f"x{number + 1}.jpg")
 
 
 def test_patterns_files_and_folders_may_be_mixed(forms, pictures, capsys):
@@ -271,7 +314,7 @@ def test_patterns_files_and_folders_may_be_mixed(forms, pictures, capsys):
 
 def test_paths_are_read_from_standard_input(forms, pictures):
     paths = [pictures / "a" / "3.jpg", pictures / "a" / "0.jpg"]
-    arguments = command(["predict", "--weights", forms["onnx"], "--format", "csv", "--topk", 1, "-"])
+    arguments = command(["predict", "--weights", forms["onnx"], "--format", "csv", "--topk", 1, "--softmax", "-"])
     done = subprocess.run(
         arguments,
         input="\n".join(map(str, [*paths, "", pictures / "absent.jpg"])),
@@ -300,9 +343,9 @@ def test_reading_stays_near_the_batch_in_hand(forms, pictures):
             yield str(pictures / "a" / "0.jpg")
 
     model = predictor.load_predictor(forms["onnx"])
-    batches = predictor.predictions(model, endless(), batch_size=4, on_damaged=lambda path, error: None)
-    for count, (paths, logits) in enumerate(itertools.islice(batches, 5), start=1):
-        assert len(paths) == 4 and logits.shape == (4, 10)
+    batches = model.stream(endless(), batch_size=4)
+    for count, batch in enumerate(itertools.islice(batches, 5), start=1):
+        assert len(batch) == 4 and all(len(predictions) == 5 for _, predictions in batch)
         assert taken <= 4 * count + 2 * 4
     batches.close()
 
@@ -321,17 +364,16 @@ def test_order_and_number_survive_damage(readable, batch_size, workers):
     for i, good in enumerate(readable):
         whole[f"{i}.jpg"] = good
         Path(f"{i}.jpg").write_bytes(str(i).encode() if good else b"bad")
-    model = predictor.Predictor(
-        "onnx", Path("model"), lambda x: x[:, 0, 0], card=ModelCard(preprocess=Preprocess(scale=1.0))
-    )
+    card = ModelCard(preprocess=Preprocess(scale=1.0), activation="softmax")
+    # the class nearest to the pixel
+    model = predictor.Predictor("onnx", Path("model"), lambda x: -abs(x[:, 0, 0] / 2 + 0.5 - np.arange(14)), card=card)
     model.prepare = prepare
     told, seen = [], []
-    for paths, logits in predictor.predictions(
-        model, iter(whole), batch_size=batch_size, workers=workers, on_damaged=lambda path, error: told.append(path)
-    ):
-        assert 1 <= len(paths) <= batch_size
-        seen += paths
-        np.testing.assert_allclose(logits[:, 0] * 0.5 + 0.5, [int(path[:-4]) for path in paths], atol=1e-4)
+    options = dict(batch_size=batch_size, workers=workers, on_damaged=lambda path, error: told.append(path))
+    for batch in model.stream(iter(whole), **options):
+        assert 1 <= len(batch) <= batch_size
+        seen += [path for path, _ in batch]
+        assert [predictions[0].index for _, predictions in batch] == [int(path[:-4]) for path, _ in batch]
     assert seen == [path for path, good in whole.items() if good]
     assert told == [path for path, good in whole.items() if not good]
 
@@ -425,7 +467,7 @@ def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys)
         (["picture.png"], "--weights PATH"),
         (["--weights", "MODEL", "absent.jpg"], "absent.jpg: no such file or folder"),
         (["--weights", "MODEL", "*.tiff"], "no file has such a name"),
-        (["--weights", "MODEL", "empty"], "holds no pictures"),
+        (["--weights", "MODEL", "empty"], "there are no pictures in it"),
         (["--weights", "absent", "picture.png"], "absent: no such file or folder"),
         (["--weights", "MODEL", "-o", "Global.seed=1", "picture.png"], "-c RECIPE"),
         (["--weights", "MODEL", "--ema", "picture.png"], "one set of weights"),

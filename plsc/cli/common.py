@@ -169,12 +169,12 @@ def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
     Args:
         file: where it is printed; None for standard output.
     """
-    if ema:
+    run = None if ema else places.run_directory(weights)
+    if run is None:
         return
     from plsc.engine.checkpoint import Checkpoints
 
-    run = places.run_directory(weights)
-    record = Checkpoints(run / places.CHECKPOINTS).best_record() if run else None
+    record = Checkpoints(run / places.CHECKPOINTS).best_record()
     if record and record["weights"] == "ema":
         print(
             f"note: the best {record['metric']} of this run was measured with averaged weights; --ema takes them",

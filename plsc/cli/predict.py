@@ -1,20 +1,16 @@
 """Name the classes of pictures, by a checkpoint or an export.
 
-How pictures enter the model comes from the checkpoint or export itself; -c RECIPE is asked only where that does
-not say it. A picture that cannot be read is told
-on standard error and left out; the exit code is then 1.
+How pictures enter the model comes from the checkpoint or export itself, or from -c RECIPE where these do not state it.
+A picture that cannot be read is reported on standard error and left out; the exit code is then 1.
 """
 
 import contextlib
 import csv
-import dataclasses
-import glob
 import itertools
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from plsc.cli.common import (
@@ -72,10 +68,10 @@ def add_arguments(parser):
     activation.add_argument(
         "--softmax",
         action="store_true",
-        help="probabilities that sum to one; default: as the loss that the model was trained with, where nothing says "
-        "it softmax",
+        help="probabilities that sum to one; default: as the loss that the model was trained with, and with a warning "
+        "where the weights do not state it",
     )
-    parser.add_argument("--class-names", metavar="FILE", help="a name a line, instead of those that the weights hold")
+    parser.add_argument("--class-names", metavar="FILE", help="a name a line, instead of those of the weights")
     parser.add_argument(
         "--format",
         choices=tuple(_WRITERS),
@@ -87,12 +83,11 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    from plsc import environment, predictor
+    from plsc import environment
 
     output = checked_output("--output", arguments.output) if arguments.output else None
     format = _format(arguments.format, output)
-    paths = itertools.chain.from_iterable([_expanded(argument) for argument in arguments.pictures])
-    model = _model(arguments)
+    pictures = itertools.chain.from_iterable([_pictures(name) for name in arguments.pictures])
     damaged = []
 
     def on_damaged(path: str, error: Exception):
@@ -100,25 +95,27 @@ def run(arguments) -> int:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"not read: {_shown(path)}: {reason}", file=sys.stderr)
 
-    batches = predictor.predictions(
-        model,
-        paths,
+    batches = _predictor(arguments).stream(
+        pictures,
+        topk=arguments.topk,
         batch_size=arguments.batch_size,
+        activation="sigmoid" if arguments.sigmoid else "softmax" if arguments.softmax else None,
+        class_names=arguments.class_names,
         workers=min(4, environment.thread_count()),
         on_damaged=on_damaged,
     )
     first = next(batches, None)
     if first is None:
         raise DataError(f"none of {len(damaged)} pictures could be read" if damaged else "no pictures were given")
-    if arguments.class_names:
-        from plsc.data.class_names import read_class_names
-
-        names = read_class_names(arguments.class_names, first[1].shape[1])
-        model.card = dataclasses.replace(model.card, class_names=names)
+    count = 0
     with _opened(output) as stream:
-        read = _write(_WRITERS[format](stream), arguments, model, itertools.chain([first], batches), stream)
+        write = _WRITERS[format](stream)
+        for batch in itertools.chain([first], batches):
+            write(batch)
+            stream.flush()
+            count += len(batch)
     if damaged:
-        print(f"{len(damaged)} of {len(damaged) + read} pictures could not be read", file=sys.stderr)
+        print(f"{len(damaged)} of {len(damaged) + count} pictures could not be read", file=sys.stderr)
         return _NOT_READ
     return 0
 
@@ -126,15 +123,26 @@ def run(arguments) -> int:
 def _format(asked: str | None, output: Path | None) -> str:
     """What is written: --format, else as --output ends. Raises ConfigError where they contradict each other."""
     ending = output.suffix.lower().lstrip(".") if output else ""
-    said = ending if ending in _WRITERS else None
-    if asked and said and asked != said:
+    by_ending = ending if ending in _WRITERS else None
+    if asked and by_ending and asked != by_ending:
         raise ConfigError(f"--format {asked} and --output {output} contradict each other; leave one out or change it")
-    return asked or said or "table"
+    return asked or by_ending or "table"
 
 
-def _model(arguments):
+def _pictures(name: str) -> Iterable[str]:
+    """The paths that one argument means: - is a line of standard input each. Raises DataError where it means none."""
+    from plsc.data.picture_files import find_pictures
+
+    if name != "-":
+        return find_pictures(name)
+    lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    return (os.fsdecode(line) for line in lines if line)
+
+
+def _predictor(arguments):
     """The predictor that the arguments ask for, on its device."""
-    from plsc import environment, predictor, runtimes
+    from plsc import environment, runtimes
+    from plsc.predictor import load_predictor
 
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "predict with")
@@ -146,76 +154,14 @@ def _model(arguments):
 
         select_device(device)
     part = "ema" if arguments.ema else "model"
-    model = predictor.load_predictor(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
+    predictor = load_predictor(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
     hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
-    return model
-
-
-def _write(write, arguments, model, batches, stream) -> int:
-    """Write the best classes of all pictures; returns how many pictures."""
-    from plsc import predictor
-
-    count = 0
-    for paths, logits in batches:
-        sigmoid = arguments.sigmoid or (model.card.activation == "sigmoid" and not arguments.softmax)
-        shares = predictor.probabilities(logits, sigmoid=sigmoid)
-        write([(path, _best(row, arguments.topk, model)) for path, row in zip(paths, shares, strict=True)])
-        stream.flush()
-        count += len(paths)
-    return count
-
-
-def _expanded(argument: str) -> Iterable[str]:
-    """The paths that one argument means. Raises DataError where it means none."""
-    if argument == "-":
-        return _lines(sys.stdin.buffer)
-    if os.path.isdir(argument):
-        return _in_folder(argument)
-    if os.path.exists(argument):
-        return [argument]
-    if glob.has_magic(argument):
-        found = [path for path in glob.glob(argument, recursive=True) if os.path.isfile(path)]
-        if not found:
-            raise DataError(f"{argument}: no file has such a name (looked in {os.getcwd()})")
-        return sorted(found, key=_natural)
-    raise DataError(f"{argument}: no such file or folder (looked in {os.getcwd()})")
-
-
-def _in_folder(folder: str) -> list[str]:
-    from plsc.data.datasets.image_folder import EXTENSIONS
-
-    found = [
-        os.path.join(place, name)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS)
-    ]
-    if not found:
-        raise DataError(f"{folder}: holds no pictures ending in {', '.join(EXTENSIONS)}")
-    return sorted(found, key=_natural)
-
-
-def _natural(path: str) -> list:
-    """Sorts 2.jpg before 10.jpg."""
-    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", path)]
-
-
-def _lines(stream) -> Iterator[str]:
-    for line in stream:
-        line = line.rstrip(b"\r\n")
-        if line:
-            yield os.fsdecode(line)
+    return predictor
 
 
 def _shown(path: str) -> str:
     """A path as text, also where its bytes are none."""
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _best(shares, topk: int, model) -> list[tuple[int, str, float]]:
-    """The most probable classes of one picture; of equal ones the lower number first."""
-    order = (-shares).argsort(kind="stable")[:topk]
-    return [(int(index), model.card.class_name(int(index)), float(shares[index])) for index in order]
 
 
 def _opened(output: Path | None):
@@ -228,12 +174,10 @@ def _opened(output: Path | None):
 
 
 def _json_lines(stream):
-    def write(records):
-        for path, best in records:
-            found = [
-                {"class": index, "name": name, "probability": round(share, _DIGITS)} for index, name, share in best
-            ]
-            stream.write(json.dumps({"image": path, "predictions": found}) + "\n")
+    def write(batch):
+        for path, best in batch:
+            classes = [{"class": p.index, "name": p.name, "probability": round(p.probability, _DIGITS)} for p in best]
+            stream.write(json.dumps({"image": path, "predictions": classes}) + "\n")
 
     return write
 
@@ -242,10 +186,10 @@ def _csv(stream):
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(["image", "rank", "class", "name", "probability"])
 
-    def write(records):
-        for path, best in records:
-            for rank, (index, name, share) in enumerate(best, start=1):
-                table.writerow([_shown(path), rank, index, name, f"{share:.{_DIGITS}f}"])
+    def write(batch):
+        for path, best in batch:
+            for rank, p in enumerate(best, start=1):
+                table.writerow([_shown(path), rank, p.index, p.name, f"{p.probability:.{_DIGITS}f}"])
 
     return write
 
@@ -254,10 +198,8 @@ def _table(stream):
     """Columns as wide as the first batch needs."""
     widths = []
 
-    def write(records):
-        rows = [
-            [_shown(path), *(f"{_first_name(name)} {share:.2%}" for _, name, share in best)] for path, best in records
-        ]
+    def write(batch):
+        rows = [[_shown(path), *(f"{_first_name(p.name)} {p.probability:.2%}" for p in best)] for path, best in batch]
         if not widths:
             widths.extend(max(map(len, column)) for column in zip(*rows, strict=True))
         for row in rows:
