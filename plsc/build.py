@@ -418,12 +418,15 @@ def schedule(config: Config, total_steps: int, steps_per_epoch: int) -> Schedule
 def optimizer(config: Config, network, multi_precision: bool):
     """The optimizer over the model's trainable parameters, in groups, with clipping."""
     options = config.optimizer_options
-    groups = parameter_groups(
-        network,
-        no_decay=options.no_weight_decay,
-        no_decay_names=options.no_weight_decay_name,
-        layer_decay=options.layer_decay,
-    )
+    try:
+        groups = parameter_groups(
+            network,
+            no_decay=options.no_weight_decay,
+            no_decay_names=options.no_weight_decay_name,
+            layer_decay=options.layer_decay,
+        )
+    except ConfigError as error:
+        raise config.error(("Optimizer", "layer_decay"), str(error)) from error
     paddle_optimizer = component(config, OPTIMIZERS, config.Optimizer, groups=groups, multi_precision=multi_precision)
     clip = options.grad_clip
     clipping = (

@@ -24,6 +24,7 @@ ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "tasks", "co
 ALLOWED = {
     **dict.fromkeys(SHARED, SHARED),
     **dict.fromkeys(ROOMS, SHARED),
+    "optim": SHARED | {"models"},  # protocols of models/base.py
     "model_card": SHARED | {"data"},  # holds a Preprocess
     "weights": SHARED | {"model_card", "data"},
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer

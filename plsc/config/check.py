@@ -38,7 +38,7 @@ SECTIONS = (
     "Metric",
     "Export",
 )
-_REQUIRED = ("Model", "Loss", "LRScheduler", "Optimizer", "DataLoader")
+_REQUIRED = ("Model", "LRScheduler", "Optimizer", "DataLoader")
 
 
 def check(
@@ -54,7 +54,10 @@ def check(
     c = Checker(source, for_training=for_training, not_run=not_run)
     tree = _renamed(c, dict(source.tree))
     c.known_keys(tree, SECTIONS, (), kind="section")
-    for key in _REQUIRED if for_training else ("Model",):
+    required = ("Model",)
+    if for_training:
+        required = (*_REQUIRED, *(["Loss"] if _learns_by_losses(tree.get("Task")) else []))
+    for key in required:
         if tree.get(key) is None:
             c.problem((key,), "the section is missing")
 
@@ -95,6 +98,12 @@ def _as_plsc_places_it(c: Checker, config: Config) -> Config:
     folder = str(Path(config.Global.output_dir) / config.Model.name)
     c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
     return config.replace({"Global.output_dir": folder, "notes": c.notes})
+
+
+def _learns_by_losses(task) -> bool:
+    """Whether the task of a section Task takes the losses of the section Loss."""
+    name = task.get("name") if isinstance(task, dict) else "Classification"
+    return name not in TASKS or "loss" in TASKS.get(name).supplied_parameters()
 
 
 def _renamed(c: Checker, tree: dict) -> dict:

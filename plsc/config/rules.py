@@ -3,6 +3,7 @@
 from plsc.config.checker import Checker
 from plsc.config.config import Config
 from plsc.config.schema import Component
+from plsc.registry import TASKS
 
 
 def check_rules(c: Checker, config: Config) -> None:
@@ -23,7 +24,7 @@ def _check_lengths(c: Checker, config: Config) -> None:
     g = config.Global
     if not c.for_training:
         return
-    if not config.Loss["Train"]:
+    if not config.Loss["Train"] and "loss" in TASKS.get(config.Task.name).supplied_parameters():
         c.problem(("Loss", "Train"), "is missing; it lists the losses to train with")
     if not config.DataLoader:
         c.problem(("DataLoader",), "has neither Train nor Eval")

@@ -1,10 +1,14 @@
 """Which parameters are trained, decayed, and at which share of the learning rate."""
 
 import fnmatch
-from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+import paddle
+from paddle import nn
+
 from plsc.errors import ConfigError
+from plsc.models.base import DecayExempt, LayerWise
 
 
 @dataclass
@@ -29,13 +33,17 @@ def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_d
     ]
 
 
-def _rule(name: str, parameter, tokens: set[str]) -> set[str]:
-    """Which of the rules bias, norm, token, position, 1d a parameter falls under."""
+def _rules(name: str, parameter: paddle.Tensor, tokens: set[str], norms: set[str]) -> set[str]:
+    """Which of the rules bias, norm, token, position, 1d a parameter falls under.
+
+    Args:
+        tokens: names of the parameters that are tokens or positions. norms: names of the normalisation layers.
+    """
     rules = set()
     owner, _, last = name.rpartition(".")
     if last == "bias":
         rules.add("bias")
-    if "norm" in owner.rsplit(".", 1)[-1]:
+    if owner in norms or "norm" in owner.rsplit(".", 1)[-1]:
         rules.add("norm")
     if name in tokens:
         rules.add("position" if name == "pos_embed" else "token")
@@ -44,7 +52,7 @@ def _rule(name: str, parameter, tokens: set[str]) -> set[str]:
     return rules
 
 
-def freeze(model, patterns) -> list[str]:
+def freeze(model: nn.Layer, patterns: Collection[str]) -> list[str]:
     """Stop training the parameters whose names match a pattern (`blocks.0.*`); returns their names.
 
     Raises ConfigError where a pattern matches nothing, or nothing is left to train.
@@ -64,25 +72,48 @@ def freeze(model, patterns) -> list[str]:
     return sorted(set(frozen))
 
 
-def parameter_groups(model, *, no_decay=(), no_decay_names=(), layer_decay: float | None = None) -> list[Group]:
+def parameter_groups(
+    model: nn.Layer,
+    *,
+    no_decay: Collection[str] = (),
+    no_decay_names: Collection[str] = (),
+    layer_decay: float | None = None,
+) -> list[Group]:
     """Split a model's trainable parameters.
 
     Args:
-        no_decay: rules whose parameters get no weight decay, of bias, norm, token, position, 1d.
+        no_decay: rules whose parameters get no weight decay, of bias, norm, token, position, 1d; tokens and positions
+            are those of a DecayExempt model.
         no_decay_names: parts of names whose parameters get none.
         layer_decay: the learning rate of layer i of L is times layer_decay ** (L - i), the head's times 1
-            (BEiT, Bao et al., 2022; layers as model.layer_id numbers them).
+            (BEiT, Bao et al., 2022; layers as a LayerWise model numbers them).
+
+    Raises:
+        ConfigError: layer_decay is asked of a model that is not LayerWise.
     """
-    tokens = model.no_weight_decay()
-    groups: dict[tuple, Group] = defaultdict(lambda: None)
-    named = [(n, p) for n, p in model.named_parameters() if not p.stop_gradient]
-    deepest = max(model.layer_id(name) for name, _ in model.named_parameters())
-    for name, parameter in named:
-        exempt = _rule(name, parameter, tokens) & set(no_decay) or any(part in name for part in no_decay_names)
-        scale = 1.0 if layer_decay is None else layer_decay ** (deepest - model.layer_id(name))
-        key = (not exempt, scale)
-        if groups[key] is None:
-            groups[key] = Group(*key)
-        groups[key].names.append(name)
-        groups[key].parameters.append(parameter)
+    tokens = model.no_weight_decay() if isinstance(model, DecayExempt) else set()
+    norms = {name for name, layer in model.named_sublayers() if "Norm" in type(layer).__name__}
+    lr_scale = _lr_scale(model, layer_decay)
+    groups: dict[tuple[bool, float], Group] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.stop_gradient:
+            continue
+        exempt = _rules(name, parameter, tokens, norms) & set(no_decay) or any(p in name for p in no_decay_names)
+        key = (not exempt, lr_scale(name))
+        group = groups.setdefault(key, Group(*key))
+        group.names.append(name)
+        group.parameters.append(parameter)
     return list(groups.values())
+
+
+def _lr_scale(model: nn.Layer, layer_decay: float | None) -> Callable[[str], float]:
+    """A parameter's name → its share of the learning rate."""
+    if layer_decay is None:
+        return lambda name: 1.0
+    if not isinstance(model, LayerWise):
+        raise ConfigError(
+            f"Optimizer.layer_decay needs a model that numbers its layers, but {type(model).__name__} has no "
+            "layer_id(name) (plsc.models.base.LayerWise); leave layer_decay out"
+        )
+    deepest = max(model.layer_id(name) for name, _ in model.named_parameters())
+    return lambda name: layer_decay ** (deepest - model.layer_id(name))
