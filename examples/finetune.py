@@ -55,7 +55,11 @@ def of_folder(arguments: argparse.Namespace, output: Path) -> plsc.Config:
 
 def of_digits(epochs: int, output: Path) -> plsc.Config:
     """A model trained on ten digits, to be fine-tuned on two classes of pictures."""
-    first = plsc.train(plsc.load_config("digits", {"Global.epochs": 5, "Global.output_dir": f"{output}-start"}))
+    first = plsc.train(
+        plsc.load_config(
+            "digits", {"Global.epochs": 10, "LRScheduler.warmup_epochs": 1, "Global.output_dir": f"{output}-start"}
+        )
+    )
     pictures = write_pictures(output.with_name(f"{output.name}-pictures"))
     recipe = plsc.load_config("digits").to_dict()
     for mode, section in recipe["DataLoader"].items():
@@ -64,7 +68,7 @@ def of_digits(epochs: int, output: Path) -> plsc.Config:
         shift = [{"RandShift": {"pixels": 1}}] if mode == "Train" else []
         section["dataset"] = held_out | {"transform_ops": [transforms[0], *shift, transforms[1]]}
     recipe["Model"] |= {"class_num": "auto", "in_chans": 3}  # the patch embedding is adapted to colour pictures
-    recipe["LRScheduler"]["learning_rate"] = 5e-4
+    recipe["LRScheduler"] |= {"learning_rate": 1e-3, "warmup_epochs": 0.5}
     recipe["Global"] |= {
         "pretrained_model": str(first.run_directory),
         "finetune": True,  # keeps the backbone, makes the head anew
