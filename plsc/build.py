@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import paddle
 
-from plsc.config import Component, Config, DataSection, thawed
+from plsc.config import Component, Config, DataSection
 from plsc.config.schema import DATASET_KEYS
 from plsc.data.class_names import some
 from plsc.data.datasets.base import check_labels, check_protocol, shard_sizes
@@ -55,7 +55,7 @@ def component(config: Config, registry: Registry, part: Component, **supplied):
     keys = DATASET_KEYS.keys() - entry.parameters().keys() if registry is DATASETS else ()
     cut = {key: arguments.pop(key, None) for key in keys}
     try:
-        built = entry.build(thawed(arguments, entry.parameters()), **supplied)
+        built = entry.build(arguments, **supplied)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
     return _part(config, part, built, **cut) if registry is DATASETS else built
@@ -93,14 +93,14 @@ def check_members(config: Config, part: Component, built, protocol: type) -> Non
 def model(config: Config):
     """The model with fresh weights, drawn from Global.seed."""
     paddle.seed(config.Global.seed)
-    return component(config, MODELS, model_part(config))
+    return component(config, MODELS, config.Model)
 
 
 def class_num(config: Config) -> int:
-    """The model's classes. Raises ConfigError where they are `auto`; see resolve_class_num."""
+    """The model's classes. Raises ConfigError where they are still `auto`; see resolve_class_num."""
     count = config.Model.arguments["class_num"]
     if count == "auto":
-        raise config.error(("Model", "class_num"), "is auto, but neither data nor weights give it here; give a number")
+        raise config.error(("Model", "class_num"), "is auto, but no data set is open here; give a number")
     return count
 
 
@@ -110,13 +110,6 @@ def resolve_class_num(config: Config, data) -> Config:
         return config
     count = LabelTable.of(data).classes if data.class_names is None else len(data.class_names)
     log.info("Model.class_num: auto, which is %d by the data set", count)
-    return config.replace({"Model.class_num": count})
-
-
-def with_class_num(config: Config, count: int | None) -> Config:
-    """The configuration with the classes that weights state where Model.class_num is `auto`, else as it is."""
-    if config.Model.arguments.get("class_num") != "auto" or not count:
-        return config
     return config.replace({"Model.class_num": count})
 
 
@@ -134,13 +127,17 @@ def dataset(config: Config, mode: str, *, class_names: list[str] | None = None, 
     if len(data) == 0:
         raise DataError(f"{section.dataset.name}: holds no samples")
     try:
-        renumbered = numbered_as(data, class_names, owner)
+        renumbered = numbered_as(data, class_names)
     except DataError as error:
-        raise DataError(f"DataLoader.{mode}.dataset: {section.dataset.name} {error}") from error
+        raise DataError(f"DataLoader.{mode}.dataset: {section.dataset.name} {error}; {owner} has others") from error
     if renumbered is not data:
         missing = sorted(set(class_names) - set(data.class_names))
-        lacking = f", and has no pictures of {some(missing)}" if missing else ""
-        log.warning("DataLoader.%s.dataset: its classes are numbered as in %s%s", mode, owner, lacking)
+        log.warning(
+            "DataLoader.%s.dataset: has no pictures of some classes of %s: %s; its classes are numbered as there",
+            mode,
+            owner,
+            some(missing),
+        )
     return renumbered
 
 
@@ -441,9 +438,7 @@ def optimizer(config: Config, network, multi_precision: bool):
 
 
 def model_part(config: Config, img_size: int | None = None) -> Component:
-    """The recipe's Model section, at another resolution where one is asked for. Raises ConfigError as class_num."""
-    if "class_num" in config.Model.arguments:
-        class_num(config)
+    """The recipe's Model section, at another resolution where one is asked for."""
     if img_size is None:
         return config.Model
     return dataclasses.replace(config.Model, arguments={**config.Model.arguments, "img_size": img_size})

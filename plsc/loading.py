@@ -64,8 +64,6 @@ def load_model(
         tokens = loaded.network.forward_features(images)  # images [B, 3, height, width], normalised
     """
     source = read(path, weights)
-    if config is not None:
-        config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
     position = position_method(config, source)
     load_pretrained(

@@ -11,10 +11,12 @@ import importlib
 import json
 import os
 import pkgutil
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -46,16 +48,15 @@ class Commands:
     """`plsc` and `python` for shells, in `folder`, which stands first on the PATH of `environment`.
 
     Args:
-        small: overrides that are added to every `plsc train`, and to every launch of tools/train.py.
+        small: command → arguments that are added to it, those of train also to every launch of tools/train.py.
     """
 
-    def __init__(self, folder: Path, small: list[str]):
+    def __init__(self, folder: Path, small: dict[str, list[str]]):
         folder.mkdir()
         address = str(folder / "socket")
-        small = [f"-o{override}" for override in small]
         for name, text in (
             ("plsc", _CLIENT.format(python=sys.executable, address=address)),
-            ("python", _PYTHON.format(python=sys.executable, small=" ".join(small))),
+            ("python", _PYTHON.format(python=sys.executable, small=shlex.join(small["train"]))),
         ):
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
@@ -63,7 +64,7 @@ class Commands:
             PATH=f"{folder}:{os.environ['PATH']}", PYTHONPATH=str(CHECKOUT), PLSC_CACHE=str(folder / "cache")
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.plsc_server", address, *small],
+            [sys.executable, "-m", "tests.plsc_server", address, json.dumps(small)],
             cwd=CHECKOUT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -89,7 +90,55 @@ class Commands:
         self._process.wait()
 
 
-def serve(address: str, small: list[str]) -> None:
+_PROGRAMS = """\
+import sys, traceback
+names = {"__name__": "__main__"}
+for path in sys.stdin:
+    try:
+        with open(path.strip(), encoding="utf-8") as file:
+            exec(compile(file.read(), path.strip(), "exec"), names)
+        print("\\0done", flush=True)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        print("\\0failed", flush=True)
+"""
+
+
+class Programs:
+    """Python programs that are run one after the other in one process, each with the names of those before it."""
+
+    def __init__(self, commands: Commands, folder: Path):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAMS],
+            cwd=folder,
+            env=commands.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, file: Path, timeout: float = 120) -> str | None:
+        """What a program printed if it failed, else None."""
+        assert self._process.stdin and self._process.stdout
+        watch = threading.Timer(timeout, self._process.kill)
+        watch.start()
+        print(file, file=self._process.stdin, flush=True)
+        printed = ""
+        for line in self._process.stdout:
+            before, mark, result = line.partition("\0")
+            printed += before
+            if mark:
+                watch.cancel()
+                return None if result == "done\n" else printed
+        return f"{printed}\nthe process ended, or was stopped after {timeout} s"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(address: str, small: dict[str, list[str]]) -> None:
     """Answer clients until killed."""
     environment.prepare(device="cpu", cpu_threads=1)
     environment.import_paddle()
@@ -113,7 +162,7 @@ def serve(address: str, small: list[str]) -> None:
         connection.close()
 
 
-def _answer(connection: socket.socket, main, small: list[str]) -> None:
+def _answer(connection: socket.socket, main, small: dict[str, list[str]]) -> None:
     """Run one command in this process, tell its exit code, and end."""
     code = 1
     try:
@@ -128,7 +177,7 @@ def _answer(connection: socket.socket, main, small: list[str]) -> None:
         os.environ.update(request["environment"])
         arguments = request["arguments"]
         sys.argv = ["plsc", *arguments]
-        code = main([*arguments, *small] if arguments[:1] == ["train"] else arguments)
+        code = main([*arguments, *small.get(arguments[0], [])] if arguments else [])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # a child must never go on as the server
@@ -143,4 +192,4 @@ def _answer(connection: socket.socket, main, small: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])
+    serve(sys.argv[1], json.loads(sys.argv[2]))

@@ -251,13 +251,10 @@ def _prepared(row: Row, world: "World", class_names, *, part: str):
     config = row.config
     for note in config.notes:
         log.info("%s", note)
+    names = None if class_names is None else read_class_names(class_names, build.class_num(config))
     exported = places.exported_model(row.weights) is not None
     subject = _exported(row, part, world) if exported else _loaded(row, config, part)
-    config = build.with_class_num(config, subject.card.spec.get("class_num"))
-    names = None if class_names is None else read_class_names(class_names, build.class_num(config))
-    data = build.dataset(config, "Eval", class_names=subject.distinct_names, owner="the weights")
-    batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
-    feed = build.feed(config, "Eval", batch_size=batch_size, data=data)
+    feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
     subject.check_data(config, feed)
     precision, network = Precision(config.FP16, world.on_cpu), subject.network
     if exported:
@@ -276,17 +273,18 @@ class _Subject:
     network: Any
     card: "ModelCard"
 
-    @property
-    def distinct_names(self) -> list[str] | None:
-        """The classes' names, by which data is numbered; None where some are there twice, or there are none."""
-        names = self.card.class_names
-        return names if names and len(set(names)) == len(names) else None
-
     def check_data(self, config: Config, feed: "build.Feed") -> None:
-        """Raise where the data's numbers may mean other classes; warn where pictures are prepared otherwise."""
+        """Raise where the data's classes are not those of the weights; warn where pictures are prepared otherwise."""
         from plsc import build, loading
 
         ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(config)
+        if ours and theirs and ours != theirs and len(set(theirs)) == len(theirs):
+            only = [("weights", set(theirs) - set(ours)), ("data", set(ours) - set(theirs))]
+            differences = [f"only in the {where}: {', '.join(sorted(names)[:5])}" for where, names in only if names]
+            raise CheckpointError(
+                f"{self.path}: has {len(theirs)} classes, the data set {len(ours)}; "
+                f"{'; '.join(differences) or 'they are in another order'}"
+            )
         if ours and len(ours) < wanted and ours != theirs:
             raise ConfigError(
                 f"the data's {len(ours)} classes ({', '.join(ours[:3])}, …) are numbered from 0, but the model has "
@@ -301,7 +299,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     from plsc.weights import read
 
     source = read(row.weights, part)
-    network = build.model(build.with_class_num(config, source.card.spec.get("class_num")))
+    network = build.model(config)
     report = loading.load_pretrained(
         network,
         source,

@@ -220,4 +220,6 @@ def loggers(config: Config) -> list[Callback]:
     Raises:
         DeviceError: a package is missing; the message names the extra to install.
     """
-    return [Console(), MetricsFile(), *(_LOGGERS[name]() for name in dict.fromkeys(config.Global.loggers))]
+    g = config.Global
+    names = [*g.loggers, *(["visualdl"] if g.use_visualdl else [])]
+    return [Console(), MetricsFile(), *(_LOGGERS[name]() for name in dict.fromkeys(names))]

@@ -111,7 +111,7 @@ def _of_config(config: Config) -> Subject:
     if preprocess is None:
         raise ConfigError(f"{name}: has no DataLoader.Eval, whose transform_ops state how pictures enter the model")
     try:
-        return Subject(name, ViTSpec(**build.model_part(config).arguments), card=ModelCard(preprocess=preprocess))
+        return Subject(name, ViTSpec(**config.Model.arguments), card=ModelCard(preprocess=preprocess))
     except TypeError:
         network = build.model(config)
         return Subject(name, network.spec, network, ModelCard(model=config.Model.name, preprocess=preprocess))
