@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -11,3 +11,15 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 InsideUnit = Annotated[float, Field(gt=0, lt=1)]
+PartOfWhole = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Size = Positive | tuple[Positive, Positive]  # pixels: one number for both sides, or a pair
+
+
+def _rising(pair: tuple) -> tuple:
+    if pair[0] > pair[1]:
+        raise ValueError("the first of the pair should not be above the second")
+    return pair
+
+
+Rising = AfterValidator(_rising)  # of a pair (low, high)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from plsc.bounds import NonNegative, Positive, PositiveFloat
+from plsc.bounds import InsideUnit, NonNegative, Positive, PositiveFloat
 from plsc.registry import InputPath
 
 
@@ -141,7 +141,7 @@ def _slice_text(value):
 
 DATASET_KEYS = {  # of every data set beside its own: annotation and default
     "slice": (Annotated[str | None, BeforeValidator(_slice_text)], None),  # a part as in Python, "[:50000]"
-    "val_fraction": (Annotated[float, Field(gt=0, lt=1)] | None, None),  # of each class Eval takes this, Train the rest
+    "val_fraction": (InsideUnit | None, None),  # of each class Eval takes this, Train the rest
     "val_seed": (NonNegative, 0),  # draws what Eval takes
 }
 

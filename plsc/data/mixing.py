@@ -12,15 +12,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 import paddle
-from pydantic import Field
 
-from plsc.data.arguments import Positive, Probability
+from plsc.bounds import BelowOne, Fraction, PositiveFloat
 from plsc.data.boxes import inside
 from plsc.errors import ConfigError
 from plsc.registry import BATCH_TRANSFORMS, KeysOf
 
 Mode = Literal["batch", "elem"]
-_Epsilon = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass
@@ -94,7 +92,7 @@ class _Mixer:
 class Mixup(_Mixer):
     """share x picture + (1 - share) x partner (Zhang et al., 2018)."""
 
-    def __init__(self, alpha: Positive = 1.0, prob: Probability = 1.0, epsilon: _Epsilon = 0.0, mode: Mode = "batch"):
+    def __init__(self, alpha: PositiveFloat = 1.0, prob: Fraction = 1.0, epsilon: BelowOne = 0.0, mode: Mode = "batch"):
         super().__init__(alpha, prob, epsilon, mode)
 
     def mix(self, image, other, share, rng):
@@ -110,7 +108,7 @@ class Mixup(_Mixer):
 class Cutmix(_Mixer):
     """A box of the partner, of (1 - share) of the area, pasted in (Yun et al., 2019)."""
 
-    def __init__(self, alpha: Positive = 0.2, prob: Probability = 1.0, epsilon: _Epsilon = 0.0, mode: Mode = "batch"):
+    def __init__(self, alpha: PositiveFloat = 0.2, prob: Fraction = 1.0, epsilon: BelowOne = 0.0, mode: Mode = "batch"):
         super().__init__(alpha, prob, epsilon, mode)
 
     def mix(self, image, other, share, rng):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from plsc.data.arguments import Count
+from plsc.bounds import Positive
 from plsc.errors import ConfigError
 from plsc.registry import SAMPLERS
 
@@ -181,10 +181,10 @@ def evaluation_batches(size: int, batch_size: int, rank: int, world: int) -> Ite
 
 @SAMPLERS.register()
 def DistributedBatchSampler(
-    batch_size: Count | None = None,
+    batch_size: Positive | None = None,
     drop_last: bool = False,
     shuffle: bool = False,
-    lanes: Count = 64,
+    lanes: Positive = 64,
     *,
     size,
     seed,
@@ -208,11 +208,11 @@ def DistributedBatchSampler(
 
 @SAMPLERS.register()
 def RepeatedAugSampler(
-    batch_size: Count | None = None,
+    batch_size: Positive | None = None,
     drop_last: bool = False,
     shuffle: bool = True,
-    num_repeats: Count = 3,
-    lanes: Count = 64,
+    num_repeats: Positive = 3,
+    lanes: Positive = 64,
     *,
     size,
     seed,

@@ -1,11 +1,10 @@
 """scikit-learn's handwritten digits: 1797 scans of 8 x 8 pixels, bundled with the library."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from plsc.data.arguments import Seed
+from plsc.bounds import InsideUnit, Seed
 from plsc.data.datasets.arrays import InMemory
 from plsc.registry import DATASETS
 
@@ -20,7 +19,7 @@ class Digits(InMemory):
     def __init__(
         self,
         split: Literal["train", "test"] = "train",
-        test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+        test_fraction: InsideUnit = 0.2,
         seed: Seed = 0,
     ):
         from sklearn.datasets import load_digits

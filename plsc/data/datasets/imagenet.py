@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from plsc.data.arguments import Count
+from plsc.bounds import Positive
 from plsc.data.byte_file import ByteFile
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Dataset, Sample, padded
@@ -74,7 +74,7 @@ class ImageNetDataset(Dataset):
         cls_label_path: Annotated[str, InputPath()],
         delimiter: Annotated[str, Field(min_length=1)] = " ",
         multi_label: bool = False,
-        class_num: Count | None = None,
+        class_num: Positive | None = None,
         class_names: Annotated[str, InputPath()] | None = None,
     ):
         self.image_root, self.list_path = Path(image_root).expanduser(), Path(cls_label_path).expanduser()

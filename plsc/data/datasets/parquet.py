@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.data.arguments import Count
+from plsc.bounds import Positive
 from plsc.data.datasets.labels import Labels
 from plsc.data.datasets.shards import Format, in_shards
 from plsc.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ class _Parquet(Format):
 @DATASETS.register()
 @in_shards
 def Parquet(
-    image_key: str = "image", label_key: str = "label", prob_key: str | None = None, cached_row_groups: Count = 64
+    image_key: str = "image", label_key: str = "label", prob_key: str | None = None, cached_row_groups: Positive = 64
 ):
     """Parquet files with an image column, as Hugging Face's ImageNet; a process keeps cached_row_groups in memory."""
     return _Parquet(image_key, label_key, prob_key, cached_row_groups)

@@ -19,7 +19,7 @@ from typing import Annotated, Protocol
 
 import numpy as np
 
-from plsc.data.arguments import Count, Positive, Probability
+from plsc.bounds import Fraction, Positive, PositiveFloat
 from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
@@ -323,13 +323,13 @@ def open_shards(
     shard_format: Format,
     files: Annotated[str | list[str], InputPath(pattern=True)],
     label_mode: LabelMode = "class",
-    label_prob_threshold: Probability | None = None,
+    label_prob_threshold: Fraction | None = None,
     normalize_labels: bool = False,
     drop_empty: bool = True,
-    max_labels: Count = 50,
+    max_labels: Positive = 50,
     class_names: Annotated[str, InputPath()] | None = None,
     cache_dir: Annotated[str, InputPath(made=True)] | None = None,
-    cache_gigabytes: Positive | None = None,
+    cache_gigabytes: PositiveFloat | None = None,
 ) -> Shards:
     """Shards of one format; the keys are described in docs/data.md."""
     policy = LabelPolicy(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from PIL import Image
 from pydantic import Field
 
-from plsc.data.arguments import Count
+from plsc.bounds import Positive
 from plsc.data.transforms import policies
 from plsc.data.transforms.draws import either_side
 from plsc.data.transforms.pixel_operations import RESAMPLING, fill_of, grayscale, operate, to_array, to_pillow
@@ -150,7 +150,7 @@ class BigVisionRandAugment:
         magnitude: 0 … 30; 10 and 15 are usual.
     """
 
-    def __init__(self, num_layers: Count = 2, magnitude: Annotated[float, Field(ge=0, le=30)] = 10.0):
+    def __init__(self, num_layers: Positive = 2, magnitude: Annotated[float, Field(ge=0, le=30)] = 10.0):
         self.num_layers, self.part = num_layers, magnitude / 10.0
 
     def __call__(self, image, rng):

@@ -8,12 +8,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plsc.data.arguments import NotNegative, Probability, Rising
+from plsc.bounds import Fraction, NonNegativeFloat, Rising
 from plsc.data.transforms.pixel_operations import grayscale, operate, shift_hue, to_array, to_pillow
 from plsc.registry import TRANSFORMS
 
 _ENHANCEMENTS = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color"}
-_Factor = NotNegative | Annotated[tuple[NotNegative, NotNegative], Rising]
+_Pair = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Rising]
+_Factor = NonNegativeFloat | _Pair
 _Turn = Annotated[float, Field(ge=-0.5, le=0.5)]  # of the hue, a part of its circle
 
 
@@ -32,7 +33,7 @@ class ColorJitter:
         contrast: _Factor = 0.0,
         saturation: _Factor = 0.0,
         hue: Annotated[float, Field(ge=0, le=0.5)] | Annotated[tuple[_Turn, _Turn], Rising] = 0.0,
-        p: Probability = 1.0,
+        p: Fraction = 1.0,
     ):
         self.limits, self.p = {}, p
         for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
@@ -61,7 +62,7 @@ def _jitter(picture, name: str, value: float):
 class RandomGrayscale:
     """Replace the colours by their luma, in as many channels, with probability p."""
 
-    def __init__(self, p: Probability = 0.1):
+    def __init__(self, p: Fraction = 0.1):
         self.p = p
 
     def __call__(self, image, rng):
@@ -74,7 +75,7 @@ class RandomGrayscale:
 class GaussianBlur:
     """Blur with a standard deviation drawn from `sigma`, in pixels, with probability p."""
 
-    def __init__(self, sigma: Annotated[tuple[NotNegative, NotNegative], Rising] = (0.1, 2.0), p: Probability = 1.0):
+    def __init__(self, sigma: _Pair = (0.1, 2.0), p: Fraction = 1.0):
         self.sigma, self.p = sigma, p
 
     def __call__(self, image, rng):
@@ -88,7 +89,7 @@ class GaussianBlur:
 class Solarize:
     """Invert the values that are `threshold` or more, with probability p."""
 
-    def __init__(self, threshold: Annotated[int, Field(ge=0, le=256)] = 128, p: Probability = 1.0):
+    def __init__(self, threshold: Annotated[int, Field(ge=0, le=256)] = 128, p: Fraction = 1.0):
         self.threshold, self.p = threshold, p
 
     def __call__(self, image, rng):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from plsc.data.arguments import Probability
+from plsc.bounds import Fraction
 from plsc.data.transforms.base import DeviceTransform, InputStep
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS, ListOf
@@ -24,7 +24,7 @@ class Compose:
 class RandomApply:
     """All of several transforms, in their order, with probability p; else none."""
 
-    def __init__(self, transforms: Annotated[list, ListOf(TRANSFORMS)], p: Probability = 0.5):
+    def __init__(self, transforms: Annotated[list, ListOf(TRANSFORMS)], p: Fraction = 0.5):
         _check(transforms, "RandomApply")
         self.transforms, self.p = transforms, p
 

@@ -6,7 +6,7 @@ Every crop lies inside its picture and has at least one pixel. Ratios are width 
 import math
 from typing import Literal
 
-from plsc.data.arguments import Count, Size
+from plsc.bounds import Positive, Size
 from plsc.data.transforms.draws import log_uniform
 from plsc.data.transforms.geometry import Backend, Interpolation, RandomCrop, Ratio, Scale
 from plsc.registry import TRANSFORMS
@@ -99,7 +99,7 @@ class InceptionCrop(RandomCrop):
         ratio: Ratio = (0.75, 1.33),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
-        attempts: Count = 100,
+        attempts: Positive = 100,
     ):
         super().__init__(size, scale, ratio, interpolation, backend)
         self.attempts = attempts

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plsc.data.arguments import Positive
+from plsc.bounds import PositiveFloat
 from plsc.data.transforms.base import InputStep
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
@@ -18,7 +18,7 @@ class NormalizeImage(InputStep):
         self,
         scale: float = 1.0 / 255.0,
         mean: Annotated[list[float], Field(min_length=1)] = (0.485, 0.456, 0.406),
-        std: list[Positive] = (0.229, 0.224, 0.225),
+        std: list[PositiveFloat] = (0.229, 0.224, 0.225),
     ):
         if len(mean) != len(std):
             raise ConfigError(f"NormalizeImage has {len(mean)} means and {len(std)} standard deviations")
@@ -32,7 +32,7 @@ class Normalize(NormalizeImage):
     def __init__(
         self,
         mean: Annotated[list[float], Field(min_length=1)] = (0.0, 0.0, 0.0),
-        std: list[Positive] = (1.0, 1.0, 1.0),
+        std: list[PositiveFloat] = (1.0, 1.0, 1.0),
     ):
         super().__init__(scale=1.0, mean=mean, std=std)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from plsc.data.arguments import Count, Part, Probability
+from plsc.bounds import Fraction, PartOfWhole, Positive
 from plsc.data.transforms.base import DeviceTransform
 from plsc.data.transforms.draws import log_uniform
 from plsc.errors import ConfigError
@@ -37,15 +37,15 @@ class RandomErasing(DeviceTransform):
 
     def __init__(
         self,
-        EPSILON: Probability = 0.5,
-        sl: Probability = 0.02,
-        sh: Probability = 0.4,
-        r1: Part = 0.3,
+        EPSILON: Fraction = 0.5,
+        sl: Fraction = 0.02,
+        sh: Fraction = 0.4,
+        r1: PartOfWhole = 0.3,
         mean: list[float] = (0.0,),
-        attempt: Count = 100,
+        attempt: Positive = 100,
         use_log_aspect: bool = False,
         mode: Literal["const", "rand", "pixel"] = "const",
-        count: Count = 1,
+        count: Positive = 1,
     ):
         if sl > sh:
             raise ConfigError(f"RandomErasing.sl is {sl}, which is above sh, {sh}")

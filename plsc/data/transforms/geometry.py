@@ -7,16 +7,15 @@ from typing import Annotated, Literal
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
-from plsc.data.arguments import Count, Part, Positive, Probability, Rising, Size
+from plsc.bounds import Fraction, NonNegative, PartOfWhole, Positive, PositiveFloat, Rising, Size
 from plsc.errors import ConfigError, DataError
 from plsc.registry import TRANSFORMS
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area", "box", "hamming"]
 Backend = Literal["cv2", "pil"]
-Scale = Annotated[tuple[Part, Part], Rising]  # limits of a crop's part of the area
-Ratio = Annotated[tuple[Positive, Positive], Rising]  # limits of a crop's width / height
+Scale = Annotated[tuple[PartOfWhole, PartOfWhole], Rising]  # limits of a crop's part of the area
+Ratio = Annotated[tuple[PositiveFloat, PositiveFloat], Rising]  # limits of a crop's width / height
 
 _CV2 = {
     "nearest": cv2.INTER_NEAREST,
@@ -75,10 +74,10 @@ class ResizeImage:
     def __init__(
         self,
         size: Size | None = None,
-        resize_short: Count | None = None,
+        resize_short: Positive | None = None,
         interpolation: Interpolation = "bilinear",
         backend: Backend = "cv2",
-        keep_above: Count | None = None,
+        keep_above: Positive | None = None,
         truncate: bool = False,
     ):
         if keep_above is not None and (resize_short is None or keep_above > resize_short):
@@ -194,7 +193,7 @@ class RandCropImage(RandomCrop):
         self,
         size: Size,
         # areas that do not fit are lowered, so any are allowed
-        scale: Annotated[tuple[Positive, Positive], Rising] = (0.08, 1.0),
+        scale: Annotated[tuple[PositiveFloat, PositiveFloat], Rising] = (0.08, 1.0),
         ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0),
         interpolation: Interpolation | Literal["random"] = "bilinear",
         backend: Backend = "cv2",
@@ -233,7 +232,7 @@ class RandFlipImage:
 class RandomHorizontalFlip:
     """Flip left-right with probability p."""
 
-    def __init__(self, p: Probability = 0.5):
+    def __init__(self, p: Fraction = 0.5):
         self.p = p
 
     def __call__(self, image, rng):
@@ -244,7 +243,7 @@ class RandomHorizontalFlip:
 class RandShift:
     """Move the picture by up to `pixels` in each direction; what comes in is black."""
 
-    def __init__(self, pixels: Annotated[int, Field(ge=0)] = 1):
+    def __init__(self, pixels: NonNegative = 1):
         self.pixels = pixels
 
     def __call__(self, image, rng):

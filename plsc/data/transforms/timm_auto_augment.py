@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator
 
-from plsc.data.arguments import Probability
+from plsc.bounds import Fraction
 from plsc.data.transforms import policies
 from plsc.data.transforms.draws import either_side
 from plsc.data.transforms.pixel_operations import GEOMETRIC, RESAMPLING, fill_of, operate, to_array, to_pillow
@@ -271,7 +271,7 @@ class TimmAutoAugment:
         self,
         config_str: str = "rand-m9-mstd0.5-inc1",
         interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic",
-        mean: Annotated[list[Probability], AfterValidator(_one_or_three)] = (0.485, 0.456, 0.406),
+        mean: Annotated[list[Fraction], AfterValidator(_one_or_three)] = (0.485, 0.456, 0.406),
     ):
         name, values = _parse(config_str)
         style = _Style(
