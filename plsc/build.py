@@ -10,7 +10,7 @@ import paddle
 from plsc.config import Component, Config, DataSection
 from plsc.config.schema import DATASET_KEYS
 from plsc.data.class_names import some
-from plsc.data.datasets.base import check_labels, check_protocol, shard_sizes
+from plsc.data.datasets.base import Dataset, check_labels, check_protocol, shard_sizes
 from plsc.data.datasets.combine import Subset, knows_labels, numbered_as, sliced
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
@@ -232,7 +232,7 @@ class Feed:
         data: the data set. loader: see plsc.data.loader. input: DeviceInput. batch_size: of one process.
     """
 
-    data: object
+    data: Dataset
     loader: Loader
     input: DeviceInput
     batch_size: int

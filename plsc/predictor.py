@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import cv2
 import numpy as np
@@ -45,6 +45,7 @@ class Prediction:
 
 # a path, an encoded picture, pixels [height, width, channels] uint8, or a picture of PIL
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
 def _raise(picture: Any, error: Exception) -> NoReturn:
@@ -168,15 +169,15 @@ class Predictor:
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        pictures: Iterable[AnyPicture],
         *,
         topk: int = 5,
         batch_size: int = 32,
         activation: Literal["softmax", "sigmoid"] | None = None,
         class_names: str | Path | None = None,
         workers: int = 2,
-        on_damaged: Callable[[Picture, Exception], None] = _raise,
-    ) -> Iterator[list[tuple[Picture, list[Prediction]]]]:
+        on_damaged: Callable[[AnyPicture, Exception], None] = _raise,
+    ) -> Iterator[list[tuple[AnyPicture, list[Prediction]]]]:
         """`predict` for any number of pictures: batches of (picture, its classes), in their order.
 
         Threads read ahead by two batches at most, so any number of pictures takes the same memory.
@@ -342,9 +343,15 @@ def _pixels_or_bytes(picture: Picture) -> bytes | np.ndarray:
     return picture
 
 
-def _in_batches(pictures: Iterable, prepare, size: int, workers: int, on_damaged):
+def _in_batches(
+    pictures: Iterable[AnyPicture],
+    prepare: Callable[[bytes | np.ndarray], np.ndarray],
+    size: int,
+    workers: int,
+    on_damaged: Callable[[AnyPicture, Exception], None],
+) -> Iterator[tuple[list[AnyPicture], np.ndarray]]:
     """Batches of ([picture, …], pixels [B, H, W, C]), in order; threads read ahead by two batches at most."""
-    batch: list[tuple[Any, np.ndarray]] = []
+    batch: list[tuple[AnyPicture, np.ndarray]] = []
     for picture, result in _read_ahead(pictures, prepare, workers, 2 * size):
         if isinstance(result, Exception):
             on_damaged(picture, result)
@@ -357,10 +364,12 @@ def _in_batches(pictures: Iterable, prepare, size: int, workers: int, on_damaged
         yield [picture for picture, _ in batch], np.stack([pixels for _, pixels in batch])
 
 
-def _read_ahead(pictures: Iterable, prepare, workers: int, most: int):
+def _read_ahead(
+    pictures: Iterable[AnyPicture], prepare: Callable[[bytes | np.ndarray], np.ndarray], workers: int, most: int
+) -> Iterator[tuple[AnyPicture, np.ndarray | Exception]]:
     """(picture, pixels or the error) of each picture, in order; at most `most` are held."""
 
-    def read(picture):
+    def read(picture: AnyPicture) -> np.ndarray | Exception:
         try:
             return prepare(_pixels_or_bytes(picture))
         except (DataError, OSError, cv2.error) as error:

@@ -160,7 +160,8 @@ def _timings(contenders: list[_Contender], batch: int, seconds: float, device: s
 def _timed(model: "Predictor", images: "np.ndarray", seconds: float) -> list[float]:
     """Seconds of each run, for about `seconds`; the first, while another's threads come to rest, does not count."""
     model.run(images)
-    taken, end = [], time.perf_counter() + seconds
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
     while not taken or time.perf_counter() < end:
         start = time.perf_counter()
         model.run(images)

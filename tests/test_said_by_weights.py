@@ -540,9 +540,9 @@ def test_each_process_runs_an_onnx_export_on_its_own_device(monkeypatch, on_cpu,
 
     monkeypatch.setattr(predictor, "load_predictor", load_export)
     monkeypatch.setattr(paddle, "get_device", lambda: own)
-    row = Row("model.onnx", None, None, 224, resized=False)
+    row = Row("model.onnx", None, None, 224, resized=None)
     with pytest.raises(Asked):
-        evaluation._exported(row, "model", World(device="cpu" if on_cpu else "gpu"))
+        evaluation._exported(row, recipe(), "model", World(device="cpu" if on_cpu else "gpu"))
     assert asked == [expected]
 
 

@@ -4,6 +4,9 @@ A checkpoint is timed in dygraph and with its blocks compiled (Global.to_static)
 Images are random; the time runs from an array in memory to the logits in memory, without reading pictures.
 """
 
+import argparse
+from typing import TYPE_CHECKING
+
 from plsc import environment
 from plsc.cli.common import (
     above_zero,
@@ -15,6 +18,9 @@ from plsc.cli.common import (
     several_above_zero,
 )
 
+if TYPE_CHECKING:
+    from plsc.timing import Timing
+
 EXAMPLES = """\
   plsc benchmark output/mine
   plsc benchmark output/mine mine_paddle mine_onnx --batch-sizes 1,8,32 --seconds 5 --output speed.json
@@ -23,7 +29,7 @@ EXAMPLES = """\
 _TITLES = ("path", "runtime", "batch", "size", "images/s", "p50 ms", "p90 ms", "p99 ms", "runs")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run directories, checkpoints, weights files, exports")
     parser.add_argument(
         "--batch-sizes", type=several_above_zero, default=[1, 8, 32], metavar="N,N,…", help="default: 1,8,32"
@@ -40,7 +46,7 @@ def add_arguments(parser):
     add_import_argument(parser)
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.timing import benchmark, write_timings
 
     output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
@@ -64,7 +70,7 @@ def run(arguments) -> int:
     return 0
 
 
-def _row(timing) -> list[str]:
+def _row(timing: "Timing") -> list[str]:
     speeds = (timing.images_per_second, timing.p50_ms, timing.p90_ms, timing.p99_ms)
     size = f"{timing.height}x{timing.width}"
     return [

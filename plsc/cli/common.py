@@ -3,14 +3,18 @@
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from plsc import environment, places
 from plsc.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from plsc.config import Config
 
-def add_config_arguments(parser, *, required: bool = True):
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """-c and -o, as in every command that reads a recipe."""
     parser.add_argument(
         "-c",
@@ -31,7 +35,7 @@ def add_config_arguments(parser, *, required: bool = True):
     add_import_argument(parser)
 
 
-def add_import_argument(parser):
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
     """--import, as in every command that reads a recipe or weights."""
     parser.add_argument(
         "--import",
@@ -44,13 +48,14 @@ def add_import_argument(parser):
     )
 
 
-def unknown(value, choices) -> str:
+def unknown(value: str, choices: Iterable[str]) -> str:
     """The message for a value that is none of the choices."""
     from plsc.registry import nearest
 
+    choices = [str(choice) for choice in choices]
     close = nearest(value, choices)
     hint = f"did you mean {close}? The choices are" if close else "the choices are"
-    return f"{value!r} is unknown; {hint} {', '.join(map(str, choices))}"
+    return f"{value!r} is unknown; {hint} {', '.join(choices)}"
 
 
 def above_zero(text: str) -> int:
@@ -76,7 +81,7 @@ def positive(text: str) -> float:
     return value
 
 
-def checked_output(option: str, path, endings=None) -> Path:
+def checked_output(option: str, path: str | Path, endings: Sequence[str] | None = None) -> Path:
     """The file that an option names, made sure of before any work is done: its folder is made.
 
     Args:
@@ -114,14 +119,16 @@ def print_table(rows: Sequence[Sequence[str]], *, left: Sequence[bool]) -> None:
         print("  ".join(cell.ljust(width) if at_left else cell.rjust(width) for cell, width, at_left in cells).rstrip())
 
 
-def load_config(recipe: str, overrides=(), imports=(), *, for_training: bool = True):
+def load_config(
+    recipe: str, overrides: Sequence[str] = (), imports: Sequence[str] = (), *, for_training: bool = True
+) -> "Config":
     """See plsc.load_config."""
     from plsc import api
 
     return api.load_config(recipe, overrides, imports, for_training=for_training)
 
 
-def optional_config(arguments):
+def optional_config(arguments: argparse.Namespace) -> "Config | None":
     """The configuration of -c with -o and --import; None without -c, where --import is done all the same.
 
     Raises:
@@ -135,7 +142,7 @@ def optional_config(arguments):
     return None
 
 
-def import_parts(arguments) -> None:
+def import_parts(arguments: argparse.Namespace) -> None:
     """What --import names."""
     if arguments.imports:
         environment.prepare()
@@ -145,7 +152,7 @@ def import_parts(arguments) -> None:
         components.import_parts(arguments.imports)
 
 
-def weights_of(given: str | None, config, purpose: str) -> str:
+def weights_of(given: str | None, config: "Config | None", purpose: str) -> str:
     """What --weights gives, else Global.pretrained_model or Global.checkpoint of the configuration, if there is one.
 
     Args:
@@ -163,7 +170,7 @@ def weights_of(given: str | None, config, purpose: str) -> str:
     return weights
 
 
-def hint_at_averaged(weights: str, *, ema: bool, file=None) -> None:
+def hint_at_averaged(weights: str, *, ema: bool, file: TextIO | None = None) -> None:
     """Print a note where a run's best result was measured with averaged weights, and --ema does not ask for them.
 
     Args:

@@ -3,6 +3,7 @@
 The output is itself a recipe. Keys and types are checked; device, files and data are not.
 """
 
+import argparse
 import sys
 
 EXAMPLES = """\
@@ -11,13 +12,13 @@ EXAMPLES = """\
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     from plsc.cli.common import add_config_arguments
 
     add_config_arguments(parser)
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.api import load_config
 
     config = load_config(arguments.config, arguments.override, arguments.imports)

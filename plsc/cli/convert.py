@@ -17,7 +17,7 @@ EXAMPLES = """\
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     from plsc.weights import FORMATS
 
     parser.add_argument("source", help="a weights file, checkpoint, run directory or Hugging Face folder")
@@ -43,7 +43,7 @@ def _format(text: str) -> str:
     return text
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.convert import convert_weights
 
     import_parts(arguments)

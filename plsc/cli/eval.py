@@ -5,8 +5,10 @@ table, and writes it as JSON, CSV or Markdown. Without -c the configuration is t
 checkpoint was trained with. Weights must fit the model as they are.
 """
 
+import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plsc import environment, places
 from plsc.cli.common import (
@@ -18,6 +20,11 @@ from plsc.cli.common import (
     shortened,
 )
 from plsc.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plsc.engine.evaluation import Evaluation
 
 EXAMPLES = """\
   plsc eval --weights output/digits                      the best checkpoint of a run
@@ -35,7 +42,7 @@ _TABLES, _CLASSES, _CONFUSION = (".json", ".csv", ".md"), (".csv",), (".csv", ".
 _MOST_CLASSES = 50  # of a confusion matrix that is printed
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--weights",
@@ -99,7 +106,7 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.engine.evaluation import evaluate_all
     from plsc.engine.tracking import logging_to
 
@@ -126,7 +133,7 @@ def run(arguments) -> int:
 
 def _data_sets(texts: list[str]) -> dict[str, str]:
     """--data's NAME=PATH or PATH → name → path."""
-    named = {}
+    named: dict[str, str] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
@@ -139,7 +146,7 @@ def _data_sets(texts: list[str]) -> dict[str, str]:
 class _Outputs:
     """The files and lines that come of rows, on the first process. Files that options name are checked at once."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: argparse.Namespace):
         self.count = math.prod(
             max(1, len(given)) for given in (arguments.weights, arguments.data, arguments.resolution)
         )
@@ -153,7 +160,7 @@ class _Outputs:
         """The metrics that are asked for, and those that files need."""
         return [*names, *["PerClassAccuracy"] * bool(self.classes), *["ConfusionMatrix"] * bool(self.confusion)]
 
-    def write(self, results: list) -> None:
+    def write(self, results: "list[Evaluation]") -> None:
         """Write what the newest row brings; the tables after each row, so that an interruption loses none."""
         from plsc.engine import evaluation_files
 
@@ -170,18 +177,18 @@ class _Outputs:
                     raise
                 self.tables[path] = str(error)
 
-    def _tables(self, results: list) -> dict[Path, list]:
+    def _tables(self, results: "list[Evaluation]") -> "dict[Path, list[Evaluation]]":
         """File → its rows: that of --output, else one in each run directory for the run's own weights."""
         if self.table:
             return {self.table: results}
-        tables: dict[Path, list] = {}
+        tables: dict[Path, list[Evaluation]] = {}
         for result in results:
             run = places.run_directory(result.weights)
             if run is not None:
                 tables.setdefault(shortened(run / "evaluation.json"), []).append(result)
         return tables
 
-    def _write_details(self, result, number: int) -> None:
+    def _write_details(self, result: "Evaluation", number: int) -> None:
         """What does not fit into a table: accuracy class by class, and the confusion matrix."""
         from plsc.engine import evaluation_files
 
@@ -189,24 +196,26 @@ class _Outputs:
             path = self._numbered(self.classes, number)
             evaluation_files.write_classes(result, path)
             print(f"written to {path}")
-        if self.confusion:
-            path = self._numbered(self.confusion, number)
-            if path.suffix.lower() == ".csv":
-                evaluation_files.write_confusion(result, path)
-            else:
-                from plsc.visualize.confusion import draw_confusion
+        if result.confusion is None:
+            return
+        if not self.confusion:
+            print(confusion_text(result.confusion, result.class_names))
+            return
+        path = self._numbered(self.confusion, number)
+        if path.suffix.lower() == ".csv":
+            evaluation_files.write_confusion(result, path)
+        else:
+            from plsc.visualize.confusion import draw_confusion
 
-                names = [evaluation_files.class_name(result, c) or str(c) for c in range(len(result.confusion))]
-                draw_confusion(result.confusion, names, path)
-            print(f"written to {path}")
-        elif result.confusion is not None:
-            print(confusion_text(result))
+            names = [evaluation_files.class_name(result.class_names, c) or str(c) for c in range(len(result.confusion))]
+            draw_confusion(result.confusion, names, path)
+        print(f"written to {path}")
 
     def _numbered(self, path: Path, number: int) -> Path:
         """The file of one row among several: confusion.csv of the second is confusion-2.csv."""
         return path if self.count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
-    def report(self, results: list) -> None:
+    def report(self, results: "list[Evaluation]") -> None:
         """Print the figures: one row as a line a figure, several side by side."""
         from plsc.engine import evaluation_files
 
@@ -220,15 +229,15 @@ class _Outputs:
             print(f"written to {path}" if problem is None else f"not written: {problem}")
 
 
-def confusion_text(result) -> str:
+def confusion_text(matrix: "np.ndarray", class_names: list[str] | None) -> str:
     """The matrix to be printed: a row a true class, a column a predicted one; without classes that do not occur."""
     from plsc.engine.evaluation_files import class_name
 
-    matrix = result.confusion
     classes = [c for c, count in enumerate((matrix.sum(axis=0) + matrix.sum(axis=1)).tolist()) if count]
     if len(classes) > _MOST_CLASSES:
         return f"the confusion of {len(classes)} classes is too large to print; --confusion FILE writes it"
-    labels = [str(c) if class_name(result, c) in ("", str(c)) else f"{c} {class_name(result, c)}" for c in classes]
+    named = [(c, class_name(class_names, c)) for c in classes]
+    labels = [str(c) if name in ("", str(c)) else f"{c} {name}" for c, name in named]
     first = max(map(len, labels))
     width = max(len(str(matrix.max())), len(str(classes[-1])))
     lines = ["rows: the true class; columns: the predicted one"]

@@ -28,7 +28,7 @@ EXAMPLES = """\
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--weights",
@@ -72,7 +72,7 @@ def _resolution(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor {DYNAMIC}") from error
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     config = optional_config(arguments)
     environment.prepare()
     environment.import_paddle()

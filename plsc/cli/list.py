@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 import typing
+from collections.abc import Iterable
 
 from plsc.cli.common import add_import_argument, import_parts, unknown
 from plsc.errors import ConfigError
@@ -34,7 +35,7 @@ KINDS = {
 _WIDTH = 110
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         nargs="?",
@@ -57,7 +58,7 @@ def _singular(kind: str) -> str:
     return "loss" if kind == "losses" else kind.removesuffix("s")
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.kind is None:
         _print_columns([(f"plsc list {kind}", meaning) for kind, meaning in KINDS.items()])
         return 0
@@ -70,7 +71,7 @@ def run(arguments) -> int:
     return 0
 
 
-def _print_recipes(pattern: str | None, verbose: bool):
+def _print_recipes(pattern: str | None, verbose: bool) -> None:
     from plsc.config.recipes import describe, shipped_recipes
 
     recipes = shipped_recipes()
@@ -86,7 +87,7 @@ def _print_recipes(pattern: str | None, verbose: bool):
             print(f"  {line.lstrip('#')}".rstrip())
 
 
-def _print_components(kind: str, arguments, verbose: bool):
+def _print_components(kind: str, arguments: argparse.Namespace, verbose: bool) -> None:
     from plsc import environment, registry
 
     environment.prepare()
@@ -110,15 +111,17 @@ def _print_components(kind: str, arguments, verbose: bool):
         shown = [_shown(p) for p in entry.parameters().values()]
         if kind == "datasets":
             shown += [f"{key}={default}" for key, (_, default) in schema.DATASET_KEYS.items()]
-        shown = ", ".join(shown) or "no arguments"
-        print(textwrap.fill(shown, width=_WIDTH, initial_indent="    ", subsequent_indent="      "))
+        text = ", ".join(shown) or "no arguments"
+        print(textwrap.fill(text, width=_WIDTH, initial_indent="    ", subsequent_indent="      "))
 
 
-def _matching(pattern: str | None, names, kind: str) -> list[str]:
+def _matching(pattern: str | None, names: Iterable[str], kind: str) -> list[str]:
     """The names that a pattern fits, in any case. Raises ConfigError with the nearest name where there is none."""
     from plsc.registry import nearest
 
-    matches = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE).fullmatch
+    if pattern is None:
+        return list(names)
+    matches = re.compile(fnmatch.translate(pattern), re.IGNORECASE).fullmatch
     chosen = [name for name in names if matches(name)]
     if not chosen:
         close = nearest(pattern, names)
@@ -126,7 +129,7 @@ def _matching(pattern: str | None, names, kind: str) -> list[str]:
     return chosen
 
 
-def _print_columns(rows: list[tuple[str, str]]):
+def _print_columns(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"{name:<{width}}  {text}".rstrip())

@@ -8,6 +8,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import plsc
 from plsc import environment
@@ -46,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         fill: called once with the parser, to set description and arguments.
     """
 
-    def __init__(self, *, fill: Callable[["Parser"], None] | None = None, examples: str = "", **options):
+    def __init__(self, *, fill: Callable[["Parser"], None] | None = None, examples: str = "", **options: Any):
         options.setdefault("formatter_class", _HelpFormatter)
         if examples:
             options["epilog"] = f"examples:\n{examples}"
@@ -60,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             fill(self)
         return self
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
         args = sys.argv[1:] if args is None else args
         if not args and self._subparsers is not None:
@@ -68,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             self.exit(2)
         return super().parse_known_args(args, namespace)
 
-    def _check_value(self, action, value):
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, unknown(value, action.choices))
 
@@ -95,7 +97,7 @@ def parser() -> Parser:
 def _fill(command: Parser, name: str) -> None:
     """Description, examples and arguments of one command, from its module."""
     module = importlib.import_module(f"plsc.cli.{name}")
-    command.description = module.__doc__.strip()
+    command.description = (module.__doc__ or "").strip()
     command.epilog = f"examples:\n{module.EXAMPLES}"
     module.add_arguments(command)
     command.set_defaults(run=module.run)
@@ -159,7 +161,7 @@ def _signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _on_signal(number: int, frame) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     """End by an exception, or at once while modules are imported: a library may turn an exception into another one."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):

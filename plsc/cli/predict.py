@@ -4,14 +4,16 @@ How pictures enter the model comes from the checkpoint or export itself, or from
 A picture that cannot be read is reported on standard error and left out; the exit code is then 1.
 """
 
+import argparse
 import contextlib
 import csv
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from plsc.cli.common import (
     above_zero,
@@ -23,6 +25,9 @@ from plsc.cli.common import (
 )
 from plsc.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from plsc.predictor import Prediction, Predictor
+
 EXAMPLES = """\
   plsc predict --weights output/mine photo.jpg
   plsc predict --weights mine_onnx --topk 3 pictures/ "more/**/*.png"
@@ -30,11 +35,14 @@ EXAMPLES = """\
   plsc predict --weights deit.npz -c DeiT_tiny_patch16_224_eval --class-names imagenet.txt photo.jpg
 """
 
+Batch = list[tuple[str, list["Prediction"]]]
+Writer = Callable[[Batch], None]
+
 _NOT_READ = 1  # the exit code where some pictures could not be read
 _DIGITS = 4  # of probabilities: runtimes differ in the sixth
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -82,7 +90,7 @@ def add_arguments(parser):
     parser.add_argument("--device", metavar="NAME", help="cpu, gpu, gpu:1, …; default: a GPU where there is one")
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc import environment
 
     output = checked_output("--output", arguments.output) if arguments.output else None
@@ -90,7 +98,7 @@ def run(arguments) -> int:
     pictures = itertools.chain.from_iterable([_pictures(name) for name in arguments.pictures])
     damaged = []
 
-    def on_damaged(path: str, error: Exception):
+    def on_damaged(path: str, error: Exception) -> None:
         damaged.append(path)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"not read: {_shown(path)}: {reason}", file=sys.stderr)
@@ -139,7 +147,7 @@ def _pictures(name: str) -> Iterable[str]:
     return (os.fsdecode(line) for line in lines if line)
 
 
-def _predictor(arguments):
+def _predictor(arguments: argparse.Namespace) -> "Predictor":
     """The predictor that the arguments ask for, on its device."""
     from plsc import environment, runtimes
     from plsc.predictor import load_predictor
@@ -164,7 +172,7 @@ def _shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _opened(output: Path | None):
+def _opened(output: Path | None) -> contextlib.AbstractContextManager[TextIO]:
     if output is None:
         return contextlib.nullcontext(sys.stdout)
     try:
@@ -173,8 +181,8 @@ def _opened(output: Path | None):
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
 
 
-def _json_lines(stream):
-    def write(batch):
+def _json_lines(stream: TextIO) -> Writer:
+    def write(batch: Batch) -> None:
         for path, best in batch:
             classes = [{"class": p.index, "name": p.name, "probability": round(p.probability, _DIGITS)} for p in best]
             stream.write(json.dumps({"image": path, "predictions": classes}) + "\n")
@@ -182,11 +190,11 @@ def _json_lines(stream):
     return write
 
 
-def _csv(stream):
+def _csv(stream: TextIO) -> Writer:
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(["image", "rank", "class", "name", "probability"])
 
-    def write(batch):
+    def write(batch: Batch) -> None:
         for path, best in batch:
             for rank, p in enumerate(best, start=1):
                 table.writerow([_shown(path), rank, p.index, p.name, f"{p.probability:.{_DIGITS}f}"])
@@ -194,11 +202,11 @@ def _csv(stream):
     return write
 
 
-def _table(stream):
+def _table(stream: TextIO) -> Writer:
     """Columns as wide as the first batch needs."""
-    widths = []
+    widths: list[int] = []
 
-    def write(batch):
+    def write(batch: Batch) -> None:
         rows = [[_shown(path), *(f"{_first_name(p.name)} {p.probability:.2%}" for p in best)] for path, best in batch]
         if not widths:
             widths.extend(max(map(len, column)) for column in zip(*rows, strict=True))

@@ -4,6 +4,7 @@ The run directory (Global.output_dir) gets the resolved configuration, metrics.j
 checkpoints and curves.png. One process; paddle.distributed.launch starts several.
 """
 
+import argparse
 import json
 
 EXAMPLES = """\
@@ -15,7 +16,7 @@ EXAMPLES = """\
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     from plsc.cli.common import add_config_arguments
 
     add_config_arguments(parser)
@@ -27,7 +28,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.cli.common import load_config
     from plsc.training import train
 

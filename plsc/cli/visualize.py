@@ -5,7 +5,8 @@ docs/visualization.md shows what to look for in each picture.
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from plsc import environment
 from plsc.cli.common import (
@@ -19,6 +20,9 @@ from plsc.cli.common import (
 )
 from plsc.errors import ConfigError
 
+if TYPE_CHECKING:
+    from plsc.loading import LoadedModel
+
 EXAMPLES = """\
   plsc visualize attention --weights output/flowers rose.jpg tulip.jpg --output sheet.png
   plsc visualize position --weights deit_tiny.npz --resolution 384 --output position.svg
@@ -30,7 +34,7 @@ EXAMPLES = """\
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     pictures = parser.add_subparsers(dest="picture", metavar="picture", required=True)
     for name, kind in _PICTURES.items():
         command = pictures.add_parser(
@@ -47,7 +51,7 @@ def add_arguments(parser):
         command.set_defaults(draw=kind.draw)
 
 
-def run(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from plsc.visualize import sheet
 
     path = arguments.draw(arguments, checked_output("--output", arguments.output, sheet.ENDINGS))
@@ -58,7 +62,7 @@ def run(arguments) -> int:
 # -- attention ----------------------------------------------------------------------------
 
 
-def _attention_arguments(parser):
+def _attention_arguments(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     _add_resolution(parser, "another image size; the position embedding is resized, resize and crop follow")
     _add_pictures(parser, count="+", what="picture files")
@@ -81,7 +85,7 @@ def _attention_arguments(parser):
     )
 
 
-def _attention(arguments, output):
+def _attention(arguments: argparse.Namespace, output: Path) -> Path | None:
     model = _model(arguments, img_size=arguments.resolution)
     from plsc.visualize import draw_attention
 
@@ -99,13 +103,13 @@ def _attention(arguments, output):
 # -- position and filters -----------------------------------------------------------------
 
 
-def _position_arguments(parser):
+def _position_arguments(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     _add_resolution(parser, "the image size that the position embedding is resized to; default: 1.5 times its own")
     _add_pictures(parser, count="*", what="picture files to measure the attention distance on; the more, the smoother")
 
 
-def _position(arguments, output):
+def _position(arguments: argparse.Namespace, output: Path) -> Path | None:
     model = _model(arguments)
     from plsc.visualize import draw_position
 
@@ -115,7 +119,7 @@ def _position(arguments, output):
     return drawn
 
 
-def _filters_arguments(parser):
+def _filters_arguments(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     add_config_arguments(parser, required=False)
     parser.add_argument(
@@ -123,7 +127,7 @@ def _filters_arguments(parser):
     )
 
 
-def _filters(arguments, output):
+def _filters(arguments: argparse.Namespace, output: Path) -> Path | None:
     model = _model(arguments)
     from plsc.visualize import draw_filters
 
@@ -133,25 +137,23 @@ def _filters(arguments, output):
 # -- patches ------------------------------------------------------------------------------
 
 
-def _patches_arguments(parser):
+def _patches_arguments(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser, default="none, only the model of -c RECIPE")
     _add_resolution(parser, "another image size; resize and crop follow")
     _add_pictures(parser, count="+", what="picture files")
 
 
-def _patches(arguments, output):
-    if arguments.weights:
-        model = _model(arguments, img_size=arguments.resolution)
-    elif arguments.ema:
-        raise ConfigError("--ema goes with --weights")
-    elif not arguments.config:
-        raise ConfigError("give --weights PATH or -c RECIPE: by them the model cuts pictures")
-    else:
-        model = optional_config(arguments)
-        if arguments.resolution:
-            from plsc.engine.evaluation_plan import at_resolution
+def _patches(arguments: argparse.Namespace, output: Path) -> Path | None:
+    from plsc.engine.evaluation_plan import at_resolution
 
-            model = at_resolution(model, arguments.resolution)
+    if arguments.ema and not arguments.weights:
+        raise ConfigError("--ema goes with --weights")
+    config = None if arguments.weights else optional_config(arguments)
+    if config is not None and arguments.resolution:
+        config = at_resolution(config, arguments.resolution)
+    if config is None and not arguments.weights:
+        raise ConfigError("give --weights PATH or -c RECIPE: by them the model cuts pictures")
+    model = config or _model(arguments, img_size=arguments.resolution)
     from plsc.visualize import draw_patches
 
     return draw_patches(model, arguments.images, output)
@@ -160,7 +162,7 @@ def _patches(arguments, output):
 # -- curves -------------------------------------------------------------------------------
 
 
-def _curves_arguments(parser):
+def _curves_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, as `plsc train` writes them")
     add_config_arguments(parser, required=False)
     parser.add_argument(
@@ -174,7 +176,7 @@ def _curves_arguments(parser):
     )
 
 
-def _curves(arguments, output):
+def _curves(arguments: argparse.Namespace, output: Path) -> Path | None:
     if bool(arguments.runs) == bool(arguments.config):
         raise ConfigError("give either run directories, whose curves are drawn, or -c RECIPE, whose schedule is drawn")
     if arguments.runs:
@@ -196,7 +198,7 @@ def _curves(arguments, output):
 # -- what they share ----------------------------------------------------------------------
 
 
-def _add_weights(parser, *, default: str = "Global.pretrained_model"):
+def _add_weights(parser: argparse.ArgumentParser, *, default: str = "Global.pretrained_model") -> None:
     parser.add_argument(
         "--weights",
         metavar="PATH",
@@ -205,17 +207,17 @@ def _add_weights(parser, *, default: str = "Global.pretrained_model"):
     parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
 
 
-def _add_resolution(parser, what: str):
+def _add_resolution(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--resolution", type=above_zero, metavar="PIXELS", help=what)
 
 
-def _add_pictures(parser, *, count: str, what: str):
+def _add_pictures(parser: argparse.ArgumentParser, *, count: str, what: str) -> None:
     """Picture files, and the recipe that states how they enter a model whose weights do not."""
     parser.add_argument("images", nargs=count, metavar="IMAGE", help=what)
     add_config_arguments(parser, required=False)
 
 
-def _model(arguments, img_size: int | None = None):
+def _model(arguments: argparse.Namespace, img_size: int | None = None) -> "LoadedModel":
     """The model of --weights or -c on its device: a LoadedModel."""
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "draw")
@@ -235,8 +237,8 @@ class _Picture(NamedTuple):
     summary: str
     description: str
     examples: str
-    add_arguments: Callable
-    draw: Callable
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    draw: Callable[[argparse.Namespace, Path], Path | None]
 
 
 _PICTURES = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from plsc import build
     from plsc.engine.distributed import World
+    from plsc.engine.evaluator import Evaluator
     from plsc.model_card import ModelCard
 
 log = logging.getLogger("plsc")
@@ -165,12 +166,13 @@ def evaluate_all(
     request = Request(weights, config, overrides, imports, data, resolutions, ema, metrics, real)
     rows = plan(request)
     results = [Evaluation(row.weights, ema, row.recipe, row.data, row.resolution, error=row.error) for row in rows]
-    first = next((row for row in rows if row.config is not None), None)
-    if first is None:
+    config = next((row.config for row in rows if row.config is not None), None)
+    if config is None:
         raise ConfigError("\n".join(dict.fromkeys(row.error for row in rows if row.error)))
     # failures of a process are written where the others see them, and not into a run that is none of the weights'
-    folder = places.run_directory(first.weights) or Path(tempfile.gettempdir(), f"plsc-{os.getuid()}")
-    with joined(first.config.replace({"Global.output_dir": str(folder)})) as world:
+    runs = filter(None, (places.run_directory(row.weights) for row in rows))
+    folder = next(runs, None) or Path(tempfile.gettempdir(), f"plsc-{os.getuid()}")
+    with joined(config.replace({"Global.output_dir": str(folder)})) as world:
         for number, row in enumerate(rows):
             if len(rows) > 1:
                 facts = (row.weights, row.data, row.resolution)
@@ -184,47 +186,33 @@ def evaluate_all(
     return results
 
 
-def _measured(row: Row, result: Evaluation, world: "World", class_names, *, alone: bool) -> Evaluation:
+def _measured(
+    row: Row, result: Evaluation, world: "World", class_names: str | Path | None, *, alone: bool
+) -> Evaluation:
     """The result with its figures, or with what the row failed of.
 
     Errors are raised where there is no other row, and where another process may be waiting in the midst of this one.
     """
-    evaluator, error = None, row.error
-    if error is None:
+    prepared, error = None, row.error
+    if row.config is not None:
         try:
-            evaluator, network, names = _prepared(row, world, class_names, part="ema" if result.ema else "model")
+            prepared = _prepared(row, row.config, world, class_names, part="ema" if result.ema else "model")
         except PlscError as problem:
             if alone:
                 raise
             error = str(problem)
     try:
         error = _common_failure(world, error)
-        if error is not None:
+        if prepared is None or error is not None:
             return replace(result, error=error)
-        figures = evaluator.run(network)
+        return prepared.measured(result)
     except PlscError as problem:
         if alone or world.size > 1:
             raise
         return replace(result, error=str(problem))
     finally:
-        if evaluator is not None:
-            evaluator.loader.close()
-    return _with_figures(result, figures, evaluator.metrics, names)
-
-
-def _with_figures(result: Evaluation, figures, metrics, names) -> Evaluation:
-    from plsc.metrics import ConfusionMatrix, PerClassAccuracy
-
-    counts = next((m for m in metrics if isinstance(m, PerClassAccuracy)), None)
-    confusion = next((m for m in metrics if isinstance(m, ConfusionMatrix)), None)
-    return replace(
-        result,
-        figures=figures,
-        fractions=frozenset(name for metric in metrics for name in metric.names),
-        class_names=names,
-        classes=counts and ClassCounts(counts.samples, counts.right),
-        confusion=confusion and confusion.matrix,
-    )
+        if prepared is not None:
+            prepared.evaluator.loader.close()
 
 
 def _common_failure(world: "World", error: str | None) -> str | None:
@@ -241,46 +229,73 @@ def _common_failure(world: "World", error: str | None) -> str | None:
     return error
 
 
-def _prepared(row: Row, world: "World", class_names, *, part: str):
-    """Everything up to the first batch, weights before data: (evaluator, network, class names)."""
+@dataclass(frozen=True)
+class _Prepared:
+    """A row up to its first batch."""
+
+    evaluator: "Evaluator"
+    network: Any
+    class_names: list[str] | None
+
+    def measured(self, result: Evaluation) -> Evaluation:
+        """The result with its figures."""
+        from plsc.metrics import ConfusionMatrix, PerClassAccuracy
+
+        figures, metrics = self.evaluator.run(self.network), self.evaluator.metrics
+        counts = [ClassCounts(m.samples, m.right) for m in metrics if isinstance(m, PerClassAccuracy)]
+        matrices = [m.matrix for m in metrics if isinstance(m, ConfusionMatrix)]
+        return replace(
+            result,
+            figures=figures or {},
+            fractions=frozenset(name for metric in metrics for name in metric.names),
+            class_names=self.class_names,
+            classes=next(iter(counts), None),
+            confusion=next(iter(matrices), None),
+        )
+
+
+def _prepared(row: Row, config: Config, world: "World", class_names: str | Path | None, *, part: str) -> _Prepared:
+    """Everything up to the first batch, weights before data."""
     from plsc import build
     from plsc.data.class_names import read_class_names
     from plsc.engine.evaluator import Evaluator
     from plsc.engine.precision import Precision
 
-    config = row.config
     for note in config.notes:
         log.info("%s", note)
-    names = None if class_names is None else read_class_names(class_names, build.class_num(config))
     exported = places.exported_model(row.weights) is not None
-    subject = _exported(row, part, world) if exported else _loaded(row, config, part)
+    subject = _exported(row, config, part, world) if exported else _loaded(row, config, part)
+    config = subject.config
+    names = None if class_names is None else read_class_names(class_names, build.class_num(config))
     feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
-    subject.check_data(config, feed)
+    subject.check_data(feed)
     precision, network = Precision(config.FP16, world.on_cpu), subject.network
     if exported:
-        _check_outputs(subject, config, feed)
+        subject.check_outputs(feed)
     else:
         network, _ = precision.decorate(network)
     evaluator = Evaluator.of(config, feed, world, precision, weights_activation=subject.card.activation)
-    return evaluator, network, names or feed.data.class_names or subject.card.class_names
+    return _Prepared(evaluator, network, names or feed.data.class_names or subject.card.class_names)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured, and what its weights state."""
+    """What is measured, what its weights state, and the configuration with their number of classes."""
 
     path: Path
     network: Any
     card: "ModelCard"
+    config: Config
 
-    def check_data(self, config: Config, feed: "build.Feed") -> None:
+    def check_data(self, feed: "build.Feed") -> None:
         """Raise where the data's classes are not those of the weights; warn where pictures are prepared otherwise."""
         from plsc import build, loading
+        from plsc.data.class_names import some
 
-        ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(config)
+        ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(self.config)
         if ours and theirs and ours != theirs and len(set(theirs)) == len(theirs):
             only = [("weights", set(theirs) - set(ours)), ("data", set(ours) - set(theirs))]
-            differences = [f"only in the {where}: {', '.join(sorted(names)[:5])}" for where, names in only if names]
+            differences = [f"only in the {where}: {some(sorted(names), 5)}" for where, names in only if names]
             raise CheckpointError(
                 f"{self.path}: has {len(theirs)} classes, the data set {len(ours)}; "
                 f"{'; '.join(differences) or 'they are in another order'}"
@@ -293,12 +308,25 @@ class _Subject:
             )
         loading.warn_of_preprocess(self.path, self.card.preprocess, feed.preprocess, used="the recipe's is measured")
 
+    def check_outputs(self, feed: "build.Feed") -> None:
+        """Raise CheckpointError where an export has other classes than the configuration."""
+        import paddle
+
+        from plsc import build
+
+        height, width, channels = feed.loader.fetcher.fields()["image"].shape
+        classes = self.network(paddle.zeros([1, channels, height, width])).shape[1]
+        wanted = build.class_num(self.config)
+        if classes != wanted:
+            raise CheckpointError(f"{self.path}: has {classes} classes, Model.class_num is {wanted}")
+
 
 def _loaded(row: Row, config: Config, part: str) -> _Subject:
     from plsc import build, loading
     from plsc.weights import read
 
     source = read(row.weights, part)
+    config = _with_classes(config, source.card)
     network = build.model(config)
     report = loading.load_pretrained(
         network,
@@ -309,11 +337,11 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     )
     for name, how in report.adapted.items():
         log.info("%s: %s", name, how)
-    preprocess = loading.own_preprocess(source, row.resolution if row.resized else None)
-    return _Subject(source.path, network, replace(source.card, preprocess=preprocess))
+    card = replace(source.card, preprocess=loading.own_preprocess(source, row.resized))
+    return _Subject(source.path, network, card, config)
 
 
-def _exported(row: Row, part: str, world: "World") -> _Subject:
+def _exported(row: Row, config: Config, part: str, world: "World") -> _Subject:
     import paddle
 
     from plsc import predictor
@@ -321,18 +349,12 @@ def _exported(row: Row, part: str, world: "World") -> _Subject:
 
     # onnxruntime does not know the device that Paddle was given
     device = "cpu" if world.on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
-    size = row.resolution if row.resized else None
-    exported = predictor.load_predictor(row.weights, weights=part, img_size=size, device=device)
-    return _Subject(exported.path, ExportedNetwork(exported.run), exported.card)
+    exported = predictor.load_predictor(row.weights, weights=part, img_size=row.resized, device=device)
+    return _Subject(exported.path, ExportedNetwork(exported.run), exported.card, _with_classes(config, exported.card))
 
 
-def _check_outputs(subject: _Subject, config: Config, feed: "build.Feed") -> None:
-    """Raise CheckpointError where an export has other classes than the configuration; a model's were compared."""
-    import paddle
-
-    from plsc import build
-
-    height, width, channels = feed.loader.fetcher.fields()["image"].shape
-    classes = subject.network(paddle.zeros([1, channels, height, width])).shape[1]
-    if classes != build.class_num(config):
-        raise CheckpointError(f"{subject.path}: has {classes} classes, Model.class_num is {build.class_num(config)}")
+def _with_classes(config: Config, card: "ModelCard") -> Config:
+    """The configuration with the weights' number of classes, where it leaves that open (Model.class_num: auto)."""
+    if config.Model.arguments.get("class_num") != "auto" or "class_num" not in card.spec:
+        return config
+    return config.replace({"Model.class_num": card.spec["class_num"]})

@@ -50,7 +50,7 @@ def write_classes(result: Evaluation, path: str | Path) -> None:
     if counts is None:
         raise ConfigError(f"{path}: there are no counts of classes: evaluate with metrics=['PerClassAccuracy']")
     rows = [
-        [c, class_name(result, c), samples, right, right / samples if samples else ""]
+        [c, class_name(result.class_names, c), samples, right, right / samples if samples else ""]
         for c, (samples, right) in enumerate(zip(counts.samples.tolist(), counts.right.tolist(), strict=True))
     ]
     _write(path, _csv([["class", "name", "samples", "right", "top1"], *rows]))
@@ -69,13 +69,13 @@ def write_confusion(result: Evaluation, path: str | Path) -> None:
     """
     if result.confusion is None:
         raise ConfigError(f"{path}: there is no confusion matrix: evaluate with metrics=['ConfusionMatrix']")
-    rows = [[c, class_name(result, c), *counts] for c, counts in enumerate(result.confusion.tolist())]
+    rows = [[c, class_name(result.class_names, c), *counts] for c, counts in enumerate(result.confusion.tolist())]
     _write(path, _csv([["class", "name", *range(len(rows))], *rows]))
 
 
-def class_name(result: Evaluation, c: int) -> str:
+def class_name(names: list[str] | None, c: int) -> str:
     """A class's name; empty where it has none."""
-    return result.class_names[c] if result.class_names is not None and c < len(result.class_names) else ""
+    return names[c] if names is not None and c < len(names) else ""
 
 
 def figure_names(results: Sequence[Evaluation]) -> list[str]:

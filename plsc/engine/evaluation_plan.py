@@ -10,7 +10,7 @@ from typing import Any
 from plsc import places
 from plsc.api import load_config
 from plsc.config import Component, Config
-from plsc.errors import CheckpointError, ConfigError, PlscError
+from plsc.errors import CheckpointError, ConfigError, DataError, PlscError
 from plsc.registry import DATASETS, METRICS
 
 # endings of shards → the data set that reads them
@@ -38,7 +38,7 @@ class Row:
     """One measurement to be made.
 
     Attributes:
-        weights, recipe, data: by name. resolution: of the model, in pixels. resized: whether it was asked for.
+        weights, recipe, data: by name. resolution: of the model, in pixels. resized: the one that was asked for.
         config: None where it could not be made; `error` is the reason.
     """
 
@@ -46,7 +46,7 @@ class Row:
     recipe: str | None
     data: str | None
     resolution: int | tuple[int, int] | None
-    resized: bool
+    resized: int | None
     config: Config | None = None
     error: str | None = None
 
@@ -54,11 +54,12 @@ class Row:
 def plan(request: Request) -> list[Row]:
     """The rows. What cannot be configured is noted in its row; where there is only one, it is raised."""
     data = request.data if isinstance(request.data, Mapping) else {str(path): path for path in request.data}
+    no_choice: list[None] = [None]  # what is not asked for is the configuration's
     combinations = [
         (weights, named, pixels)
-        for weights in request.weights or [None]
-        for named in data.items() or [None]
-        for pixels in request.resolutions or [None]
+        for weights in request.weights or no_choice
+        for named in data.items() or no_choice
+        for pixels in request.resolutions or no_choice
     ]
     rows = []
     for weights, named, pixels in combinations:
@@ -67,13 +68,12 @@ def plan(request: Request) -> list[Row]:
         except PlscError as error:
             if len(combinations) == 1:
                 raise
-            rows.append(
-                Row(str(weights), _name_of(request.config), named and named[0], pixels, bool(pixels), error=str(error))
-            )
+            name = None if named is None else named[0]
+            rows.append(Row(str(weights or ""), _name_of(request.config), name, pixels, pixels, error=str(error)))
     return rows
 
 
-def _row(request: Request, weights, named, pixels: int | None) -> Row:
+def _row(request: Request, weights: str | Path | None, named: tuple[str, str | Path] | None, pixels: int | None) -> Row:
     config, recipe = _configuration(request, weights)
     weights = weights or config.Global.pretrained_model or config.Global.checkpoint
     if not weights:
@@ -92,14 +92,14 @@ def _row(request: Request, weights, named, pixels: int | None) -> Row:
     if pixels is not None:
         config = at_resolution(config, pixels)
     config = _with_metrics(config, request.metrics, request.real)
-    return Row(str(weights), recipe, name, config.Model.arguments.get("img_size"), pixels is not None, config)
+    return Row(str(weights), recipe, name, config.Model.arguments.get("img_size"), pixels, config)
 
 
-def _name_of(config) -> str | None:
+def _name_of(config: Any) -> str | None:
     return str(config) if isinstance(config, (str, Path)) else None
 
 
-def _configuration(request: Request, weights) -> tuple[Config, str | None]:
+def _configuration(request: Request, weights: str | Path | None) -> tuple[Config, str | None]:
     """The configuration that is asked for, else the one beside the weights, whose imports run no code; and its name."""
     if isinstance(request.config, Config):
         if request.overrides or request.imports:
@@ -115,7 +115,7 @@ def _configuration(request: Request, weights) -> tuple[Config, str | None]:
     )
 
 
-def _recipe_beside(weights) -> Path:
+def _recipe_beside(weights: str | Path | None) -> Path:
     if not weights:
         raise ConfigError("nothing to evaluate is given: give --weights of a checkpoint that plsc wrote, or -c RECIPE")
     recipe = places.recipe(weights)
@@ -142,7 +142,7 @@ def _on_data(request: Request, config: Config, path: Path) -> Config:
 
 def _dataset_at(path: Path, instead_of: Component) -> Component:
     """A folder of class folders, shards or a list file as a data set; a list is read as the one it replaces."""
-    place, at = path.expanduser(), ("DataLoader", "Eval", "dataset")
+    place, at = path.expanduser().absolute(), ("DataLoader", "Eval", "dataset")
     for ending, name in _SHARDS.items():
         if place.name.endswith(ending) or (place.is_dir() and any(place.glob(f"*{ending}"))):
             files = str(place / f"*{ending}") if place.is_dir() else str(place)
@@ -190,8 +190,12 @@ def _in_proportion(transform: Component, new: int, old: int) -> Component:
 
 def _with_metrics(config: Config, names: Sequence[str], real: str | Path | None) -> Config:
     """The configuration with further metrics after the recipe's."""
-    wanted = [("RealAcc", {"labels": str(real)})] if real else []
-    wanted += [(name, {}) for name in names]
+    wanted: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in names]
+    if real is not None:
+        file = Path(real).expanduser().absolute()
+        if not file.is_file():
+            raise DataError(f"{real}: no such file (ImageNet-ReaL's real.json; looked in {Path.cwd()})")
+        wanted.insert(0, ("RealAcc", {"labels": str(file)}))
     if not wanted:
         return config
     # a recipe without metrics has TopkAcc
