@@ -166,6 +166,16 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in markdown.anchors(there.read_text(encoding="utf-8")), f"{page}: {link} has no such heading"
 
 
+def test_the_list_of_parts_is_complete():
+    """docs/development.md lists every module and package of plsc, and none that is not there."""
+    listed = markdown.blocks(CHECKOUT, "docs/development.md")[0].text
+    assert listed.startswith("plsc/\n")
+    entries = set(re.findall(r"^    (\w+(?:\.py|/)) ", listed, re.MULTILINE)) - {"configs/"}
+    modules = {path.name for path in (CHECKOUT / "plsc").glob("*.py")} - {"__main__.py"}
+    packages = {f"{path.parent.name}/" for path in (CHECKOUT / "plsc").glob("*/__init__.py")}
+    assert entries == modules | packages
+
+
 # -- running pages --------------------------------------------------------------------------
 
 
