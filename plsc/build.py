@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import paddle
 
-from plsc.config import Component, Config, DataSection
+from plsc.config import Component, Config, DataSection, thawed
 from plsc.config.schema import DATASET_KEYS
 from plsc.data.class_names import some
 from plsc.data.datasets.base import Dataset, check_labels, check_protocol, shard_sizes
@@ -55,7 +55,7 @@ def component(config: Config, registry: Registry, part: Component, **supplied):
     keys = DATASET_KEYS.keys() - entry.parameters().keys() if registry is DATASETS else ()
     cut = {key: arguments.pop(key, None) for key in keys}
     try:
-        built = entry.build(arguments, **supplied)
+        built = entry.build(thawed(arguments, entry.parameters()), **supplied)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
     return _part(config, part, built, **cut) if registry is DATASETS else built

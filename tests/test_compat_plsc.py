@@ -35,7 +35,7 @@ def test_every_key_has_its_evident_meaning():
     assert base.Loss["Train"][0].arguments["epsilon"] == 1e-4
     assert base.LRScheduler.arguments["learning_rate"] == 3e-3
     assert base.DataLoader["Train"].transforms[3].arguments["scale"] == pytest.approx(1 / 255)
-    assert base.Export.input_shape == [None, 3, 224, 224]
+    assert base.Export.input_shape == (None, 3, 224, 224)
 
 
 def overrides(tree, batch: int, steps: int, train_list="train_list.txt", **paths):

@@ -1,14 +1,20 @@
 """One YAML file → Config: inheritance, overrides, places in messages, aliases, notes, refusals, round trips."""
 
+import copy
+import dataclasses
 import json
+import pickle
 import re
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from plsc.config import load
+from plsc import build
+from plsc.config import Component, Config, DataSection, Source, load
 from plsc.config.recipes import shipped_recipes
 from plsc.errors import ConfigError
+from plsc.registry import LOSSES
 from tests.helpers import SHARED, tiny_digits, write_config
 
 
@@ -69,7 +75,7 @@ def test_a_complete_file_loads_without_notes(here):
     assert config.Global.seed == 7 and config.Model.arguments["embed_dim"] == 16
     assert [c.name for c in config.DataLoader["Train"].transforms] == ["RandShift", "NormalizeImage", "ToCHWImage"]
     assert config.FP16 is None and config.EMA is None
-    assert config.notes == []
+    assert config.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -189,8 +195,8 @@ def test_base_is_merged_deeply_and_lists_are_replaced(here):
     train = config.DataLoader["Train"]
     assert train.sampler.arguments["batch_size"] == 8 and train.sampler.arguments["shuffle"] is True
     assert [c.name for c in train.transforms] == ["ToCHWImage"]
-    assert config.Metric["Eval"][0].arguments["topk"] == [3]
-    assert config.Metric["Train"][0].arguments["topk"] == [1, 5]
+    assert config.Metric["Eval"][0].arguments["topk"] == (3,)
+    assert config.Metric["Train"][0].arguments["topk"] == (1, 5)
 
 
 def test_a_section_whose_name_changes_is_replaced_whole(here):
@@ -203,9 +209,9 @@ def test_a_section_whose_name_changes_is_replaced_whole(here):
     }
     config = load(child(here, changes))
     assert config.Optimizer.arguments == {"weight_decay": 0.1}
-    assert config.optimizer_options.grad_clip is None and config.optimizer_options.no_weight_decay == []
+    assert config.optimizer_options.grad_clip is None and config.optimizer_options.no_weight_decay == ()
     assert config.LRScheduler.name == "Cosine" and config.LRScheduler.arguments["end_lr"] == 1e-5
-    assert config.DataLoader["Train"].dataset.name == "ImageFolder" and config.DataLoader["Train"].transforms == []
+    assert config.DataLoader["Train"].dataset.name == "ImageFolder" and config.DataLoader["Train"].transforms == ()
 
 
 def test_a_section_whose_name_is_repeated_is_merged(here):
@@ -298,8 +304,8 @@ def test_problems_are_placed_in_the_file_that_wrote_them(here):
         ("DistributedStrategy.recompute={}", lambda c: c.DistributedStrategy.recompute.layerlist_interval == 1),
         ("Global.output_dir=runs/lr=3e-4,wd=0.1", lambda c: c.Global.output_dir == "runs/lr=3e-4,wd=0.1"),
         ("Global.output_dir='12'", lambda c: c.Global.output_dir == "12"),
-        ("Metric.Eval.0.TopkAcc.topk=[1, 3]", lambda c: c.Metric["Eval"][0].arguments["topk"] == [1, 3]),
-        ("Metric.Eval.0.TopkAcc.topk=(1, 3)", lambda c: c.Metric["Eval"][0].arguments["topk"] == [1, 3]),
+        ("Metric.Eval.0.TopkAcc.topk=[1, 3]", lambda c: c.Metric["Eval"][0].arguments["topk"] == (1, 3)),
+        ("Metric.Eval.0.TopkAcc.topk=(1, 3)", lambda c: c.Metric["Eval"][0].arguments["topk"] == (1, 3)),
         ("Global.eval_during_train=true", lambda c: c.Global.eval_during_train is True),
         ("Global.flags.FLAGS_x=1", lambda c: c.Global.flags == {"FLAGS_x": 1}),
         ("Global.output_dir=2024-01-15", lambda c: c.Global.output_dir == "2024-01-15"),
@@ -566,10 +572,10 @@ Export:
 """
     )
     config = load("run.yaml", ["DataLoader.Train.dataset.transform_ops.1.NormalizeImage.scale=1.0/255.0"])
-    assert config.LRScheduler.arguments["values"] == [1e-3, 1e-4, 1e-5]
+    assert config.LRScheduler.arguments["values"] == (1e-3, 1e-4, 1e-5)
     assert config.Optimizer.arguments["betas"] == (0.9, 0.95)
     assert config.FP16.GradScaler.max_loss_scaling == 2.0**32
-    assert config.Export.input_shape == [None, 3, 224, 224]
+    assert config.Export.input_shape == (None, 3, 224, 224)
     assert config.DataLoader["Train"].transforms[1].arguments["scale"] == 1.0 / 255.0
 
 
@@ -824,3 +830,85 @@ def test_a_base_of_another_component_says_what_is_not_inherited(here):
     assert "is ImageFolder, in the base Digits" in dataset and "split, transform_ops" in dataset
     [optimizer] = [note for note in notes if "Optimizer.name" in note]
     assert optimizer.endswith("not inherited from there (base.yaml:29): no_weight_decay, grad_clip, betas")
+
+
+# -- nothing in a configuration changes ----------------------------------------------------
+
+
+def changes(value, place="config"):
+    """(where, what would change it) for everything that a value holds."""
+    if isinstance(value, (Config, Component, DataSection, Source)):
+        inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, BaseModel):
+        inner = {name: getattr(value, name) for name in type(value).model_fields}
+    elif isinstance(value, dict):
+        yield from ((f"{place}.{key}", lambda key=key: value.__setitem__(key, 1)) for key in value)
+        yield place, lambda: value.update(new=1)
+        yield place, value.clear
+        inner = value
+    else:
+        assert not isinstance(value, (list, set)), place
+        for i, item in enumerate(value if isinstance(value, tuple) else ()):
+            yield from changes(item, f"{place}.{i}")
+        return
+    if not isinstance(value, dict):
+        yield from ((f"{place}.{name}", lambda name=name: setattr(value, name, 1)) for name in inner)
+    for name, item in inner.items():
+        yield from changes(item, f"{place}.{name}")
+
+
+def test_nothing_in_a_configuration_can_be_changed(here):
+    config = load_tree(here, everything())
+    before = config.to_dict()
+    attempts = list(changes(config))
+    assert len(attempts) > 300
+    for place, change in attempts:
+        with pytest.raises((TypeError, ValueError, dataclasses.FrozenInstanceError)):
+            change()
+            pytest.fail(f"{place} was changed")
+    assert config.to_dict() == before
+
+
+def test_what_is_replaced_cannot_be_changed_either(here):
+    topk = [1, 3]
+    metric = Component("TopkAcc", {"topk": topk})
+    config = load_tree(here, tiny_digits()).replace({"Metric.Eval": [metric], "Global.flags": {"FLAGS_x": [1]}})
+    topk.append(5)
+    assert config.Metric["Eval"][0].arguments["topk"] == (1, 3) and config.Global.flags == {"FLAGS_x": (1,)}
+    with pytest.raises(TypeError, match=r"config\.replace"):
+        config.Global.flags["FLAGS_x"] = 2
+
+
+def test_a_configuration_can_be_copied_and_pickled(here):
+    config = load_tree(here, everything())
+    for other in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert other.to_dict() == config.to_dict()
+        with pytest.raises(TypeError):
+            other.Model.arguments["depth"] = 9
+
+
+def test_a_factory_gets_lists_and_dicts_of_its_own(here):
+    """As annotated, or lists where nothing is; what it does to them does not reach the configuration."""
+    entries = dict(LOSSES._entries)
+    received = {}
+
+    @LOSSES.register()
+    class Greedy:
+        weight, activation = 1.0, None
+
+        def __init__(self, sizes: list[int], pair: tuple[int, int], names: dict, anything=()):
+            received.update(sizes=sizes, pair=pair, names=names, anything=anything)
+            sizes.append(9)
+            names["new"] = 9
+
+        def __call__(self, outputs, targets):
+            return outputs.mean(axis=-1)
+
+    try:
+        arguments = {"sizes": [1, 2], "pair": [3, 4], "names": {"a": [5]}, "anything": [[6], 7]}
+        config = load_tree(here, digits(**{"Loss.Train": [{"Greedy": arguments}]}))
+        for _ in range(2):
+            build.losses(config, "Train")
+            assert received == {"sizes": [1, 2, 9], "pair": (3, 4), "names": {"a": [5], "new": 9}, "anything": [[6], 7]}
+    finally:
+        LOSSES._entries = entries

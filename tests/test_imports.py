@@ -76,8 +76,8 @@ def test_a_module_and_an_import_of_the_command_line(here, monkeypatch):
     write(here / "modules" / "own_losses.py", LOSS, name="PowerLoss")
     monkeypatch.syspath_prepend(here / "modules")
     config = load(recipe("PowerLoss"), imports=["own_losses"])
-    assert config.Global.imports == ["own_losses"]
-    assert load(recipe("PowerLoss"), ["Global.imports=[own_losses]"]).Global.imports == ["own_losses"]
+    assert config.Global.imports == ("own_losses",)
+    assert load(recipe("PowerLoss"), ["Global.imports=[own_losses]"]).Global.imports == ("own_losses",)
 
 
 def test_an_override_names_a_file_from_the_working_directory(here):
@@ -85,7 +85,7 @@ def test_an_override_names_a_file_from_the_working_directory(here):
     path = write_config(here / "run.yaml", recipe("PowerLoss"))
     (here / "elsewhere").mkdir()
     path = path.rename(here / "elsewhere" / "run.yaml")
-    assert load(path, ["Global.imports=[losses.py]"]).Global.imports == [str(here / "losses.py")]
+    assert load(path, ["Global.imports=[losses.py]"]).Global.imports == (str(here / "losses.py"),)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_an_installed_package_registers_components_once(here, monkeypatch, funct
     monkeypatch.syspath_prepend(here / "modules")
     install(monkeypatch, "losses-of-powers", "own_losses:register" if function else "own_losses")
     for _ in range(2):
-        assert load(recipe("PowerLoss")).Global.imports == []
+        assert load(recipe("PowerLoss")).Global.imports == ()
     assert not function or (here / "runs").read_text() == "x"
 
 

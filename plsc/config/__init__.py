@@ -5,10 +5,11 @@ from pathlib import Path
 
 from plsc.config.check import check
 from plsc.config.config import Config
+from plsc.config.frozen import thawed
 from plsc.config.schema import Component, DataSection
 from plsc.config.source import Overrides, Source, load_source
 
-__all__ = ["Component", "Config", "DataSection", "Source", "check", "load", "load_source"]
+__all__ = ["Component", "Config", "DataSection", "Source", "check", "load", "load_source", "thawed"]
 
 
 def load(

@@ -80,24 +80,26 @@ def check(
         DataLoader=_dataloaders(c, tree.get("DataLoader")),
         Metric=c.modes(METRICS, tree.get("Metric"), ("Metric",)),
         Export=c.section(schema.Export, tree.get("Export"), ("Export",)),
-        notes=c.notes,
-        source=source,
+        source=source.frozen(),
     )
     if not c.problems:
         check_rules(c, config)
     c.raise_problems()
-    return _as_plsc_places_it(c, config)
+    return config.replace({**_plsc_meaning(c, config), "notes": c.notes})
 
 
-def _as_plsc_places_it(c: Checker, config: Config) -> Config:
-    """A file of PLSC's has its run below output_dir, in a folder of the model's name: they all share one output_dir."""
+def _plsc_meaning(c: Checker, config: Config) -> dict:
+    """What keys of PLSC's change elsewhere in the configuration."""
+    changes = {}
+    if config.FP16 and config.optimizer_options.use_master_param is not None:
+        changes["FP16.master_weight"] = config.optimizer_options.use_master_param
     path = ("Global", "output_dir")
     origin = c.source.origins.get(path)
-    if origin is None or origin.file is None or origin.file not in c.plsc_files:
-        return config
-    folder = str(Path(config.Global.output_dir) / config.Model.name)
-    c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
-    return config.replace({"Global.output_dir": folder, "notes": c.notes})
+    if origin and origin.file in c.plsc_files:  # PLSC's files share one output_dir
+        folder = str(Path(config.Global.output_dir) / config.Model.name)
+        c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
+        changes["Global.output_dir"] = folder
+    return changes
 
 
 def _learns_by_losses(task) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from plsc.config import plsc_dialect, schema
 from plsc.config.coerce import coerce
+from plsc.config.frozen import frozen
 from plsc.config.paths import resolved
 from plsc.config.plsc_dialect import Words
 from plsc.config.schema import Component
@@ -36,7 +37,7 @@ class Checker:
         self.problems: list[str] = []
         self.notes: list[str] = list(source.notes)
         self.absent: list[KeyPath] = []
-        self.plsc_files: set[Path | None] = set()
+        self.plsc_files: set[Path] = set()
 
     def problem(self, path: KeyPath, text: str) -> None:
         self.problems.append(self.source.located(path, text))
@@ -156,8 +157,9 @@ class Checker:
         raw = self.mapping(raw, path)
         words = plsc_dialect.section(path)
         if raw.keys() & (words.inert.keys() | words.refused.keys()):
-            self.plsc_files.add(self.source.origin(path).file)
-        return cls.model_construct(**self.fields(raw, fields, path, owner=".".join(map(str, path)), words=words))
+            self.plsc_files |= {self.source.origin(path).file} - {None}
+        values = self.fields(raw, fields, path, owner=".".join(map(str, path)), words=words)
+        return cls.model_construct(**{key: frozen(value) for key, value in values.items()})
 
     # -- components -----------------------------------------------------------------------
 

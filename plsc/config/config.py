@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from plsc.config import schema
+from plsc.config.frozen import frozen, plain
 from plsc.config.paths import missing
 from plsc.config.schema import Component, DataSection
 from plsc.config.source import Source
@@ -18,9 +19,11 @@ from plsc.registry import InputPath
 
 @dataclass(frozen=True)
 class Config:
-    """A run, checked. Sections are attributes.
+    """A run, checked. Sections are attributes; it cannot be changed, `replace` makes a changed copy.
 
     Attributes:
+        LRScheduler, Optimizer: None where they are absent and only training needs them; so are the losses, the
+            training data and the training metrics.
         notes: what was accepted without effect, or otherwise than its author may expect.
         source: what it was read from; it knows where each key was written.
     """
@@ -31,15 +34,19 @@ class Config:
     EMA: schema.EMA | None
     Model: Component
     Task: Component | None
-    Loss: dict[str, list[Component]]
-    LRScheduler: Component
-    Optimizer: Component
+    Loss: Mapping[str, tuple[Component, ...]]
+    LRScheduler: Component | None
+    Optimizer: Component | None
     optimizer_options: schema.OptimizerOptions
-    DataLoader: dict[str, DataSection]
-    Metric: dict[str, list[Component]]
+    DataLoader: Mapping[str, DataSection]
+    Metric: Mapping[str, tuple[Component, ...]]
     Export: schema.Export
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     source: Source = field(default_factory=Source)
+
+    def __post_init__(self):
+        for name in ("Loss", "DataLoader", "Metric", "notes"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def error(self, path: tuple, text: str) -> ConfigError:
         """A ConfigError that names the key and where it was written."""
@@ -69,21 +76,13 @@ class Config:
 
     def to_dict(self) -> dict:
         """The resolved run as plain values; written to YAML it is a recipe that runs in any folder."""
-        out = {
-            "Global": {**self.Global.model_dump(), "output_dir": str(Path(self.Global.output_dir).absolute())},
-            "DistributedStrategy": self.DistributedStrategy.model_dump(),
-            "FP16": self.FP16.model_dump() if self.FP16 else None,
-            "EMA": self.EMA.model_dump() if self.EMA else None,
-            "Model": self.Model.as_section(),
-            "Task": self.Task.as_section() if self.Task else None,
-            "Loss": {mode: [c.as_item() for c in items] for mode, items in self.Loss.items()},
-            "LRScheduler": self.LRScheduler.as_section(),
-            "Optimizer": {**self.Optimizer.as_section(), **self.optimizer_options.model_dump()},
-            "DataLoader": {mode: _data_as_dict(section) for mode, section in self.DataLoader.items()},
-            "Metric": {mode: [c.as_item() for c in items] for mode, items in self.Metric.items()},
-            "Export": self.Export.model_dump(),
-        }
-        return _plain({k: v for k, v in out.items() if v is not None})
+        out = {f.name: _written(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        del out["notes"], out["source"]
+        options = out.pop("optimizer_options")
+        if self.Optimizer is not None:
+            out["Optimizer"] |= options
+        out["Global"]["output_dir"] = str(Path(self.Global.output_dir).absolute())
+        return {section: keys for section, keys in out.items() if keys is not None}
 
 
 _LISTS = {"transform_ops": "transforms", "batch_transform_ops": "batch_transforms"}
@@ -92,7 +91,7 @@ _LISTS = {"transform_ops": "transforms", "batch_transform_ops": "batch_transform
 def _changed(at, path: tuple[str, ...], value, key: str):
     """`at` with what lies below it at `path` exchanged; mappings, sections and components are copied on the way."""
     if not path:
-        return value
+        return frozen(value)
     head, rest = path[0], path[1:]
     if isinstance(at, Config) and head == "Optimizer" and rest and rest[0] in schema.OptimizerOptions.model_fields:
         head = "optimizer_options"
@@ -106,28 +105,28 @@ def _changed(at, path: tuple[str, ...], value, key: str):
     if isinstance(at, BaseModel) and head in type(at).model_fields:
         return at.model_copy(update={head: _changed(getattr(at, head), rest, value, key)})
     if isinstance(at, Mapping) and (head in at or not rest):
-        return {**at, head: _changed(at.get(head), rest, value, key)}
-    if isinstance(at, (list, tuple)) and head.isdecimal() and int(head) < len(at):
+        return frozen({**at, head: _changed(at.get(head), rest, value, key)})
+    if isinstance(at, tuple) and head.isdecimal() and int(head) < len(at):
         i = int(head)
-        return type(at)([*at[:i], _changed(at[i], rest, value, key), *at[i + 1 :]])
+        return (*at[:i], _changed(at[i], rest, value, key), *at[i + 1 :])
     if isinstance(at, (Config, DataSection)) and head in {f.name for f in dataclasses.fields(at)}:
         return dataclasses.replace(at, **{head: _changed(getattr(at, head), rest, value, key)})
     raise KeyError(f"{key}: there is no {head} to replace")
 
 
-def _data_as_dict(section: DataSection) -> dict:
-    dataset = section.dataset.as_section()
-    dataset["transform_ops"] = [c.as_item() for c in section.transforms]
-    if section.batch_transforms:
-        dataset["batch_transform_ops"] = [c.as_item() for c in section.batch_transforms]
-    return {"dataset": dataset, "sampler": section.sampler.as_section(), "loader": section.loader.model_dump()}
-
-
-def _plain(value):
+def _written(value):
+    """A section, or a value in it, as a recipe has it, in dict, list and scalars."""
     if isinstance(value, Component):
-        return _plain(value.as_item())
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return {"name": value.name, **_written(value.arguments)}
+    if isinstance(value, DataSection):
+        dataset = {**_written(value.dataset), "transform_ops": _written(value.transforms)}
+        if value.batch_transforms:
+            dataset["batch_transform_ops"] = _written(value.batch_transforms)
+        return {"dataset": dataset, "sampler": _written(value.sampler), "loader": _written(value.loader)}
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, tuple):  # components in a list are written as `- Name: arguments`
+        return [{i.name: _written(i.arguments) or None} if isinstance(i, Component) else _written(i) for i in value]
     return value

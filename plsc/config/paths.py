@@ -33,9 +33,9 @@ def missing(source: Source, at: KeyPath, value, mark: InputPath) -> str | None:
     """
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, str) and item and "://" not in item and not mark.made and not _is_there(Path(item), mark):
-            origin = source.origin(at)
+            origin, written = source.origin(at), source.value(at)
             text = f"{item} is missing"
-            if origin.file and not Path(str(source.value(at))).is_absolute():
+            if origin.file and isinstance(written, str) and not Path(written).expanduser().is_absolute():
                 text += f"; a relative path is looked for in {Path.cwd()} and in {origin.file.parent}"
             return text
     return None

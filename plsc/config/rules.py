@@ -78,10 +78,8 @@ def _check_precision(c: Checker, config: Config) -> None:
     fp16, asked = config.FP16, config.optimizer_options.use_master_param
     if not fp16:
         return
-    if asked is not None:
-        if ("FP16", "master_weight") in c.source.origins and fp16.master_weight != asked:
-            c.problem(("Optimizer", "use_master_param"), f"is {asked}, but FP16.master_weight is {fp16.master_weight}")
-        fp16.master_weight = asked
+    if asked is not None and ("FP16", "master_weight") in c.source.origins and fp16.master_weight != asked:
+        c.problem(("Optimizer", "use_master_param"), f"is {asked}, but FP16.master_weight is {fp16.master_weight}")
     scaler = fp16.GradScaler
     if scaler.init_loss_scaling > scaler.max_loss_scaling:
         c.problem(("FP16", "GradScaler", "init_loss_scaling"), "is larger than max_loss_scaling")

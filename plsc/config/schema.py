@@ -4,17 +4,19 @@ The comment after a key says what it means. What PLSC's files have besides is in
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from plsc.bounds import InsideUnit, NonNegative, Positive, PositiveFloat
+from plsc.config.frozen import frozen
 from plsc.registry import InputPath
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,15 @@ class Component:
     """A registered factory's name with its checked arguments."""
 
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     path: tuple = field(default=(), compare=False)
 
-    def as_section(self) -> dict:
-        """The form `name: X` beside its arguments (Model, Optimizer, dataset, …)."""
-        return {"name": self.name, **self.arguments}
-
-    def as_item(self) -> dict:
-        """The form `X: arguments` (items of Loss, Metric, transform_ops)."""
-        return {self.name: dict(self.arguments) or None}
+    def __post_init__(self):
+        object.__setattr__(self, "arguments", frozen(self.arguments))
 
 
 class Global(Section):
-    imports: list[str] = Field(default_factory=list)  # modules and files (beside the recipe) that register components
+    imports: tuple[str, ...] = ()  # modules and files (beside the recipe) that register components
     output_dir: str = "./output"  # the run directory
     device: str = "auto"  # auto, cpu, gpu, xpu, npu or a custom device; auto is gpu where Paddle has it
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -57,7 +54,7 @@ class Global(Section):
     save_unit: Literal["epoch", "step"] = "epoch"
     max_num_latest_checkpoint: int = 0  # beside latest and best: 0 none, N the last N, -1 all
     print_batch_step: Positive = 10  # updates between two log lines
-    loggers: list[Literal["visualdl", "tensorboard", "wandb"]] = Field(default_factory=list)  # beside metrics.jsonl
+    loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
     use_visualdl: bool = False  # PLSC's name of loggers: [visualdl]
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/configuration.md
     to_static: bool = False  # compile each transformer block
@@ -67,7 +64,7 @@ class Global(Section):
 
 class Recompute(Section):
     layerlist_interval: Positive = 1  # every n-th block
-    names: list[str] = Field(default_factory=list)  # blocks by name besides; PLSC's
+    names: tuple[str, ...] = ()  # blocks by name besides; PLSC's
 
 
 class DistributedStrategy(Section):
@@ -83,7 +80,7 @@ class LossScaling(Section):
     incr_every_n_steps: Positive = 1000
     decr_every_n_nan_or_inf: Positive = 2
     use_dynamic_loss_scaling: bool = True
-    no_unscale_list: list[str] = Field(default_factory=list)  # parameters whose gradients keep the loss scale
+    no_unscale_list: tuple[str, ...] = ()  # parameters whose gradients keep the loss scale
     max_skipped_updates: Positive = 100  # in a row, before the run stops
 
 
@@ -92,8 +89,8 @@ class FP16(Section):
     dtype: Literal["float16", "bfloat16"] = "float16"
     master_weight: bool = True
     master_grad: bool = True
-    fp16_custom_white_list: list[str] = Field(default_factory=list)
-    fp16_custom_black_list: list[str] = Field(default_factory=list)
+    fp16_custom_white_list: tuple[str, ...] = ()
+    fp16_custom_black_list: tuple[str, ...] = ()
     GradScaler: LossScaling = Field(default_factory=LossScaling)
 
 
@@ -109,17 +106,17 @@ class GradClip(Section):
     clip_norm: PositiveFloat = 1.0
     clip_norm_max: PositiveFloat | None = None  # bound of the factor that gradients are multiplied by
     always_clip: bool = False  # scale to clip_norm also where the norm is smaller
-    no_clip_list: list[str] = Field(default_factory=list)  # parts of names left out of norm and clipping
+    no_clip_list: tuple[str, ...] = ()  # parts of names left out of norm and clipping
 
 
 class OptimizerOptions(Section):
     """Keys of the Optimizer section that hold for every optimizer."""
 
     grad_clip: GradClip | None = None
-    no_weight_decay: list[Literal["bias", "norm", "token", "position", "1d"]] = Field(default_factory=list)
-    no_weight_decay_name: list[str] = Field(default_factory=list)  # parts of names; PLSC's
+    no_weight_decay: tuple[Literal["bias", "norm", "token", "position", "1d"], ...] = ()
+    no_weight_decay_name: tuple[str, ...] = ()  # parts of names; PLSC's
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    freeze: list[str] = Field(default_factory=list)  # patterns such as blocks.0.* or patch_embed.*
+    freeze: tuple[str, ...] = ()  # patterns such as blocks.0.* or patch_embed.*
     use_master_param: bool | None = None  # PLSC's name of FP16.master_weight
 
 
@@ -146,18 +143,22 @@ DATASET_KEYS = {  # of every data set beside its own: annotation and default
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataSection:
     """DataLoader.Train or DataLoader.Eval."""
 
     dataset: Component
-    transforms: list[Component]
-    batch_transforms: list[Component]
+    transforms: tuple[Component, ...]
+    batch_transforms: tuple[Component, ...]
     sampler: Component
     loader: Loader
     path: tuple = ()
 
+    def __post_init__(self):
+        for name in ("transforms", "batch_transforms"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
 
 class Export(Section):
     export_type: Literal["paddle", "onnx"] = "paddle"
-    input_shape: list[int | None] | None = None  # batch, channels, height, width, None free; default: the model's
+    input_shape: tuple[int | None, ...] | None = None  # batch, channels, height, width, None free; default: the model's

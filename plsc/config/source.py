@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plsc.config.frozen import frozen
 from plsc.config.recipes import locate
 from plsc.config.yaml_tree import parse_file, parse_value
 from plsc.errors import ConfigError
@@ -32,7 +33,7 @@ class Origin:
         return self.text
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """A tree of dict, list and scalars with the origin of each key.
 
@@ -48,6 +49,10 @@ class Source:
     name: str = ""
     notes: list[str] = field(default_factory=list)
 
+    def frozen(self) -> "Source":
+        """A copy that cannot be changed."""
+        return Source(frozen(self.tree), frozen(self.origins), self.name, frozen(self.notes))
+
     def origin(self, path: KeyPath) -> Origin:
         """Where the key was written; for an absent key, where its nearest parent was."""
         path = tuple(path)
@@ -59,7 +64,7 @@ class Source:
         """What was written at a key path; None where nothing was."""
         at: Any = self.tree
         for key in path:
-            known = at.keys() if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ()
+            known = at.keys() if isinstance(at, dict) else range(len(at)) if isinstance(at, (list, tuple)) else ()
             if key not in known:
                 return None
             at = at[key]
