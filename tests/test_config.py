@@ -912,3 +912,43 @@ def test_a_factory_gets_lists_and_dicts_of_its_own(here):
             assert received == {"sizes": [1, 2, 9], "pair": (3, 4), "names": {"a": [5], "new": 9}, "anything": [[6], 7]}
     finally:
         LOSSES._entries = entries
+
+
+# -- tasks, and PLSC's switches ------------------------------------------------------------
+
+
+def test_the_task_is_classification_where_none_is_given(here):
+    assert load_tree(here, tiny_digits()).Task.name == "Classification"
+    message = refusal(here, digits(**{"Task": {"name": "Clasification"}}))
+    assert "Task.name: " in message and "did you mean Classification?" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "loggers"),
+    [
+        ({}, ()),
+        ({"Global.use_visualdl": False}, ()),
+        ({"Global.use_visualdl": True}, ("visualdl",)),
+        ({"Global.use_visualdl": True, "Global.loggers": ["tensorboard"]}, ("tensorboard", "visualdl")),
+        ({"Global.use_visualdl": True, "Global.loggers": ["visualdl"]}, ("visualdl",)),
+        ({"Global.use_visualdl": None, "Global.loggers": ["wandb"]}, ("wandb",)),
+    ],
+)
+def test_use_visualdl_is_plscs_name_of_a_logger(here, changes, loggers):
+    config = load_tree(here, digits(**changes))
+    assert config.Global.loggers == loggers
+    assert load(config.to_dict()).Global.loggers == loggers
+
+
+def test_what_is_no_switch_or_no_logger_is_refused(here):
+    message = refusal(here, digits(**{"Global.use_visualdl": "maybe", "Global.loggers": ["tensorbord"]}))
+    assert f"{line_of(here, 'maybe')}: Global.use_visualdl: expected true or false, got 'maybe'" in message
+    assert "Global.loggers: expected a list of one of visualdl, tensorboard, wandb" in message
+
+
+def test_use_master_param_is_plscs_name_of_master_weight(here):
+    config = load_tree(here, digits(**{"FP16": {"level": "O2"}, "Optimizer.use_master_param": False}))
+    assert config.FP16.master_weight is False
+    config = load_tree(here, digits(**{"FP16": {"level": "O2"}}), "Optimizer.use_master_param=False")
+    assert config.FP16.master_weight is False
+    assert load_tree(here, digits(**{"Optimizer.use_master_param": False})).FP16 is None

@@ -143,6 +143,14 @@ def test_a_configuration_that_was_found_runs_no_code(here):
     assert (here / "executed").exists()
 
 
+def test_an_override_of_one_import_allows_that_one_alone(here):
+    write(here / "bad.py", "open('executed', 'w').close()\n")
+    write(here / "losses.py", LOSS, name="PowerLoss")
+    path = write_config(here / "run.yaml", recipe("PowerLoss", ["./gone.py", "./bad.py"]))
+    config = load(path, ["Global.imports.0=./losses.py"], run_imports=False)
+    assert config.Loss["Train"][0].name == "PowerLoss" and not (here / "executed").exists()
+
+
 def test_a_base_of_a_found_configuration_runs_no_code_either(here):
     write(here / "bad.py", "open('executed', 'w').close()\n")
     write_config(here / "base.yaml", recipe("CELoss", ["./bad.py"]))
@@ -204,6 +212,7 @@ def test_a_broken_package_is_named(here, monkeypatch):
     [
         (("Optimizer",), {"name": "NoSuchOptimizer", "rate": 3}, lambda c: c.Optimizer is None),
         (("LRScheduler",), {"name": "NoSuchSchedule"}, lambda c: c.LRScheduler is None),
+        (("Task",), {"name": "NoSuchTask", "share": 0.5}, lambda c: c.Task.name == "Classification"),
         (("Loss",), {"Train": [{"NoSuchLoss": {}}, {"CELoss": {}}]}, lambda c: not c.Loss["Train"]),
         (
             ("Metric", "Train"),

@@ -8,7 +8,7 @@ from plsc.config import plsc_dialect, schema
 from plsc.config.checker import Checker
 from plsc.config.config import Config
 from plsc.config.imports import run_imports as import_named
-from plsc.config.rules import check_rules
+from plsc.config.rules import check_rules, takes_losses
 from plsc.config.schema import Component, DataSection
 from plsc.config.source import Source
 from plsc.registry import (
@@ -38,7 +38,7 @@ SECTIONS = (
     "Metric",
     "Export",
 )
-_REQUIRED = ("Model", "LRScheduler", "Optimizer", "DataLoader")
+_REQUIRED = ("Model", "Loss", "LRScheduler", "Optimizer", "DataLoader")
 
 
 def check(
@@ -52,13 +52,11 @@ def check(
     components.register_all()
     not_run = import_named(source, imports, allowed=run_imports)
     c = Checker(source, for_training=for_training, not_run=not_run)
-    tree = _renamed(c, dict(source.tree))
+    tree = _translated(c, dict(source.tree))
     c.known_keys(tree, SECTIONS, (), kind="section")
-    required = ("Model",)
-    if for_training:
-        required = (*_REQUIRED, *(["Loss"] if _learns_by_losses(tree.get("Task")) else []))
-    for key in required:
-        if tree.get(key) is None:
+    task = _task(c, tree.get("Task"))
+    for key in _REQUIRED if for_training else ("Model",):
+        if tree.get(key) is None and (key != "Loss" or task is None or takes_losses(task)):
             c.problem((key,), "the section is missing")
 
     def given(key: str, checked):
@@ -73,7 +71,7 @@ def check(
         FP16=given("FP16", lambda raw, path: c.section(schema.FP16, raw, path)),
         EMA=given("EMA", lambda raw, path: c.section(schema.EMA, raw, path)),
         Model=given("Model", lambda raw, path: c.named(MODELS, raw, path)),
-        Task=c.named(TASKS, tree.get("Task"), ("Task",), default="Classification"),
+        Task=task,
         Loss=_losses(c, tree.get("Loss")),
         LRScheduler=given("LRScheduler", lambda raw, path: c.named(SCHEDULERS, raw, path, default="Constant")),
         **_optimizer(c, tree.get("Optimizer")),
@@ -85,39 +83,58 @@ def check(
     if not c.problems:
         check_rules(c, config)
     c.raise_problems()
-    return config.replace({**_plsc_meaning(c, config), "notes": c.notes})
+    return _run_directory(c, config).replace({"notes": c.notes})
 
 
-def _plsc_meaning(c: Checker, config: Config) -> dict:
-    """What keys of PLSC's change elsewhere in the configuration."""
-    changes = {}
-    if config.FP16 and config.optimizer_options.use_master_param is not None:
-        changes["FP16.master_weight"] = config.optimizer_options.use_master_param
+def _run_directory(c: Checker, config: Config) -> Config:
+    """The configuration with a file of PLSC's in a folder of its own: they share one output_dir."""
     path = ("Global", "output_dir")
     origin = c.source.origins.get(path)
-    if origin and origin.file in c.plsc_files:  # PLSC's files share one output_dir
-        folder = str(Path(config.Global.output_dir) / config.Model.name)
-        c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
-        changes["Global.output_dir"] = folder
-    return changes
+    if origin is None or origin.file not in c.plsc_files:
+        return config
+    folder = str(Path(config.Global.output_dir) / config.Model.name)
+    c.note(path, f"the run directory is {folder}, below output_dir as in PLSC, whose keys this file has")
+    return config.replace({"Global.output_dir": folder})
 
 
-def _learns_by_losses(task) -> bool:
-    """Whether the task of a section Task takes the losses of the section Loss."""
-    name = task.get("name") if isinstance(task, dict) else "Classification"
-    return name not in TASKS or "loss" in TASKS.get(name).supplied_parameters()
-
-
-def _renamed(c: Checker, tree: dict) -> dict:
-    """The sections under plsc's names."""
+def _translated(c: Checker, tree: dict) -> dict:
+    """The tree with PLSC's sections under plsc's names, and its switches as the keys that they set."""
+    origins = c.source.origins
     for alias, name in plsc_dialect.SECTION_ALIASES.items():
         if alias in tree:
             if name in tree:
                 c.problem((alias,), f"is another name of {name}, which is given too; keep one")
             tree[name] = tree.pop(alias)
-            origins = c.source.origins
             origins.update({(name, *path[1:]): origin for path, origin in origins.items() if path[0] == alias})
+    for path, (target, values) in plsc_dialect.SWITCHES.items():
+        section, key = path
+        if not isinstance(tree.get(section), dict) or key not in tree[section]:
+            continue
+        switch = tree[section][key]
+        tree[section] = {k: v for k, v in tree[section].items() if k != key}
+        if switch is not None and not isinstance(switch, bool):
+            c.problem(path, f"expected true or false, got {switch!r}")
+        elif switch is not None and (target[0] != "FP16" or isinstance(tree.get("FP16"), dict)):
+            _set(c, tree, target, values[switch], path)
     return tree
+
+
+def _set(c: Checker, tree: dict, target: tuple[str, str], value, source: tuple) -> None:
+    """Set a key as another one says; lists are joined, and two values that differ are a problem."""
+    section, key = target
+    present = tree[section].get(key)
+    if isinstance(value, list):
+        value = [*(present or []), *(item for item in value if item not in (present or []))]
+    elif present is not None and present != value:
+        c.problem(source, f"sets {'.'.join(target)} to {value}, which is {present}; keep one")
+    tree[section] = {**tree[section], key: value}
+    c.source.origins.setdefault(target, c.source.origin(source))
+
+
+def _task(c: Checker, raw) -> Component | None:
+    """The task; classification where none is given, or where another one is absent that only training needs."""
+    task = c.named(TASKS, raw, ("Task",), default="Classification")
+    return c.named(TASKS, None, ("Task",), default="Classification") if c.is_absent("Task") else task
 
 
 def _losses(c: Checker, raw) -> dict[str, list[Component]]:

@@ -34,6 +34,12 @@ class Words:
 
 SECTION_ALIASES = {"AMP": "FP16"}
 
+# PLSC's switches → (the key that they set, its value by theirs); what they set in an absent FP16 has no effect
+SWITCHES: dict[tuple[str, str], tuple[tuple[str, str], dict[bool, Any]]] = {
+    ("Global", "use_visualdl"): (("Global", "loggers"), {True: ["visualdl"], False: []}),
+    ("Optimizer", "use_master_param"): (("FP16", "master_weight"), {True: True, False: False}),
+}
+
 # key path, * for Train and Eval → its words
 SECTIONS: dict[tuple[str, ...], Words] = {
     ("Global",): Words(

@@ -20,11 +20,16 @@ def check_rules(c: Checker, config: Config) -> None:
         )
 
 
+def takes_losses(task: Component) -> bool:
+    """Whether a task learns by the losses of the section Loss."""
+    return "loss" in TASKS.get(task.name).supplied_parameters()
+
+
 def _check_lengths(c: Checker, config: Config) -> None:
     g = config.Global
     if not c.for_training:
         return
-    if not config.Loss["Train"] and "loss" in TASKS.get(config.Task.name).supplied_parameters():
+    if not config.Loss["Train"] and takes_losses(config.Task):
         c.problem(("Loss", "Train"), "is missing; it lists the losses to train with")
     if not config.DataLoader:
         c.problem(("DataLoader",), "has neither Train nor Eval")
@@ -75,11 +80,7 @@ def _undivided(value):
 
 
 def _check_precision(c: Checker, config: Config) -> None:
-    fp16, asked = config.FP16, config.optimizer_options.use_master_param
-    if not fp16:
-        return
-    if asked is not None and ("FP16", "master_weight") in c.source.origins and fp16.master_weight != asked:
-        c.problem(("Optimizer", "use_master_param"), f"is {asked}, but FP16.master_weight is {fp16.master_weight}")
-    scaler = fp16.GradScaler
-    if scaler.init_loss_scaling > scaler.max_loss_scaling:
-        c.problem(("FP16", "GradScaler", "init_loss_scaling"), "is larger than max_loss_scaling")
+    if config.FP16:
+        scaler = config.FP16.GradScaler
+        if scaler.init_loss_scaling > scaler.max_loss_scaling:
+            c.problem(("FP16", "GradScaler", "init_loss_scaling"), "is larger than max_loss_scaling")

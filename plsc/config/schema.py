@@ -55,7 +55,6 @@ class Global(Section):
     max_num_latest_checkpoint: int = 0  # beside latest and best: 0 none, N the last N, -1 all
     print_batch_step: Positive = 10  # updates between two log lines
     loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
-    use_visualdl: bool = False  # PLSC's name of loggers: [visualdl]
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/configuration.md
     to_static: bool = False  # compile each transformer block
     cpu_threads: Positive | None = None  # per process; default: cores ÷ local processes
@@ -117,7 +116,6 @@ class OptimizerOptions(Section):
     no_weight_decay_name: tuple[str, ...] = ()  # parts of names; PLSC's
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze: tuple[str, ...] = ()  # patterns such as blocks.0.* or patch_embed.*
-    use_master_param: bool | None = None  # PLSC's name of FP16.master_weight
 
 
 class Loader(Section):

@@ -220,6 +220,4 @@ def loggers(config: Config) -> list[Callback]:
     Raises:
         DeviceError: a package is missing; the message names the extra to install.
     """
-    g = config.Global
-    names = [*g.loggers, *(["visualdl"] if g.use_visualdl else [])]
-    return [Console(), MetricsFile(), *(_LOGGERS[name]() for name in dict.fromkeys(names))]
+    return [Console(), MetricsFile(), *(_LOGGERS[name]() for name in dict.fromkeys(config.Global.loggers))]

@@ -77,7 +77,7 @@ class Precision:
         if self.active and fp16.level == "O2" and not fp16.master_weight:
             log.warning(
                 "weights are updated in %s without float32 masters, as the configuration asks; "
-                "small updates are lost (FP16.master_weight or Optimizer.use_master_param: True keeps them)",
+                "small updates are lost (FP16.master_weight: True keeps them)",
                 fp16.dtype,
             )
         self.scaler = self._scale = None
