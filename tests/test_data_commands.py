@@ -887,7 +887,7 @@ def shown(monkeypatch, tmp_path, tree, mode="Train", **how) -> list[list[tuple[n
     seen = []
     monkeypatch.setattr(contact_sheet, "draw_sheet", lambda cells, output, title: seen.extend(cells))
     config = configs.load(str(write_config(tmp_path / "recipe.yaml", tree)))
-    contact_sheet.contact_sheet(config, mode, output=tmp_path / "sheet.png", **how)
+    contact_sheet.draw_contact_sheet(config, mode, tmp_path / "sheet.png", **how)
     return seen
 
 

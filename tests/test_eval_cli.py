@@ -24,6 +24,7 @@ from plsc.engine.evaluation import Evaluation, evaluate, evaluate_all
 from plsc.engine.evaluation_files import columns, write_table
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.export import export_model
 from tests.helpers import SHARED, TINY_MODEL, metrics, plsc, tiny_digits, write_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -286,6 +287,16 @@ def test_a_configuration_of_any_kind(run, picture_tree):
     assert config.Model.arguments["img_size"] == 16, "the caller's configuration stays as it was"
     with pytest.raises(ConfigError, match="go with a recipe"):
         evaluate(run, config, overrides=["Global.seed=1"])
+
+
+def test_an_open_number_of_classes_is_that_of_the_weights(run, picture_tree):
+    """Model.class_num: auto, for weights and for an export."""
+    tree = pictures_config(picture_tree, Path("none"))
+    tree["Model"]["class_num"] = "auto"
+    expected = figures_of(*ours(run, picture_tree / "val"))
+    assert_figures(evaluate(run, tree), expected)
+    export_model(run, "export")
+    assert_figures(evaluate("export", tree), expected)
 
 
 def test_a_single_failure_is_raised_and_one_of_several_is_in_its_row(run):

@@ -268,10 +268,10 @@ def _show(arguments) -> int:
     config = load_config(arguments.config, arguments.override, arguments.imports)
     _section(config, arguments.mode)
     from plsc.engine import tracking
-    from plsc.visualize.contact_sheet import contact_sheet
+    from plsc.visualize.contact_sheet import draw_contact_sheet
 
     tracking.start_logging(None)
-    contact_sheet(config, arguments.mode, count=arguments.count, copies=arguments.copies, output=output)
+    draw_contact_sheet(config, arguments.mode, output, count=arguments.count, copies=arguments.copies)
     print(f"written to {output}")
     return 0
 

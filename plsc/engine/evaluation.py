@@ -326,7 +326,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     from plsc.weights import read
 
     source = read(row.weights, part)
-    config = _with_classes(config, source.card)
+    config = loading.with_class_num(config, source.card)
     network = build.model(config)
     report = loading.load_pretrained(
         network,
@@ -344,17 +344,11 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
 def _exported(row: Row, config: Config, part: str, world: "World") -> _Subject:
     import paddle
 
-    from plsc import predictor
+    from plsc import loading, predictor
     from plsc.engine.evaluator import ExportedNetwork
 
     # onnxruntime does not know the device that Paddle was given
     device = "cpu" if world.on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
     exported = predictor.load_predictor(row.weights, weights=part, img_size=row.resized, device=device)
-    return _Subject(exported.path, ExportedNetwork(exported.run), exported.card, _with_classes(config, exported.card))
-
-
-def _with_classes(config: Config, card: "ModelCard") -> Config:
-    """The configuration with the weights' number of classes, where it leaves that open (Model.class_num: auto)."""
-    if config.Model.arguments.get("class_num") != "auto" or "class_num" not in card.spec:
-        return config
-    return config.replace({"Model.class_num": card.spec["class_num"]})
+    config = loading.with_class_num(config, exported.card)
+    return _Subject(exported.path, ExportedNetwork(exported.run), exported.card, config)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plsc.visualize.attention import draw_attention as draw_attention
     from plsc.visualize.confusion import draw_confusion as draw_confusion
+    from plsc.visualize.contact_sheet import draw_contact_sheet as draw_contact_sheet
     from plsc.visualize.curves import draw_curves as draw_curves
     from plsc.visualize.filters import draw_filters as draw_filters
     from plsc.visualize.patches import draw_patches as draw_patches
     from plsc.visualize.position import draw_position as draw_position
     from plsc.visualize.schedule import draw_schedule as draw_schedule
 
-_PICTURES = ("attention", "confusion", "curves", "filters", "patches", "position", "schedule")
+_PICTURES = ("attention", "confusion", "contact_sheet", "curves", "filters", "patches", "position", "schedule")
 
 __all__ = [f"draw_{picture}" for picture in _PICTURES]
 

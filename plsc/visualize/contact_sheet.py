@@ -3,12 +3,14 @@
 import itertools
 import textwrap
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from plsc import build
 from plsc.config import Config
 from plsc.data.sampler import Draw
+from plsc.errors import ConfigError
 from plsc.targets import Targets
 from plsc.visualize import sheet
 
@@ -18,21 +20,34 @@ _MOST_NAMED = 3
 _INCHES, _LETTERS, _LINES = 1.6, 26, 3  # of a picture's side, and of the caption above it
 
 
-def contact_sheet(config: Config, mode: str, *, count: int, copies: int, output) -> Path:
+def draw_contact_sheet(
+    config: Config, mode: Literal["Train", "Eval"], output: str | Path, *, count: int = 32, copies: int = 1
+) -> Path:
     """Draw the first pictures of a mode as its loader, device input and mixing hand them to the model.
 
     A row is a batch of its own, mixed by its own draw. With several copies a row is one picture, and each
     column the batch of another epoch.
 
     Args:
-        mode: Train or Eval; of Eval the pictures come from all over the data set.
-        count: pictures on the sheet, rounded to whole rows. copies: epochs to show of each picture.
+        mode: of Eval the pictures come from all over the data set.
         output: a .png or .svg file.
+        count: pictures on the sheet, rounded to whole rows. copies: epochs to show of each picture.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ConfigError: there is no such mode, or so many pictures do not fit on a sheet.
+        DataError: the data cannot be read.
     """
+    if mode not in config.DataLoader:
+        raise ConfigError(f"{config.source.name}: DataLoader.{mode} is missing")
     across = min(_COLUMNS, count) if copies == 1 else max(1, count // copies)
     rows = -(-count // across) if copies == 1 else 1
     sheet.check_count(across * rows * copies, "ask for fewer with --count or --copies")
-    feed = build.feed(config, mode, batch_size=across)
+    data = build.dataset(config, mode)
+    config = build.resolve_class_num(config, data)
+    feed = build.feed(config, mode, batch_size=across, data=data)
     try:
         plan = _plan(config, mode, feed, across=across, rows=rows)
         if copies > 1:
@@ -48,7 +63,7 @@ def contact_sheet(config: Config, mode: str, *, count: int, copies: int, output)
         cells = list(zip(*cells, strict=True))
     layout = "each column is another epoch" if copies > 1 else "each row is a batch"
     shape = "x".join(map(str, feed.loader.fetcher.fields()["image"].shape))
-    return draw_sheet(cells, output, title=f"{mode}: {config.DataLoader[mode].dataset.name}, {shape}; {layout}")
+    return draw_sheet(cells, Path(output), title=f"{mode}: {config.DataLoader[mode].dataset.name}, {shape}; {layout}")
 
 
 def _plan(config: Config, mode: str, feed: build.Feed, *, across: int, rows: int) -> list[list[Draw]]:

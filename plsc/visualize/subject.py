@@ -110,6 +110,8 @@ def _of_config(config: Config) -> Subject:
     preprocess = build.recipe_preprocess(config)
     if preprocess is None:
         raise ConfigError(f"{name}: has no DataLoader.Eval, whose transform_ops state how pictures enter the model")
+    if config.Model.arguments.get("class_num") == "auto":
+        config = config.replace({"Model.class_num": 0})  # a head is not drawn
     try:
         return Subject(name, ViTSpec(**config.Model.arguments), card=ModelCard(preprocess=preprocess))
     except TypeError:
