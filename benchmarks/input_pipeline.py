@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=250, help="pictures a turn")
     arguments = parser.parse_args()
     paths = found_pictures(arguments.folder, arguments.pictures)
-    environment.prepare(device="cpu")
+    environment.prepare()
     environment.import_paddle()
     cv2.setNumThreads(0)
     data = Listed(paths)

@@ -19,8 +19,7 @@ def load_config(
 ) -> Config:
     """Read and check a configuration; it cannot be changed afterwards, `config.replace` makes a changed copy.
 
-    Where Paddle has not been imported yet, threads and libraries are set for Global.device and Global.cpu_threads
-    first.
+    Where Paddle has not been imported yet, its threads are set first, as Global.cpu_threads says.
 
     Args:
         config: a path, the bare name of a shipped recipe, or a dict of sections as a recipe has them.
@@ -47,10 +46,7 @@ def load_config(
     source = load_source(config, overrides)
     section = source.tree.get("Global")
     section = section if isinstance(section, dict) else {}
-    device, threads = section.get("device", "auto"), section.get("cpu_threads")
-    environment.prepare(
-        device=device if isinstance(device, str) else "auto",
-        cpu_threads=threads if type(threads) is int and threads > 0 else None,
-    )
+    threads = section.get("cpu_threads")
+    environment.prepare(cpu_threads=threads if type(threads) is int and threads > 0 else None)
     environment.import_paddle()
     return check(source, imports, for_training=for_training, run_imports=run_imports)

@@ -1,7 +1,11 @@
 """What differs between Paddle 2.6 and Paddle 3, and nothing else."""
 
+import warnings
+
 import paddle
 from paddle.distributed.fleet.utils import recompute as _recompute
+
+from plsc import environment
 
 VERSION = tuple(int(part) for part in paddle.__version__.split(".")[:2] if part.isdigit())
 IS_PADDLE_2 = VERSION < (3, 0) and VERSION != (0, 0)  # 0.0.0 is a development build of Paddle 3
@@ -24,6 +28,8 @@ def recompute_keeps_random_state(on_cpu: bool) -> bool:
 
 def to_static(layer):
     """Compile a layer with Paddle's own executor; its default, CINN, is absent from CPU wheels."""
+    # of Paddle's own code, at the first forward
+    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
     return paddle.jit.to_static(layer, backend=None, full_graph=True)
 
 
@@ -42,6 +48,13 @@ def peak_memory_bytes(device: str) -> int | None:
     if device == "cpu" or IS_PADDLE_2:
         return None
     return paddle.device.max_memory_allocated()
+
+
+def init_parallel_env() -> None:
+    """Join the processes that the launcher started, once, without Paddle's list of flags that differ from defaults."""
+    if not paddle.distributed.is_initialized():
+        with environment.stderr_without("Modified FLAGS detected", "FLAGS(name=", "=" * 71):
+            paddle.distributed.init_parallel_env()
 
 
 def global_tcp_store():

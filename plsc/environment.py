@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import signal
+import stat
 import sys
 import threading
 import warnings
@@ -78,18 +79,19 @@ def thread_count(requested: int | None = None) -> int:
     return max(1, available_cores() // local_size())
 
 
-def prepare(*, device: str = "auto", cpu_threads: int | None = None) -> None:
-    """Set the process up for Paddle; call before the first `import paddle`.
+def prepare(*, cpu_threads: int | None = None) -> None:
+    """Set the process up for Paddle; call before the first `import paddle`, after which it changes nothing.
 
     Args:
-        device: as in Global.device.
         cpu_threads: as in Global.cpu_threads; None means cores ÷ local processes.
 
     Raises:
         DeviceError: a system library that Paddle needs is missing.
     """
+    if launched():
+        die_with_parent()
     if "paddle" in sys.modules:
-        return  # too late to change anything, as in a program that uses plsc as a library
+        return
     os.environ["OMP_NUM_THREADS"] = str(thread_count(cpu_threads))
     if _is_amd():
         # Paddle's MKLML picks its slowest kernels on AMD; its AVX2 path is 2.5 to 5 times faster.
@@ -98,13 +100,7 @@ def prepare(*, device: str = "auto", cpu_threads: int | None = None) -> None:
     os.environ.setdefault("FLAGS_new_executor_sequential_run", "1")
     # Its threads otherwise spin while they wait: a third of the processor time of a compiled step.
     os.environ.setdefault("FLAGS_new_executor_serial_run", "1")
-    if device.split(":")[0] == "cpu":
-        # A launcher that saw a GPU build would ask for NCCL, which CPU tensors cannot use.
-        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
-        keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
-    if launched():
-        die_with_parent()
     require_system_libraries()
 
 
@@ -113,6 +109,26 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
     if sys.platform.startswith("linux"):
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+
+
+def tell_launcher(text: str) -> None:
+    """Print a line on the terminal or pipe of the launcher, which after a signal shows no output of its processes.
+
+    Nothing happens without a launcher, or where its output goes to a file.
+    """
+    if not launched():
+        return
+    try:
+        console = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_NOCTTY)
+    except OSError:  # another user's, or no Linux
+        return
+    try:
+        if not stat.S_ISREG(os.fstat(console).st_mode):
+            os.write(console, f"{text}\n".encode())
+    except OSError:
+        pass  # a pipe that nobody reads any more
+    finally:
+        os.close(console)
 
 
 def keep_freed_memory() -> None:
@@ -148,10 +164,12 @@ def import_paddle():
     would print every line of every library twice, and its handler of SIGTERM, which prints a C++ stack, are taken
     off again.
     """
-    root, said = logging.getLogger(), io.StringIO()
+    if "paddle" in sys.modules:
+        return sys.modules["paddle"]
+    root = logging.getLogger()
     handlers = list(root.handlers)
     try:
-        with _sigterm_kept(), contextlib.redirect_stderr(said), warnings.catch_warnings():
+        with _sigterm_kept(), stderr_without("OMP_NUM_THREADS"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
             import paddle
     except ModuleNotFoundError as error:
@@ -163,9 +181,22 @@ def import_paddle():
         ) from error
     finally:
         root.handlers[:] = handlers
-        lines = said.getvalue().splitlines(keepends=True)
-        sys.stderr.write("".join(line for line in lines if "OMP_NUM_THREADS" not in line))
     return paddle
+
+
+@contextlib.contextmanager
+def stderr_without(*parts: str) -> Iterator[None]:
+    """Context that leaves lines with one of these parts out of what Python code prints on stderr.
+
+    The other lines appear at its end.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        lines = printed.getvalue().splitlines(keepends=True)
+        sys.stderr.write("".join(line for line in lines if not any(part in line for part in parts)))
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def benchmark(
         for timing in benchmark(["output/mine", "mine_onnx"], batch_sizes=[1, 32]):
             print(timing.path, timing.runtime, timing.batch, timing.images_per_second)
     """
-    environment.prepare(device=device, cpu_threads=threads)
+    environment.prepare(cpu_threads=threads)
     paddle = environment.import_paddle()
     from plsc.engine.distributed import select_device
 

@@ -140,7 +140,7 @@ class Programs:
 
 def serve(address: str, small: dict[str, list[str]]) -> None:
     """Answer clients until killed."""
-    environment.prepare(device="cpu", cpu_threads=1)
+    environment.prepare(cpu_threads=1)
     environment.import_paddle()
     for found in pkgutil.walk_packages(plsc.__path__, "plsc."):
         if found.name != "plsc.__main__":

@@ -15,7 +15,7 @@ from tests.helpers import CHECKOUT, clean_environment, tiny_digits, write_config
 SCRIPT = """
 import sys
 from plsc import environment
-environment.prepare(device="cpu", cpu_threads=1)
+environment.prepare(cpu_threads=1)
 environment.import_paddle()
 from plsc.config import load
 from plsc.engine.assembly import assemble

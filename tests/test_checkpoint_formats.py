@@ -932,7 +932,7 @@ def test_convert_onto_itself(made, to):
 _LOADING = """
 import resource, sys, tracemalloc
 from plsc import environment
-environment.prepare(device="cpu"); environment.import_paddle()
+environment.prepare(); environment.import_paddle()
 import numpy as np
 from safetensors.numpy import save_file
 from plsc import loading

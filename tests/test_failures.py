@@ -109,6 +109,28 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     assert gone(everyone)
 
 
+@pytest.mark.distributed
+def test_ctrl_c_of_the_launcher_says_how_to_continue(tmp_path):
+    """On its own console, which by then shows no process's output; the processes have saved."""
+    run = tmp_path / "run"
+    config = write_config(tmp_path / "run.yaml", long_run())
+    launcher = subprocess.Popen(
+        command(["train", "-c", config, "-o", f"Global.output_dir={run}"], 2, tmp_path / "log"),
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_step(run, 3)
+    launcher.send_signal(signal.SIGINT)
+    _, console = launcher.communicate(timeout=60)
+    step = int((run / "checkpoints" / "latest").read_text().split("-")[1])
+    assert "stopping after this update, then saving" in console
+    assert f"stopped at step {step} of" in console and f"plsc train -c {run / 'config.yaml'}" in console
+
+
 def _rank_of(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
@@ -261,7 +283,7 @@ def test_a_signal_during_evaluation_ends_it(tmp_path):
     script.write_text(
         "import sys, time\n"
         "from plsc import environment\n"
-        "environment.prepare(device='cpu')\n"
+        "environment.prepare()\n"
         "environment.import_paddle()\n"
         "from plsc.metrics import TopkAcc\n"
         "update = TopkAcc.update\n"

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from plsc.timing import benchmark, write_timings
 
     output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
-    environment.prepare(device=arguments.device, cpu_threads=arguments.threads)
+    environment.prepare(cpu_threads=arguments.threads)
     import_parts(arguments)
     timings = benchmark(
         arguments.paths,

@@ -156,7 +156,7 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
     weights = weights_of(arguments.weights, config, "predict with")
     device = arguments.device or (config.Global.device if config else "auto")
     if runtimes.needs_paddle(weights):
-        environment.prepare(device=device)
+        environment.prepare()
         environment.import_paddle()
         from plsc.engine.distributed import select_device
 

@@ -222,7 +222,7 @@ def _model(arguments: argparse.Namespace, img_size: int | None = None) -> "Loade
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "draw")
     device = config.Global.device if config else "auto"
-    environment.prepare(device=device)
+    environment.prepare()
     environment.import_paddle()
     from plsc.engine.distributed import select_device
     from plsc.loading import load_model

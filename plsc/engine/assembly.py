@@ -56,7 +56,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
             sampler.global_batch,
             len(feed.data),
         )
-    precision = Precision(config.FP16, world.on_cpu)
+    precision = Precision.of(config, world)
     evaluator = _evaluator(config, feed, world, precision)
 
     model, frozen = _model(config, feed, pretrained)
@@ -92,7 +92,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
         run_directory.write_description(config, world)
         if saved is not None and saved.path.resolve().parent == checkpoints.folder.resolve():
             checkpoints.point("latest", progress.step)  # where a run that went back goes on from
-    _describe(config, model, frozen, progress, sampler.batch_size, world)
+    _describe(config, model, frozen, precision, progress, world)
     return Trainer(
         config=config,
         world=world,
@@ -278,19 +278,20 @@ def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
 
 
 def _describe(
-    config: Config, model: paddle.nn.Layer, frozen: list[str], progress: Progress, batch_size: int, world: World
+    config: Config, model: paddle.nn.Layer, frozen: list[str], precision: Precision, progress: Progress, world: World
 ) -> None:
     count = sum(int(np.prod(p.shape)) for p in model.parameters())
     log.info(
-        "%s, %s parameters%s, on %d x %s; global batch %d (%d x %d%s), %d updates, %d an epoch",
+        "%s, %s parameters%s, on %d x %s in %s; global batch %d (%d x %d%s), %d updates, %d an epoch",
         config.Model.name,
         f"{count:,}",
         f" ({len(frozen)} arrays frozen)" if frozen else "",
         world.size,
         world.device,
+        precision,
         progress.global_batch,
         world.size,
-        batch_size,
+        progress.global_batch // world.size,
         f" in {config.Global.accum_steps} parts" if config.Global.accum_steps > 1 else "",
         progress.total_steps,
         progress.steps_per_epoch,

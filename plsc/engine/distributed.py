@@ -29,16 +29,22 @@ def select_device(name: str) -> str:
     if name == "auto":
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         name = "gpu" if has_gpu else "cpu"
+    if name == "cpu":
+        environment.keep_freed_memory()
     try:
         paddle.set_device(name)
     except Exception as error:  # Paddle raises ValueError, RuntimeError or OSError, by version and device
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         custom = paddle.device.get_all_custom_device_type()
         devices = ["cpu", *(["gpu"] if paddle.is_compiled_with_cuda() else []), *custom]
-        raise DeviceError(
-            f"Global.device is {name!r}, which the installed Paddle {paddle.__version__} cannot use ({reason}).\n"
-            f"  it offers: {', '.join(devices)}\n  for {name}: {environment.how_to_install(name)}"
-        ) from error
+        lines = [
+            f"Global.device is {name!r}, which the installed Paddle {paddle.__version__} cannot use ({reason}).",
+            f"  it offers: {', '.join(devices)}",
+            f"  for {name}: {environment.how_to_install(name)}",
+        ]
+        if name != "cpu":
+            lines.append("  to compute on the CPU: -o Global.device=cpu, or --device cpu where the command has it")
+        raise DeviceError("\n".join(lines)) from error
     return name
 
 
@@ -90,8 +96,7 @@ class World:
             return cls(device)
         if device == "cpu":  # a launcher that saw a GPU build asks for NCCL, which CPU tensors cannot use
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
-        if not dist.is_initialized():
-            dist.init_parallel_env()
+        compat.init_parallel_env()
         return cls(device, dist.get_rank(), dist.get_world_size())
 
     @property

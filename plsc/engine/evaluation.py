@@ -269,7 +269,7 @@ def _prepared(row: Row, config: Config, world: "World", class_names: str | Path 
     names = None if class_names is None else read_class_names(class_names, build.class_num(config))
     feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
     subject.check_data(feed)
-    precision, network = Precision(config.FP16, world.on_cpu), subject.network
+    precision, network = Precision.of(config, world), subject.network
     if exported:
         subject.check_outputs(feed)
     else:

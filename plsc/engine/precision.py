@@ -7,7 +7,9 @@ from collections.abc import Callable
 import paddle
 
 from plsc import compat
+from plsc.config import Config
 from plsc.config.schema import FP16, LossScaling
+from plsc.engine.distributed import World
 from plsc.errors import TrainingError
 
 log = logging.getLogger("plsc")
@@ -62,13 +64,14 @@ class Precision:
     Args:
         fp16: the section, or None for float32.
         on_cpu: whether the device is the CPU.
+        warn: whether a CPU's float32 is warned of; not where the device is what the machine has (`auto`).
     """
 
-    def __init__(self, fp16: FP16 | None, on_cpu: bool):
+    def __init__(self, fp16: FP16 | None, on_cpu: bool, *, warn: bool = True):
         self.fp16 = fp16
         wanted = fp16 is not None and fp16.level != "O0"
         self.active = wanted and not on_cpu
-        if wanted and on_cpu:
+        if wanted and on_cpu and warn:
             log.warning(
                 "FP16 asks for %s %s, which Paddle does not have on CPU: this run computes in float32",
                 fp16.dtype,
@@ -87,6 +90,14 @@ class Precision:
             self.scaler = paddle.amp.GradScaler(
                 enable=True, init_loss_scaling=self._scale.value, use_dynamic_loss_scaling=False
             )
+
+    @classmethod
+    def of(cls, config: Config, world: World) -> "Precision":
+        """As the section FP16 of a configuration asks."""
+        return cls(config.FP16, world.on_cpu, warn=config.Global.device != "auto")
+
+    def __str__(self) -> str:
+        return f"{self.fp16.dtype} ({self.fp16.level})" if self.active else "float32"
 
     @property
     def keeps_masters(self) -> bool:

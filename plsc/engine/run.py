@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plsc.config import Config
     from plsc.engine.callbacks import Callback
     from plsc.engine.distributed import World
+    from plsc.engine.trainer import Trainer
 
 log = logging.getLogger("plsc")
 
@@ -84,18 +85,23 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         called = Callbacks([*loggers(config), *callbacks], is_first=first)
         try:
             trainer = assemble(config, world, called)
-            trainer.fit()
-            progress = trainer.progress
-            result = TrainResult(
-                folder, progress.finished, progress.step, trainer.last, trainer.best.record, trainer.stop.signal
-            )
-            called.end(result)
+            with trainer.stop:
+                trainer.fit()
+                result = _result(folder, trainer)
+                # the others wait: the launcher ends all processes soon after the first of them has left
+                with world.first_only() as mine:
+                    called.end(result)
+                    if mine:
+                        _summarise(result, trainer.progress.total_steps)
         except BaseException as error:
             called.failure(error)
             raise
-        if world.is_first:
-            _summarise(result, progress.total_steps)
         return result
+
+
+def _result(folder: Path, trainer: "Trainer") -> TrainResult:
+    progress = trainer.progress
+    return TrainResult(folder, progress.finished, progress.step, trainer.last, trainer.best.record, trainer.stop.signal)
 
 
 @contextlib.contextmanager
@@ -168,9 +174,7 @@ def _summarise(result: TrainResult, total_steps: int) -> None:
             log.info("%s evaluation%s: %s", which, of, shown)
     log.info("run directory: %s", result.run_directory)
     if not result.finished:
-        log.info(
-            "stopped at step %d of %d; continue with: plsc train -c %s -o Global.resume=auto",
-            result.step,
-            total_steps,
-            result.run_directory / "config.yaml",
-        )
+        again = f"plsc train -c {result.run_directory / 'config.yaml'} -o Global.resume=auto"
+        last = f"stopped at step {result.step} of {total_steps}; continue with: {again}"
+        log.info("%s", last)
+        environment.tell_launcher(last)

@@ -9,6 +9,8 @@ import time
 
 import paddle
 
+from plsc import environment
+
 log = logging.getLogger("plsc")
 
 _POLL_SECONDS = 2.0
@@ -48,7 +50,9 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.signal is None and self._world.is_first:
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            os.write(2, f"\nstopping after this update, then saving{again}\n".encode())
+            text = f"stopping after this update, then saving{again}"
+            os.write(2, f"\n{text}\n".encode())
+            environment.tell_launcher(text)
         self.signal = number
 
     def agreed(self) -> bool:

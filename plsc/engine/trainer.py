@@ -77,14 +77,14 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end, or until a signal stops it; `progress` says which, and `stop.signal`."""
+        """Train to the end or, inside `with trainer.stop`, until a signal stops it."""
         g, progress = self.config.Global, self.progress
         self.callbacks.start(self._info())
         self.world.barrier()  # a callback may take long; the others must not wait for it in a collective
         self.model.train()
         batches = self.feed.loader.run(self.sampler.batches(progress.step))
         try:
-            with self.stop, Profile(g.profiler_options, g.output_dir) as profile, self._bar() as bar:
+            with Profile(g.profiler_options, g.output_dir) as profile, self._bar() as bar:
                 stopped = False
                 if progress.finished:
                     log.info("nothing is left to train: the checkpoint is of step %d, the run's last", progress.step)
