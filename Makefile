@@ -27,7 +27,7 @@ $(VENV)/ready $(VENV26)/ready $(VENV_PARITY)/ready: pyproject.toml tools/check_s
 	@touch $@
 
 train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core
-	$(VENV)/bin/python -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch \
+	PYTHONWARNINGS="ignore:No ccache found" $(VENV)/bin/python -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch \
 	    --nproc_per_node $(PROCESSES) tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
 
 test: $(VENV)/ready  ## run all tests, two at a time
