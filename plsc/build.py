@@ -93,14 +93,14 @@ def check_members(config: Config, part: Component, built, protocol: type) -> Non
 def model(config: Config):
     """The model with fresh weights, drawn from Global.seed."""
     paddle.seed(config.Global.seed)
-    return component(config, MODELS, config.Model)
+    return component(config, MODELS, model_part(config))
 
 
 def class_num(config: Config) -> int:
-    """The model's classes. Raises ConfigError where they are still `auto`; see resolve_class_num."""
+    """The model's classes. Raises ConfigError where they are `auto`; see resolve_class_num."""
     count = config.Model.arguments["class_num"]
     if count == "auto":
-        raise config.error(("Model", "class_num"), "is auto, but no data set is open here; give a number")
+        raise config.error(("Model", "class_num"), "is auto, but neither data nor weights give it here; give a number")
     return count
 
 
@@ -110,6 +110,13 @@ def resolve_class_num(config: Config, data) -> Config:
         return config
     count = LabelTable.of(data).classes if data.class_names is None else len(data.class_names)
     log.info("Model.class_num: auto, which is %d by the data set", count)
+    return config.replace({"Model.class_num": count})
+
+
+def with_class_num(config: Config, count: int | None) -> Config:
+    """The configuration with the classes that weights state where Model.class_num is `auto`, else as it is."""
+    if config.Model.arguments.get("class_num") != "auto" or not count:
+        return config
     return config.replace({"Model.class_num": count})
 
 
@@ -127,17 +134,13 @@ def dataset(config: Config, mode: str, *, class_names: list[str] | None = None, 
     if len(data) == 0:
         raise DataError(f"{section.dataset.name}: holds no samples")
     try:
-        renumbered = numbered_as(data, class_names)
+        renumbered = numbered_as(data, class_names, owner)
     except DataError as error:
-        raise DataError(f"DataLoader.{mode}.dataset: {section.dataset.name} {error}; {owner} has others") from error
+        raise DataError(f"DataLoader.{mode}.dataset: {section.dataset.name} {error}") from error
     if renumbered is not data:
         missing = sorted(set(class_names) - set(data.class_names))
-        log.warning(
-            "DataLoader.%s.dataset: has no pictures of some classes of %s: %s; its classes are numbered as there",
-            mode,
-            owner,
-            some(missing),
-        )
+        lacking = f", and has no pictures of {some(missing)}" if missing else ""
+        log.warning("DataLoader.%s.dataset: its classes are numbered as in %s%s", mode, owner, lacking)
     return renumbered
 
 
@@ -438,7 +441,9 @@ def optimizer(config: Config, network, multi_precision: bool):
 
 
 def model_part(config: Config, img_size: int | None = None) -> Component:
-    """The recipe's Model section, at another resolution where one is asked for."""
+    """The recipe's Model section, at another resolution where one is asked for. Raises ConfigError as class_num."""
+    if "class_num" in config.Model.arguments:
+        class_num(config)
     if img_size is None:
         return config.Model
     return dataclasses.replace(config.Model, arguments={**config.Model.arguments, "img_size": img_size})

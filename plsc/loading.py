@@ -65,7 +65,7 @@ def load_model(
     """
     source = read(path, weights)
     if config is not None:
-        config = with_class_num(config, source.card)
+        config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
     position = position_method(config, source)
     load_pretrained(
@@ -101,13 +101,6 @@ def _as_written(source: Source, img_size: int | None) -> Model:
 
 def _as_in_recipe(config: Config, img_size: int | None) -> Model:
     return build.component(config, MODELS, build.model_part(config, img_size))
-
-
-def with_class_num(config: Config, card: ModelCard) -> Config:
-    """The configuration with the weights' number of classes where it leaves that open (Model.class_num: auto)."""
-    if config.Model.arguments.get("class_num") != "auto" or "class_num" not in card.spec:
-        return config
-    return config.replace({"Model.class_num": card.spec["class_num"]})
 
 
 def position_method(config: Config | None, source: Source) -> str:

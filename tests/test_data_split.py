@@ -111,7 +111,7 @@ DATA = {
         [list_data(tmp, ["3,17,0", "4"], multi_label=True), sliced(Digits(), "5:9"), Plain([3])]
     ),
     "subset": lambda tmp: Subset(Digits(), np.array([0, 3, 4, 200])),
-    "renumbered": lambda tmp: numbered_as(folder_data(tmp), ["z", "class_2", "class_0", "class_1"]),
+    "renumbered": lambda tmp: numbered_as(folder_data(tmp), ["z", "class_2", "class_0", "class_1"], "x"),
     "read": lambda tmp: Plain([(3, 1), (2,), ()]),
 }
 
@@ -370,15 +370,16 @@ def test_the_data_set_counts_the_models_classes(tmp_path):
     done = plsc("train", "-c", path, "-o", f"Global.output_dir={tmp_path / 'run'}", cwd=tmp_path)
     assert "Model.class_num: auto, which is 3 by the data set" in done.stdout + done.stderr
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["Model"]["class_num"] == 3
-    plsc("eval", "--weights", tmp_path / "run", "--output", tmp_path / "e.json", cwd=tmp_path)
-    assert json.loads((tmp_path / "e.json").read_text())["samples"] == 12
+    shutil.rmtree(tmp_path / "a" / "class_1")  # the weights count the classes of an evaluation, and number them
+    plsc("eval", "-c", path, "--weights", tmp_path / "run", "--output", tmp_path / "e.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "e.json").read_text())["samples"] == 8
 
 
 def test_a_list_without_names_has_one_class_more_than_its_largest_label(tmp_path):
     data = list_data(tmp_path, ["3", "0", "3"])
     config = load(folder_tree(tmp_path / "pictures"))
     assert build.class_num(build.resolve_class_num(config, data)) == 4
-    with pytest.raises(ConfigError, match="is auto, but no data set is open"):
+    with pytest.raises(ConfigError, match="is auto, but neither data nor weights"):
         build.class_num(config)
 
 
@@ -405,7 +406,7 @@ def test_a_class_that_evaluation_has_no_pictures_of_changes_no_number(tmp_path, 
     data = build.dataset(config, "Eval", class_names=train.class_names, owner="the training data")
     assert isinstance(data, Renumbered) and data.class_names == train.class_names
     assert [data[i].label for i in range(len(data))] == labels_of(data, np.arange(4)).tolist() == [0, 0, 3, 3]
-    assert "has no pictures of some classes of the training data: class_1, class_2" in caplog.text
+    assert "its classes are numbered as in the training data, and has no pictures of class_1, class_2" in caplog.text
 
 
 def test_a_class_that_only_evaluation_has_is_refused(tmp_path):
@@ -415,7 +416,10 @@ def test_a_class_that_only_evaluation_has_is_refused(tmp_path):
     (tmp_path / "train" / "class_3").mkdir()
     config = load(folder_tree(tmp_path / "train", tmp_path / "val"))
     names = build.dataset(config, "Train").class_names
-    with pytest.raises(DataError, match="has classes that are unknown: class_3; the training data"):
+    with pytest.raises(
+        DataError,
+        match="has classes that the training data do not have: class_3; they have class_0",
+    ):
         build.dataset(config, "Eval", class_names=names, owner="the training data")
 
 
@@ -424,9 +428,9 @@ def test_names_that_are_there_twice_are_not_matched():
         class_names = ["crane", "crane", "dog"]
 
     data = Cranes([0, 1, 2])
-    assert numbered_as(data, ["crane", "crane", "dog"]) is data
+    assert numbered_as(data, ["crane", "crane", "dog"], "x") is data
     with pytest.raises(DataError, match="twice"):
-        numbered_as(data, ["dog", "crane", "crane"])
+        numbered_as(data, ["dog", "crane", "crane"], "x")
 
 
 # -- a stranger's data set --------------------------------------------------------------------

@@ -267,7 +267,9 @@ def _prepared(row: Row, config: Config, world: "World", class_names: str | Path 
     subject = _exported(row, config, part, world) if exported else _loaded(row, config, part)
     config = subject.config
     names = None if class_names is None else read_class_names(class_names, build.class_num(config))
-    feed = build.feed(config, "Eval", batch_size=config.DataLoader["Eval"].sampler.arguments["batch_size"])
+    data = build.dataset(config, "Eval", class_names=subject.distinct_names, owner="the weights")
+    batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
+    feed = build.feed(config, "Eval", batch_size=batch_size, data=data)
     subject.check_data(feed)
     precision, network = Precision.of(config, world), subject.network
     if exported:
@@ -287,19 +289,17 @@ class _Subject:
     card: "ModelCard"
     config: Config
 
+    @property
+    def distinct_names(self) -> list[str] | None:
+        """The classes' names, by which data is numbered; None where some are there twice, or there are none."""
+        names = self.card.class_names
+        return names if names and len(set(names)) == len(names) else None
+
     def check_data(self, feed: "build.Feed") -> None:
-        """Raise where the data's classes are not those of the weights; warn where pictures are prepared otherwise."""
+        """Raise where the data's numbers may mean other classes; warn where pictures are prepared otherwise."""
         from plsc import build, loading
-        from plsc.data.class_names import some
 
         ours, theirs, wanted = feed.data.class_names, self.card.class_names, build.class_num(self.config)
-        if ours and theirs and ours != theirs and len(set(theirs)) == len(theirs):
-            only = [("weights", set(theirs) - set(ours)), ("data", set(ours) - set(theirs))]
-            differences = [f"only in the {where}: {some(sorted(names), 5)}" for where, names in only if names]
-            raise CheckpointError(
-                f"{self.path}: has {len(theirs)} classes, the data set {len(ours)}; "
-                f"{'; '.join(differences) or 'they are in another order'}"
-            )
         if ours and len(ours) < wanted and ours != theirs:
             raise ConfigError(
                 f"the data's {len(ours)} classes ({', '.join(ours[:3])}, …) are numbered from 0, but the model has "
@@ -326,7 +326,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     from plsc.weights import read
 
     source = read(row.weights, part)
-    config = loading.with_class_num(config, source.card)
+    config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = build.model(config)
     report = loading.load_pretrained(
         network,
@@ -344,11 +344,11 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
 def _exported(row: Row, config: Config, part: str, world: "World") -> _Subject:
     import paddle
 
-    from plsc import loading, predictor
+    from plsc import build, predictor
     from plsc.engine.evaluator import ExportedNetwork
 
     # onnxruntime does not know the device that Paddle was given
     device = "cpu" if world.on_cpu else f"auto:{paddle.get_device().partition(':')[2] or 0}"
     exported = predictor.load_predictor(row.weights, weights=part, img_size=row.resized, device=device)
-    config = loading.with_class_num(config, exported.card)
+    config = build.with_class_num(config, exported.card.spec.get("class_num"))
     return _Subject(exported.path, ExportedNetwork(exported.run), exported.card, config)

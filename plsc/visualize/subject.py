@@ -113,7 +113,7 @@ def _of_config(config: Config) -> Subject:
     if config.Model.arguments.get("class_num") == "auto":
         config = config.replace({"Model.class_num": 0})  # a head is not drawn
     try:
-        return Subject(name, ViTSpec(**config.Model.arguments), card=ModelCard(preprocess=preprocess))
+        return Subject(name, ViTSpec(**build.model_part(config).arguments), card=ModelCard(preprocess=preprocess))
     except TypeError:
         network = build.model(config)
         return Subject(name, network.spec, network, ModelCard(model=config.Model.name, preprocess=preprocess))

@@ -91,20 +91,20 @@ class Renumbered(Subset):
         return sample._replace(label=numbers if several else numbers[0])
 
 
-def numbered_as(data: Dataset, class_names: list[str] | None) -> Dataset:
-    """The data set with its classes numbered as in `class_names`; as it is where either has no names.
+def numbered_as(data: Dataset, class_names: list[str] | None, owner: str) -> Dataset:
+    """The data set with its classes numbered as in `class_names`, those of `owner`; as it is where either has no names.
 
     Raises:
-        DataError: it has other classes than these, or names that are there twice do not tell which is which.
+        DataError: it has other classes than these; or another order, with names that are there twice.
     """
     names = data.class_names
     if names is None or class_names is None or names == class_names:
         return data
     others = sorted(set(names) - set(class_names))
     if others:
-        raise DataError(f"has classes that are unknown: {some(others)}")
+        raise DataError(f"has classes that {owner} do not have: {some(others)}; they have {some(class_names)}")
     if len(set(class_names)) < len(class_names) or len(set(names)) < len(names):
-        raise DataError("has its classes in another order, and names that are there twice do not tell which is which")
+        raise DataError(f"has its classes in another order than {owner}, which cannot be undone: some names are twice")
     return Renumbered(data, class_names)
 
 
