@@ -408,6 +408,7 @@ def metrics(config: Config, mode: str, *, weights_activation: str | None = None)
 def schedule(config: Config, total_steps: int, steps_per_epoch: int) -> Schedule:
     """update → learning rate."""
     made = component(config, SCHEDULERS, config.LRScheduler, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    check_members(config, config.LRScheduler, made, Schedule)
     if isinstance(made, WithWarmup) and made.warmup >= total_steps:
         log.warning(
             "the run of %d updates is no longer than the warm-up of %d: the learning rate ends at %.3g, below its peak",
@@ -431,6 +432,12 @@ def optimizer(config: Config, network, multi_precision: bool):
     except ConfigError as error:
         raise config.error(("Optimizer", "layer_decay"), str(error)) from error
     paddle_optimizer = component(config, OPTIMIZERS, config.Optimizer, groups=groups, multi_precision=multi_precision)
+    if not isinstance(paddle_optimizer, paddle.optimizer.Optimizer):
+        raise config.error(
+            ("Optimizer", "name"),
+            f"{config.Optimizer.name} makes {type(paddle_optimizer).__name__}, not a paddle.optimizer.Optimizer; see "
+            "plsc.optim.OptimizerFactory",
+        )
     clip = options.grad_clip
     clipping = (
         GradientClip(clip.clip_norm, clip.clip_norm_max, clip.always_clip, tuple(clip.no_clip_list))

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def register_all() -> None:
 
 
 def import_part(name: str, folder: Path | None = None) -> str:
-    """Import a module, or a file once per process, so that what it registers can be named in recipes.
+    """Import a module, or a file, once a process, so that what it registers can be named in recipes.
 
     Args:
         name: a module's dotted name (my_package.my_module) or the path of a .py file.
@@ -75,10 +76,9 @@ def import_part(name: str, folder: Path | None = None) -> str:
     path = ((folder or Path.cwd()) / Path(name).expanduser()).resolve()
     if not path.is_file():
         raise ConfigError(f"{name}: there is no such file (looked for {path})")
-    module_name = f"plsc_import_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if module_name not in sys.modules:
+    if not _is_imported(path):
         with _naming_the_place(f"{name} cannot be imported"):
-            _run(path, module_name)
+            _run(path, f"plsc_import_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
     return str(path)
 
 
@@ -87,13 +87,21 @@ def import_parts(names: Iterable[str], folder: Path | None = None) -> list[str]:
     return [import_part(name, folder) for name in names]
 
 
+def _is_imported(path: Path) -> bool:
+    """Whether a file is a module of this process, under whatever name: a program's own file, too."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return any(file and os.path.basename(file) == path.name and Path(file).resolve() == path for file in files)
+
+
 def _run(path: Path, module_name: str) -> None:
     """Run a file as the module of a name; where it fails, the module does not stay."""
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    loader = SourceFileLoader(module_name, str(path))
+    spec = importlib.util.spec_from_loader(module_name, loader)
+    assert spec is not None, "a loader of a file has a spec"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise

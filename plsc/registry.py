@@ -177,7 +177,7 @@ class Registry:
         Args:
             name: in recipes; default: the factory's own.
             aliases: other names.
-            supplied: parameters that recipes cannot set, beside those of the registry.
+            supplied: parameters that recipes cannot set, besides those of the registry.
 
         Raises:
             ConfigError: another factory has the name, or the signature has *args or **kwargs.

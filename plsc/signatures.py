@@ -147,5 +147,5 @@ def holding_bounds(factory: Callable, name: str) -> Callable:
 
     if not inspect.isclass(factory):
         return checked
-    factory.__init__ = checked
+    factory.__init__ = checked  # type: ignore[method-assign]
     return factory

@@ -1,5 +1,6 @@
 """What a batch says the answer is, in the compact form it arrived in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ class Targets:
     """Targets of one batch; one of the three forms is given.
 
     Attributes:
-        label: [B] int64, one class a sample; beside `dense`, what it was before mixing.
+        label: [B] int64, one class a sample; with `dense`, what it was before mixing.
         label_ids, label_weights: [B, K] int32 padded with -1 and [B, K] float32, several classes a sample.
         dense: [B, C] float32, as mixing leaves them.
         index: [B] int64, the samples' places in the data set.
@@ -27,7 +28,7 @@ class Targets:
     index: paddle.Tensor | None = None
 
     @classmethod
-    def of(cls, batch: dict) -> "Targets":
+    def of(cls, batch: Mapping[str, paddle.Tensor]) -> "Targets":
         """The targets among a batch's device tensors."""
         names = ("label", "label_ids", "label_weights", "target", "index")
         return cls(*(batch.get(name) for name in names))

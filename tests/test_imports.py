@@ -1,16 +1,23 @@
 """Components from outside the package: Global.imports, imports=, and installed packages' entry points."""
 
+import importlib
 import importlib.metadata
 import sys
 import textwrap
 
+import numpy as np
+import paddle
 import pytest
+from safetensors.numpy import load_file
 
-from plsc import components
+from plsc import build, components, registry
+from plsc.bounds import BelowOne, NonNegativeFloat, PositiveFloat
 from plsc.config import load
 from plsc.errors import ConfigError
+from plsc.optim import paddle_groups
 from plsc.registry import LOSSES
-from tests.helpers import tiny_digits, write_config
+from plsc.training import train
+from tests.helpers import metrics, tiny_digits, write_config
 
 LOSS = """
     from plsc.registry import LOSSES
@@ -70,6 +77,15 @@ def test_a_file_is_run_once_a_process_and_path(here):
         load(recipe("PowerLoss"), imports=["losses.py"])
     load(recipe("PowerLoss", ["./losses.py", str(here / "losses.py")]))
     assert (here / "runs").read_text() == "x"
+
+
+def test_a_file_that_the_program_has_imported_itself_is_not_run_again(here, monkeypatch):
+    """As where a script defines a loss, trains, and its recipe names the script for the commands."""
+    write(here / "own_losses.py", LOSS + "\n    open('runs', 'a').write('x')\n", name="PowerLoss")
+    monkeypatch.syspath_prepend(here)
+    importlib.import_module("own_losses")
+    config = load(recipe("PowerLoss", ["./own_losses.py"]))
+    assert config.Global.imports == (str(here / "own_losses.py"),) and (here / "runs").read_text() == "x"
 
 
 def test_a_module_and_an_import_of_the_command_line(here, monkeypatch):
@@ -264,3 +280,70 @@ def test_a_typing_error_stays_an_error_also_where_only_training_needs_the_key():
     tree["Optimizer"]["weigth_decay"] = 0.1
     with pytest.raises(ConfigError, match="did you mean weight_decay"):
         load(tree, for_training=False)
+
+
+# -- schedules, optimizers and metrics of others ------------------------------------------
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Registries that forget what a test registers."""
+    for name in ("OPTIMIZERS", "SCHEDULERS", "METRICS"):
+        monkeypatch.setattr(getattr(registry, name), "_entries", dict(getattr(registry, name)._entries))
+
+
+def test_a_schedule_and_an_optimizer_of_others_train_and_continue(own, here):
+    """Neither says more than it uses: no warm-up, no multi_precision; a run that stops and continues ends the same."""
+
+    @registry.SCHEDULERS.register()
+    def Halving(learning_rate: PositiveFloat, *, total_steps: int):
+        return lambda step: learning_rate * 0.5 ** (10 * step / total_steps)
+
+    @registry.OPTIMIZERS.register()
+    def RMSProp(rho: BelowOne = 0.95, weight_decay: NonNegativeFloat = 0.0, *, groups):
+        return paddle.optimizer.RMSProp(0.0, rho, momentum=0.9, parameters=paddle_groups(groups, weight_decay))
+
+    tree = tiny_digits()
+    tree["Global"]["epochs"] = 1
+    tree["LRScheduler"] = {"name": "Halving", "learning_rate": 0.002}
+    tree["Optimizer"] = {"name": "RMSProp", "rho": 0.9, "weight_decay": 0.01, "no_weight_decay": ["bias"]}
+    train(load(tree, {"Global.output_dir": "whole", "Global.max_train_step": 6}))
+    rates = [record["lr"] for record in metrics("whole")]
+    assert rates == pytest.approx([0.002 * 0.5 ** (10 * step / 45) for step in range(6)])
+    train(load(tree, {"Global.output_dir": "parts", "Global.max_train_step": 3}))
+    train(load(tree, {"Global.output_dir": "parts", "Global.max_train_step": 6, "Global.resume": "auto"}))
+    for name in ("model", "optimizer"):
+        whole, parts = (here / run / f"checkpoints/step-00000006/{name}.safetensors" for run in ("whole", "parts"))
+        arrays, others = load_file(whole), load_file(parts)
+        assert arrays.keys() == others.keys() and len(arrays) > 10
+        assert all(np.array_equal(arrays[key], others[key]) for key in arrays)
+    tree["LRScheduler"]["learning_rate"] = 0.0
+    with pytest.raises(ConfigError, match=r"LRScheduler\.learning_rate: got 0\.0"):
+        load(tree)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("Optimizer", r"Optimizer\.name: Wrong makes dict, not a paddle\.optimizer\.Optimizer"),
+        ("LRScheduler", r"LRScheduler: Wrong lacks __call__, which a schedule needs"),
+        ("Metric", r"Metric\.Eval\.0\.Wrong: Wrong lacks names, reset, reduce, compute"),
+    ],
+)
+def test_what_is_none_is_refused_with_what_it_lacks(own, section, expected):
+    kinds = {"Optimizer": registry.OPTIMIZERS, "LRScheduler": registry.SCHEDULERS, "Metric": registry.METRICS}
+
+    @kinds[section].register()
+    def Wrong():
+        return {}
+
+    tree = tiny_digits()
+    tree[section] = {"Eval": ["Wrong"]} if section == "Metric" else {"name": "Wrong"}
+    config = load(tree)
+    with pytest.raises(ConfigError, match=expected):
+        if section == "Metric":
+            build.metrics(config, "Eval")
+        elif section == "LRScheduler":
+            build.schedule(config, 10, 5)
+        else:
+            build.optimizer(config, build.model(config), multi_precision=False)

@@ -25,7 +25,7 @@ def load(
     Args:
         source: a path, the bare name of a shipped recipe, or a dict of sections as a recipe has them.
         overrides: texts "A.B.0.C=value", applied in order, or a dict {"Global.epochs": 3}.
-        imports: modules (my_package.my_module) and files (./my_dataset.py, beside the working directory) that
+        imports: modules (my_package.my_module) and files (./my_dataset.py, in the working directory) that
             register components, besides Global.imports.
         for_training: False for what only evaluates, predicts or exports: sections and components that training alone
             needs may be missing or unknown; a note says so, and they are absent from the Config.

@@ -149,7 +149,7 @@ def _optimizer(c: Checker, raw) -> dict:
     keys = dict(c.mapping(raw, path))
     shared = {key: keys.pop(key) for key in list(keys) if key in options}
     section = c.section(schema.OptimizerOptions, shared, path)
-    optimizer = c.named(OPTIMIZERS, keys, path, beside=options) if isinstance(raw, dict) else None
+    optimizer = c.named(OPTIMIZERS, keys, path, other_keys=options) if isinstance(raw, dict) else None
     return {"Optimizer": optimizer, "optimizer_options": section}
 
 

@@ -92,14 +92,14 @@ class Checker:
         *,
         owner: str,
         words: Words,
-        beside: Iterable[str] = (),
+        other_keys: Iterable[str] = (),
         supplied: Iterable[str] = (),
     ) -> dict:
         """Every key of `fields` with its checked value or default.
 
         Args:
             owner: whose keys they are, for messages.
-            beside: other keys that stand in the section and are checked elsewhere.
+            other_keys: that stand in the section, too, and are checked elsewhere.
             supplied: keys that the engine fills in.
         """
         values = {}
@@ -118,7 +118,7 @@ class Checker:
             elif key in supplied:
                 self.problem(here, "cannot be given: the engine fills it in")
             else:
-                known = [*fields, *beside]
+                known = [*fields, *other_keys]
                 close = nearest(key, [*known, *words.aliases])
                 hint = f"did you mean {close}?" if close else f"it accepts {', '.join(known) or 'no keys'}"
                 self.problem(here, f"unknown key of {owner}; {hint}")
@@ -164,13 +164,13 @@ class Checker:
     # -- components -----------------------------------------------------------------------
 
     def component(
-        self, registry: Registry, name: str, raw: dict, path: KeyPath, *, at: KeyPath, beside: Iterable[str] = ()
+        self, registry: Registry, name: str, raw: dict, path: KeyPath, *, at: KeyPath, other_keys: Iterable[str] = ()
     ) -> Component | None:
         """A registered factory's arguments.
 
         Args:
             at: where its name stands.
-            beside: keys of the section that are not the factory's.
+            other_keys: of the section, which are not the factory's.
         """
         reason = plsc_dialect.reason_against(registry.kind, name)
         try:
@@ -187,7 +187,7 @@ class Checker:
             path,
             owner=entry.name,
             words=words,
-            beside=beside,
+            other_keys=other_keys,
             supplied=entry.supplied_parameters(),
         )
         for key, (silent_at, remark) in words.remarks.items():
@@ -221,15 +221,15 @@ class Checker:
         return self.fields(self.mapping(raw, path), fields, path, owner=keys.name, words=words)
 
     def named(
-        self, registry: Registry, raw, path: KeyPath, *, default: str | None = None, beside: Iterable[str] = ()
+        self, registry: Registry, raw, path: KeyPath, *, default: str | None = None, other_keys: Iterable[str] = ()
     ) -> Component | None:
-        """A section of the form `name: X` beside its arguments; `beside` are keys that are not the factory's."""
+        """A section of the form `name: X` with its arguments; `other_keys` are not the factory's."""
         raw = dict(self.mapping(raw, path))
         name, at = raw.pop("name", default), (*path, "name")
         if not isinstance(name, str) or not name:
             self.problem(at, f"is missing; it says which {registry.kind} to use")
             return None
-        return self.component(registry, name, raw, path, at=at, beside=beside)
+        return self.component(registry, name, raw, path, at=at, other_keys=other_keys)
 
     def items(self, registry: Registry, raw, path: KeyPath) -> list[Component]:
         """A list of the form `- X: arguments`."""
@@ -276,7 +276,7 @@ def _only_training_needs(path: KeyPath) -> bool:
 
 
 def _section_of(annotation) -> type[BaseModel] | None:
-    """The schema section that an annotation is, or is beside None."""
+    """The schema section that an annotation is, or that it is or None."""
     for part in (annotation, *typing.get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part

@@ -91,7 +91,7 @@ def _coerce_number(value, kind):
         return number
     try:
         changed = kind(number)
-    except (OverflowError, ValueError):  # beyond float, infinite, not a number
+    except (OverflowError, ValueError):  # too large for a float, infinite, not a number
         return value
     return changed if changed == number or kind is float else value
 

@@ -17,7 +17,7 @@ class Words:
         aliases: another spelling → the key.
         inert: key accepted without effect, which a note says → reason.
         refused: key that is not offered → reason.
-        harmless: the value at which a refused key is accepted, where there is one beside null.
+        harmless: the value at which a refused key is accepted, where there is one besides null.
         remarks: key → (value at which there is nothing to say, what differs from PLSC).
     """
 

@@ -37,7 +37,7 @@ class Global(Section):
     device: str = "auto"  # auto, cpu, gpu, xpu, npu or a custom device; auto is gpu where Paddle has it
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     epochs: Positive | None = None  # the length of the schedule
-    max_train_step: Positive | None = None  # ends (and saves) there; the length where epochs is unsaid
+    max_train_step: Positive | None = None  # ends (and saves) there; the length where epochs is not given
     global_batch_size: Positive | None = None  # over all processes; instead of sampler.batch_size
     accum_steps: Positive = 1  # micro-batches that one local batch is split into
     checkpoint: Annotated[str, InputPath()] | None = None  # continue from this checkpoint
@@ -52,10 +52,10 @@ class Global(Section):
     eval_unit: Literal["epoch", "step"] = "epoch"
     save_interval: NonNegative = 1  # 0: only at the end
     save_unit: Literal["epoch", "step"] = "epoch"
-    max_num_latest_checkpoint: int = 0  # beside latest and best: 0 none, N the last N, -1 all
+    max_num_latest_checkpoint: int = 0  # besides latest and best: 0 none, N the last N, -1 all
     print_batch_step: Positive = 10  # updates between two log lines
-    loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
-    profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/configuration.md
+    loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # besides metrics.jsonl
+    profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/training.md
     to_static: bool = False  # compile each transformer block
     cpu_threads: Positive | None = None  # per process; default: cores ÷ local processes
     flags: dict[str, int | float | bool | str] = Field(default_factory=dict)  # paddle.set_flags
@@ -63,7 +63,7 @@ class Global(Section):
 
 class Recompute(Section):
     layerlist_interval: Positive = 1  # every n-th block
-    names: tuple[str, ...] = ()  # blocks by name besides; PLSC's
+    names: tuple[str, ...] = ()  # more blocks, by name
 
 
 class DistributedStrategy(Section):
@@ -113,7 +113,7 @@ class OptimizerOptions(Section):
 
     grad_clip: GradClip | None = None
     no_weight_decay: tuple[Literal["bias", "norm", "token", "position", "1d"], ...] = ()
-    no_weight_decay_name: tuple[str, ...] = ()  # parts of names; PLSC's
+    no_weight_decay_name: tuple[str, ...] = ()  # parts of names
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze: tuple[str, ...] = ()  # patterns such as blocks.0.* or patch_embed.*
 
@@ -134,7 +134,7 @@ def _slice_text(value):
     raise ValueError("write it in quotes as in Python, for instance '[1000:2000]' or '[-50:]'")
 
 
-DATASET_KEYS = {  # of every data set beside its own: annotation and default
+DATASET_KEYS = {  # of every data set besides its own: annotation and default
     "slice": (Annotated[str | None, BeforeValidator(_slice_text)], None),  # a part as in Python, "[:50000]"
     "val_fraction": (InsideUnit | None, None),  # of each class Eval takes this, Train the rest
     "val_seed": (NonNegative, 0),  # draws what Eval takes
