@@ -131,6 +131,24 @@ def test_ctrl_c_of_the_launcher_says_how_to_continue(tmp_path):
     assert f"stopped at step {step} of" in console and f"plsc train -c {run / 'config.yaml'}" in console
 
 
+@pytest.mark.distributed
+def test_a_signal_to_every_process_saves(tmp_path):
+    """As Slurm and systemd send it: to loaders too, while the processes have not yet agreed on the last step."""
+    tree = long_run()
+    tree["DataLoader"]["Train"]["loader"]["num_workers"] = 2
+    process, run = start(tmp_path, tree, processes=2)
+    wait_for_step(run, 60)  # until votes are some steps apart
+    everyone = children(process.pid)
+    assert len(everyone) == 6
+    for pid in reversed(everyone):
+        os.kill(pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    assert "error" not in (tmp_path / "output.txt").read_text()
+    last = metrics(run)[-1]["step"]
+    assert (run / "checkpoints" / "latest").read_text().strip() == f"step-{last:08d}"
+    assert gone(everyone)
+
+
 def _rank_of(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:

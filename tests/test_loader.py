@@ -181,27 +181,8 @@ def test_pictures_of_different_sizes_are_refused_by_name(tmp_path):
 
 def test_workers_die_with_a_killed_parent(tmp_path):
     """SIGKILL of the trainer leaves no process and no file in /dev/shm."""
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import itertools, sys, time\n"
-        "from plsc.data.datasets import Digits\n"
-        "from plsc.data.fetch import Fetcher\n"
-        "from plsc.data.loader import Loader\n"
-        "from plsc.data.sampler import DistributedBatchSampler\n"
-        "data = Digits()\n"
-        "load = Loader(Fetcher(data, [], seed=1, class_num=10), batch_size=8, num_workers=2)\n"
-        "sampler = DistributedBatchSampler(8, size=len(data), seed=1, rank=0, world=1)\n"
-        "next(load.run(sampler.batches(0)))\n"
-        "print(*[w.pid for w in load._workers], flush=True)\n"
-        "time.sleep(60)\n"
-    )
     before = set(os.listdir("/dev/shm"))
-    parent = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
-    )
+    parent = _start_parent(tmp_path, "time.sleep(60)")
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
     parent.kill()
@@ -211,6 +192,42 @@ def test_workers_die_with_a_killed_parent(tmp_path):
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
     assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_workers_take_no_sigterm_and_end_with_a_parent_that_forgets_them(tmp_path):
+    """A scheduler may ask every process to end, but the update in progress still needs its batches."""
+    parent = _start_parent(tmp_path, "sys.stdin.readline()", "print(len([next(batches) for _ in range(20)]))")
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    said, _ = parent.communicate("go on\n", timeout=30)
+    assert (parent.returncode, said) == (0, "20\n")
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _start_parent(folder, *lines: str) -> subprocess.Popen:
+    """A process that prints the pids of its loader's two workers, and then runs `lines`."""
+    script = folder / "parent.py"
+    script.write_text(
+        "import itertools, sys, time\n"
+        "from plsc.data.datasets import Digits\n"
+        "from plsc.data.fetch import Fetcher\n"
+        "from plsc.data.loader import Loader\n"
+        "from plsc.data.sampler import DistributedBatchSampler\n"
+        "data = Digits()\n"
+        "load = Loader(Fetcher(data, [], seed=1, class_num=10), batch_size=8, num_workers=2)\n"
+        "sampler = DistributedBatchSampler(8, size=len(data), seed=1, rank=0, world=1)\n"
+        "batches = load.run(sampler.batches(0))\n"
+        "next(batches)\n"
+        "print(*[w.pid for w in load._workers], flush=True)\n" + "\n".join(lines) + "\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+    )
 
 
 def _alive(pid: int) -> bool:

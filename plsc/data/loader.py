@@ -19,6 +19,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 
 import cv2
 import numpy as np
@@ -155,6 +157,8 @@ class Loader:
             theirs.close()
             self._workers.append(worker)
             self._pipes.append(ours)
+        # before multiprocessing itself would wait at exit for workers that take no SIGTERM
+        Finalize(self, _end, args=(self._workers,), exitpriority=10)
 
     def _run_workers(self, batches):
         while self._open:  # what an iteration left unfinished still writes to its slots
@@ -264,14 +268,16 @@ class Loader:
         """End the workers; the loader can be used again and starts new ones."""
         for pipe in self._pipes:
             pipe.close()
-        for worker in self._workers:
-            worker.terminate()
-        for worker in self._workers:
-            worker.join(timeout=5.0)
-            if worker.is_alive():  # stuck in a read of storage that is gone
-                worker.kill()
-                worker.join(timeout=5.0)
+        _end(self._workers)
         self._workers, self._pipes, self._slots, self._open = [], [], [], {}
+
+
+def _end(workers: list[BaseProcess]) -> None:
+    """Kill workers, which leave nothing to clean up, and wait for their end."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=5.0)  # not for ever: one may be stuck in a read of storage that is gone
 
 
 def _parts(rows: list[int], size: int) -> list[list[int]]:
@@ -281,7 +287,8 @@ def _parts(rows: list[int], size: int) -> list[list[int]]:
 def _work(number: int, pipe, inherited, fetcher: Fetcher, slots):
     """A worker's life: fill chunks until the parent closes the pipe."""
     os.setpgid(0, 0)  # out of reach of signals to the launcher's and terminal's process group
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Slurm and systemd ask every process of a job to end, but the update in progress still needs its batch
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     environment.die_with_parent()
     for other in inherited:
