@@ -2,11 +2,11 @@
 
     python tools/elastic_demo.py
 
-Starts etcd in a temporary folder and, as two nodes, two launchers of one process each. One node is killed: the other
-goes on alone, from the last checkpoint. The node is started again: both go on together, to the end. A table says what
-happened when, and then this is checked: every step stands once in metrics.jsonl, checkpoints were written by 2, then 1,
-then 2 processes, the global batch stayed, and the losses are those of an uninterrupted run of one process. It takes about
-two minutes.
+Starts etcd in a temporary folder and, as two nodes, two launchers of one process each. One node is killed: the
+other goes on alone, from the last checkpoint. The node is started again: both go on together, to the end. A
+table says what happened when, and then this is checked: every step stands once in metrics.jsonl, checkpoints
+were written by 2, then 1, then 2 processes, the global batch stayed, and the losses are those of an
+uninterrupted run of one process. It takes about two minutes.
 
 Needs etcd (Debian, Ubuntu: apt-get install etcd-server) and its client (pip install 'plsc[elastic]').
 Exit code: 0 as it should be, 1 something else happened, 2 etcd or its client is missing.
