@@ -79,6 +79,13 @@ def test_a_missing_file_is_told_with_the_key_and_the_folders(here):
     assert "real.json is missing" in str(caught.value) and "looked for" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["pretrained_model", "checkpoint"])
+def test_missing_weights_are_told_with_the_key_and_the_folders(here, key):
+    done = plsc("train", "-c", recipe(here, **{key: "gone", "device": "cpu"}), cwd=here / "work", check=False)
+    assert done.returncode == 2 and f"Global.{key}: {here}/work/gone is missing" in done.stderr
+    assert f"looked for in {here}/work and in {here}/recipes" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_resolved_configuration_works_in_any_folder(here, monkeypatch):
     (here / "recipes" / "real.json").write_text(ROW)
     out = load(recipe(here, output_dir="runs/first")).to_dict()

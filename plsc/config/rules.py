@@ -52,7 +52,11 @@ def _check_data(c: Checker, config: Config, mode: str) -> None:
             c.problem(section.batch_transforms[0].path, "mixes pictures, which evaluation does not")
         if arguments.get("drop_last") or arguments.get("shuffle"):
             c.note(path[:-1], "drop_last and shuffle are without effect: evaluation takes every sample once, in order")
-    if size is None and (mode == "Eval" or g.global_batch_size is None):
+    if "batch_size" not in arguments:
+        c.problem(
+            path[:-1], f"{section.sampler.name} has no argument batch_size, which the samples of one process need"
+        )
+    elif size is None and (mode == "Eval" or g.global_batch_size is None):
         c.problem(path, "is missing; it is the batch of one process")
     elif mode == "Train" and size is not None and size % g.accum_steps:
         c.problem(path, f"{size} is not divisible by Global.accum_steps = {g.accum_steps}")

@@ -166,6 +166,7 @@ def _pretrained(config: Config) -> Source | None:
     try:
         return read_weights(g.pretrained_model)
     except CheckpointError as error:
+        config.check_input(("Global", "pretrained_model"), g.pretrained_model)
         raise config.error(("Global", "pretrained_model"), str(error)) from error
 
 

@@ -36,6 +36,7 @@ def starting_checkpoint(config: Config) -> Path | None:
         try:
             path = checkpoint.locate(g.checkpoint)
         except CheckpointError as error:
+            config.check_input(("Global", "checkpoint"), g.checkpoint)
             raise config.error(("Global", "checkpoint"), str(error)) from error
         if not own.steps() or path.resolve().is_relative_to(own.folder.resolve()):
             return path
