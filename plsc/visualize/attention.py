@@ -43,12 +43,12 @@ class Seen:
     prediction: int | None
 
 
-def model_input(preprocess: Preprocess, picture: Picture):
+def model_input(preprocess: Preprocess, picture: Picture) -> paddle.Tensor:
     """A picture as the model takes it: [1, C, height, width] float32."""
     return DeviceInput(preprocess).normalize(paddle.to_tensor(np.ascontiguousarray(picture.pixels[np.newaxis])))
 
 
-def attention_weights(network: VisionTransformer, image) -> list[np.ndarray]:
+def attention_weights(network: VisionTransformer, image: paddle.Tensor) -> list[np.ndarray]:
     """One image [1, C, height, width] → [H, N, N] of each layer, float32; rows sum to one."""
     return [to_numpy(layer)[0] for layer in network.attention_maps(image)]
 

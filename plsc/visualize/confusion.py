@@ -10,7 +10,7 @@ _MOST_NAMED, _MOST_COUNTED = 50, 20
 _NUMBERS = 11  # ticks where there are too many classes for names
 
 
-def draw_confusion(matrix: np.ndarray, names: list[str], output) -> Path:
+def draw_confusion(matrix: np.ndarray, names: list[str], output: str | Path) -> Path:
     """Draw which class is taken for which, as shares of each true class; returns the picture's path.
 
     Classes that neither occur nor are predicted are left out. Up to 50 are named, and up to 20 have their
@@ -27,7 +27,7 @@ def draw_confusion(matrix: np.ndarray, names: list[str], output) -> Path:
     count, matrix = len(classes), matrix[np.ix_(classes, classes)]
     side = min(14.0, 4.0 + 0.3 * count)
     figure = sheet.new(side + 1.0, side)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+    sheet.pad(figure, 0.15)
     axis = figure.subplots()
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)

@@ -2,8 +2,9 @@
 
 import itertools
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def _cells(config: Config, mode: str, feed: build.Feed, mixers: list, batch: dic
     return [(shown[k], caption(row, feed.data.class_names)) for k, row in enumerate(target.numpy())]
 
 
-def _displayable(image: np.ndarray, normalize, bgr: bool) -> np.ndarray:
+def _displayable(image: np.ndarray, normalize: Any, bgr: bool) -> np.ndarray:
     """Normalised [B, C, H, W] float32 → [B, H, W, C] uint8 as it was before normalisation, in RGB."""
     pixels = image.transpose(0, 2, 3, 1)
     if normalize is None:
@@ -109,7 +110,7 @@ def caption(target: np.ndarray, names: list[str] | None) -> str:
     return " + ".join(f"{target[k]:.2f} {name}" for k, name in zip(order, named, strict=False)) + more
 
 
-def draw_sheet(cells, output: Path, *, title: str) -> Path:
+def draw_sheet(cells: Sequence[Sequence[tuple[np.ndarray, str]]], output: Path, *, title: str) -> Path:
     """Draw rows of (picture [H, W, C] uint8, caption) on one sheet."""
     across = max(len(row) for row in cells)
     figure = sheet.new(_INCHES * across + 0.3, (_INCHES + 0.4) * len(cells) + 0.5, title)

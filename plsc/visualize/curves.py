@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from plsc.errors import DataError
@@ -42,7 +44,7 @@ _LINES = (
 _FEW_POINTS = 20  # each gets a mark
 
 
-def read_metrics(folder) -> list[dict]:
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The records of a run directory's metrics.jsonl; a last line cut short is left out."""
     records = []
     path = Path(folder) / "metrics.jsonl"
@@ -56,7 +58,7 @@ def read_metrics(folder) -> list[dict]:
     return records
 
 
-def check_runs(folders) -> None:
+def check_runs(folders: Iterable[str | Path]) -> None:
     """Raise DataError naming the first folder that is no run directory, or holds no records."""
     for folder in map(Path, folders):
         if not folder.exists():
@@ -69,17 +71,18 @@ def check_runs(folders) -> None:
             raise DataError(f"{folder}: its metrics.jsonl holds no records yet")
 
 
-def run_names(folders) -> dict[str, Path]:
+def run_names(folders: Iterable[str | Path]) -> dict[str, Path]:
     """Name → folder: the folders' last parts, as many as distinguish them. A folder given twice counts once."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    named: dict[str, Path] = {}
     for parts in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         named = {"/".join(path.parts[-parts:]): path for path in paths}
         if len(named) == len(paths):
             break
-    return named if paths else {}
+    return named
 
 
-def draw_curves(folders, output) -> Path | None:
+def draw_curves(folders: Iterable[str | Path], output: str | Path) -> Path | None:
     """Draw runs into one picture (PNG or SVG by its ending); returns its path, None where there are no records."""
     runs = {name: read_metrics(folder) for name, folder in run_names(folders).items()}
     if not any(runs.values()):
@@ -91,7 +94,7 @@ def draw_curves(folders, output) -> Path | None:
         if panel is None:
             _say_nothing_logged(axis)
             continue
-        drawn = {}
+        drawn: dict[int, Line2D] = {}
         for records, colour in zip(runs.values(), colours, strict=True):
             drawn = {**_draw_run(axis, records, panel, colour), **drawn}
         _finish(axis, panel)
@@ -104,7 +107,7 @@ def draw_curves(folders, output) -> Path | None:
     return sheet.save(figure, Path(output))
 
 
-def _accuracy_of(runs) -> _Panel | None:
+def _accuracy_of(runs: Iterable[list[dict[str, Any]]]) -> _Panel | None:
     """The panel of the first accuracy that any run has logged, None where none has any."""
     names = {name for records in runs for record in records for name in record}
     for panel in _ACCURACIES:
@@ -114,7 +117,7 @@ def _accuracy_of(runs) -> _Panel | None:
     return _Panel(f"top{topk[0]}", "Accuracy", f"top-{topk[0]} (%)", factor=100.0) if topk else None
 
 
-def _say_nothing_logged(axis) -> None:
+def _say_nothing_logged(axis: Axes) -> None:
     sheet.without_frame(axis)
     axis.set_title("Accuracy", fontsize=10)
     axis.text(0.5, 0.5, "no accuracy was logged", ha="center", va="center", transform=axis.transAxes)
@@ -129,13 +132,13 @@ def _colours(runs: int) -> list:
     return [matplotlib.colormaps["turbo"](k / (runs - 1)) for k in range(runs)]
 
 
-def _series(records, kind: str, panel: _Panel, weights: str):
+def _series(records: list[dict[str, Any]], kind: str, panel: _Panel, weights: str) -> tuple[list[int], list[float]]:
     """(updates, values) of one line, in the panel's unit."""
     chosen = [r for r in records if r["kind"] == kind and panel.name in r and r.get("weights", "raw") == weights]
     return [r["step"] for r in chosen], [panel.factor * r[panel.name] for r in chosen]
 
 
-def _draw_run(axis, records, panel: _Panel, colour) -> dict[int, Line2D]:
+def _draw_run(axis: Axes, records: list[dict[str, Any]], panel: _Panel, colour: Any) -> dict[int, Line2D]:
     """Draw the lines that a run has of one quantity; returns them by their place in _LINES."""
     drawn = {}
     for j, (kind, weights, style, _) in enumerate(_LINES):
@@ -149,7 +152,7 @@ def _draw_run(axis, records, panel: _Panel, colour) -> dict[int, Line2D]:
     return drawn
 
 
-def _explain_lines(axis, drawn: dict[int, Line2D], *, one_run: bool) -> None:
+def _explain_lines(axis: Axes, drawn: dict[int, Line2D], *, one_run: bool) -> None:
     """A legend of the kinds of lines in a panel, each as one that was drawn."""
     lines = [
         Line2D(
@@ -166,7 +169,7 @@ def _explain_lines(axis, drawn: dict[int, Line2D], *, one_run: bool) -> None:
         axis.legend(lines, [_LINES[j][-1] for j in sorted(drawn)], fontsize=8)
 
 
-def _finish(axis, panel: _Panel) -> None:
+def _finish(axis: Axes, panel: _Panel) -> None:
     """Title, units, scale and grid of a panel."""
     axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel("update")

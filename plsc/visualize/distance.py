@@ -7,6 +7,7 @@ Convolutional Neural Networks?" (2021), section 4. It is to attention what the r
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from plsc.data.preprocess import Preprocess
 from plsc.models import VisionTransformer, ViTSpec
@@ -46,7 +47,7 @@ def measure(network: VisionTransformer, preprocess: Preprocess, pictures: Sequen
     return total / len(pictures)
 
 
-def draw_distances(axis, distances: np.ndarray, spec: ViTSpec, pictures: int) -> None:
+def draw_distances(axis: Axes, distances: np.ndarray, spec: ViTSpec, pictures: int) -> None:
     """A point a head over the layers. distances: [L, H] in pixels."""
     layers, heads = distances.shape
     depth = np.arange(1, layers + 1)

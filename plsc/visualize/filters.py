@@ -7,6 +7,7 @@ structure within a patch.
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from plsc.models import VisionTransformer
 from plsc.tensors import to_numpy
@@ -53,7 +54,7 @@ def as_pictures(components: np.ndarray) -> np.ndarray:
     return (0.5 + 0.5 * components / np.where(largest > 0, largest, 1.0)).transpose([0, 2, 3, 1])
 
 
-def draw_components(axis, components: np.ndarray, shares: np.ndarray, whose: str) -> None:
+def draw_components(axis: Axes, components: np.ndarray, shares: np.ndarray, whose: str) -> None:
     """Principal components as one panel, in the order of reading."""
     pictures = as_pictures(components)
     rows = -(-len(pictures) // USUAL_COLUMNS)
@@ -70,7 +71,7 @@ def draw_components(axis, components: np.ndarray, shares: np.ndarray, whose: str
     )
 
 
-def draw_spectrum(axis, shares: np.ndarray, count: int) -> None:
+def draw_spectrum(axis: Axes, shares: np.ndarray, count: int) -> None:
     """The share of the variance that the first components have together."""
     numbers = np.arange(1, len(shares) + 1)
     axis.plot(numbers, 100 * np.cumsum(shares), color="C0")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from plsc.models import ViTSpec
@@ -66,7 +67,7 @@ def _title(name: str, spec: ViTSpec) -> str:
     return f"{name}: {rows} × {columns} {kind} of {h} × {w} px; tokens: {tokens}"
 
 
-def _draw_original(axis, picture: Picture, inches: float) -> None:
+def _draw_original(axis: Axes, picture: Picture, inches: float) -> None:
     rows, columns = picture.size
     axis.imshow(picture.original, extent=(0, columns, rows, 0))
     top, left, height, width = picture.box
@@ -78,7 +79,7 @@ def _draw_original(axis, picture: Picture, inches: float) -> None:
     sheet.set_title(axis, f"{name}\n{columns} × {rows} px; in the frame: what the model sees")
 
 
-def _draw_grid(axis, picture: Picture, spec: ViTSpec) -> None:
+def _draw_grid(axis: Axes, picture: Picture, spec: ViTSpec) -> None:
     height, width = picture.pixels.shape[:2]
     axis.imshow(picture.shown, extent=(0, width, height, 0))
     (h, w), (bottom, right) = patch_stride(spec), covered(spec)
@@ -94,7 +95,7 @@ def _draw_grid(axis, picture: Picture, spec: ViTSpec) -> None:
     sheet.set_title(axis, f"The model's input\n{width} × {height} px{rest}")
 
 
-def _draw_apart(axis, picture: Picture, spec: ViTSpec) -> None:
+def _draw_apart(axis: Axes, picture: Picture, spec: ViTSpec) -> None:
     patches = cut(picture.shown, spec)
     rows, columns, h, w = patches.shape[:4]
     gap = max(1, max(h, w) // 6)

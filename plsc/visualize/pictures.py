@@ -50,7 +50,7 @@ class Picture:
         return cv2.cvtColor(np.ascontiguousarray(self.shown), cv2.COLOR_RGB2GRAY)
 
 
-def read_picture(path, preprocess: Preprocess, spec: ViTSpec) -> Picture:
+def read_picture(path: str | Path, preprocess: Preprocess, spec: ViTSpec) -> Picture:
     """Read and preprocess one file. Raises DataError naming it where it is no picture, or does not fit the model."""
     path = Path(path).expanduser()
     try:
@@ -90,9 +90,10 @@ def _seen(name: str, data: bytes, preprocess: Preprocess, spec: ViTSpec) -> Pict
             f"has {height}x{width} pixels (height x width) after the preprocessing, the model takes {expected}; "
             "give -c RECIPE whose DataLoader.Eval resizes and crops to that, or pictures of that size"
         )
-    shrunk = min(1.0, _LONGEST / max(size))
-    original = resize(original, *(max(1, round(side * shrunk)) for side in size), "area", "cv2")
-    return Picture(name, size, original, tuple(float(v) for v in box), pixels, preprocess.rgb)
+    height, width = (max(1, round(side * min(1.0, _LONGEST / max(size)))) for side in size)
+    original = resize(original, height, width, "area", "cv2")
+    top, left, box_height, box_width = box.tolist()
+    return Picture(name, size, original, (top, left, box_height, box_width), pixels, preprocess.rgb)
 
 
 def prefix_names(spec: ViTSpec) -> list[str]:
@@ -109,7 +110,8 @@ def patch_stride(spec: ViTSpec) -> tuple[int, int]:
 
 def covered(spec: ViTSpec) -> tuple[int, int]:
     """(height, width) in pixels, from the upper left corner, of what the patches cover."""
-    return tuple(
+    height, width = (
         min(side, count * step)
         for side, count, step in zip(pair(spec.img_size), spec.grid, patch_stride(spec), strict=True)
     )
+    return height, width

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
 
 from plsc.models import ViTSpec
 from plsc.models.layers import pair
@@ -96,7 +98,7 @@ def draw_position(
     return sheet.save(figure, Path(output))
 
 
-def _draw_grids(figure, table: np.ndarray, spec: ViTSpec, resized: ViTSpec, method: str) -> None:
+def _draw_grids(figure: FigureBase, table: np.ndarray, spec: ViTSpec, resized: ViTSpec, method: str) -> None:
     """What each patch resembles: the embedding, resized by the method, and 2-D sine and cosine."""
     prefix = spec.embedded_prefix
     new = position_embedding(table, prefix, spec.grid, resized.grid, method)[:, prefix:]
@@ -115,7 +117,7 @@ def _draw_grids(figure, table: np.ndarray, spec: ViTSpec, resized: ViTSpec, meth
         _similarity_bar(figure, axis, low)
 
 
-def _draw_grid(axis, rows: np.ndarray, grid: tuple[int, int], low: float) -> None:
+def _draw_grid(axis: Axes, rows: np.ndarray, grid: tuple[int, int], low: float) -> None:
     """A map a patch, in its place, of the similarity to every patch."""
     gap = max(1, max(grid) // 10)
     # colours before resampling, so that every gap comes out white and as wide as the next
@@ -123,7 +125,7 @@ def _draw_grid(axis, rows: np.ndarray, grid: tuple[int, int], low: float) -> Non
     sheet.number_tiles(axis, [chosen(side) for side in grid], grid, gap)
 
 
-def _draw_rows(figure, rows: np.ndarray, spec: ViTSpec) -> None:
+def _draw_rows(figure: FigureBase, rows: np.ndarray, spec: ViTSpec) -> None:
     """The embedding's rows as a sequence, beside the sine and cosine of a sequence and what its rows resemble."""
     left, middle, right = figure.subplots(1, 3)
     sequence = sinusoidal(len(rows), spec.embed_dim)
@@ -148,7 +150,7 @@ def _draw_rows(figure, rows: np.ndarray, spec: ViTSpec) -> None:
             numbers.get_major_locator().set_params(integer=True)
 
 
-def _similarity_bar(figure, axis, low: float) -> None:
+def _similarity_bar(figure: FigureBase, axis: Axes, low: float) -> None:
     sheet.bar(figure, axis, low=low, high=1, colours=_COLOURS, label="cosine similarity")
 
 

@@ -20,7 +20,7 @@ def rollout(layers: Sequence[np.ndarray]) -> np.ndarray:
 
     Heads are averaged, then R_1 = Â_1 and R_l = Â_l R_(l-1). Rows sum to one.
     """
-    joint = []
+    joint: list[np.ndarray] = []
     for weights in layers:
         mixed = with_residual(weights.mean(axis=0))
         joint.append(mixed @ joint[-1] if joint else mixed)

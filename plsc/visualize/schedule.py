@@ -48,7 +48,7 @@ def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -
         raise type(error)(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
     batch = build.local_batch_size(config, processes)
     per_epoch = build.sampler(config, data, batch, 0, processes).steps_per_epoch
-    whole = g.epochs * per_epoch if g.epochs else g.max_train_step
+    whole = g.epochs * per_epoch if g.epochs else g.max_train_step or 0
     return Length(min(whole, g.max_train_step or whole), whole, per_epoch)
 
 
@@ -69,16 +69,16 @@ def draw_schedule(config: Config, output: str | Path, *, steps: int | None = Non
     schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
     warmup = min(schedule.warmup, length.steps) if isinstance(schedule, WithWarmup) else 0
     spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)
-    steps = np.unique([*spread, min(warmup, length.steps - 1)])  # the peak itself is among them
-    rates = [schedule(step) for step in steps.tolist()]
+    drawn = np.unique([*spread, min(warmup, length.steps - 1)]).tolist()  # the peak itself is among them
+    rates = [schedule(step) for step in drawn]
     figure = sheet.new(9, 4.8, f"{sheet.end_of(config.source.name)}: learning rate, {config.LRScheduler.name}")
     axis = figure.subplots()
     if warmup:
         axis.axvspan(0, warmup, color="C1", alpha=0.15, linewidth=0, label=f"warm-up, {warmup:,} updates")
-    axis.plot(steps, rates, "o-" if len(steps) <= 20 else "-", markersize=3, color="C0")
+    axis.plot(drawn, rates, "o-" if len(drawn) <= 20 else "-", markersize=3, color="C0")
     peak = int(np.argmax(rates))
-    axis.plot(steps[peak], rates[peak], "o", color="C3", label=f"peak {rates[peak]:.3g} at update {steps[peak]:,}")
-    axis.plot(steps[-1], rates[-1], "s", color="C2", label=f"last {rates[-1]:.3g} at update {steps[-1]:,}")
+    axis.plot(drawn[peak], rates[peak], "o", color="C3", label=f"peak {rates[peak]:.3g} at update {drawn[peak]:,}")
+    axis.plot(drawn[-1], rates[-1], "s", color="C2", label=f"last {rates[-1]:.3g} at update {drawn[-1]:,}")
     axis.set_xlabel(f"update (of {length.steps:,})")
     axis.set_ylabel("learning rate")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -4,13 +4,16 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from plsc.errors import ConfigError
@@ -42,12 +45,19 @@ _WIDE_FONTS = (
 def new(width: float, height: float, title: str | None = None) -> Figure:
     """An empty sheet, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
+    pad(figure, 0.07)
     if title:
         longest = max(map(len, title.splitlines()))
         size = min(12.0, 12.0 * width * _TITLE_LETTERS_PER_INCH / longest)
         figure.suptitle(plain(title), fontsize=size, parse_math=False)
     return figure
+
+
+def pad(figure: Figure, inches: float) -> None:
+    """Room around each panel of a sheet of `new`."""
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(w_pad=inches, h_pad=inches)
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -87,12 +97,12 @@ def plain(text: str, inches: float | None = None) -> str:
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
-def end_of(path) -> str:
+def end_of(path: str | Path) -> str:
     """The last two parts of a path, for a title."""
     return "/".join(Path(path).parts[-2:])
 
 
-def set_title(axis, text: str, size: float = 9) -> None:
+def set_title(axis: Axes, text: str, size: float = 9) -> None:
     """A title in which `$` is a dollar sign."""
     axis.set_title(text, fontsize=size, parse_math=False)
 
@@ -116,7 +126,18 @@ def arrange(items: int, per_item: int) -> tuple[int, int, int]:
     return max(1, min(side_by_side, items, most // columns)), columns, lines
 
 
-def bar(figure, axes, *, low: float, high: float, colours: str, label: str, ticks=None, names=None, **place) -> None:
+def bar(
+    figure: FigureBase,
+    axes: Axes | np.ndarray,
+    *,
+    low: float,
+    high: float,
+    colours: str,
+    label: str,
+    ticks: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    **place: float,
+) -> None:
     """A colour bar beside axes, for values from `low` to `high`."""
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
     drawn = figure.colorbar(scale, ax=axes, label=label, ticks=ticks, **place)
@@ -136,7 +157,7 @@ def tiles(pictures: np.ndarray, gap: int, fill: float = np.nan) -> np.ndarray:
     return sheet
 
 
-def number_tiles(axis, shown, sides: tuple[int, int], gap: int) -> None:
+def number_tiles(axis: Axes, shown: Sequence[Sequence[int] | np.ndarray], sides: tuple[int, int], gap: int) -> None:
     """Patch numbers beside `tiles`: `shown` are their (rows, columns), from 0; sides is (height, width)."""
     for ticks, numbers, side in zip((axis.set_yticks, axis.set_xticks), shown, sides, strict=True):
         named = range(0, len(numbers), -(-len(numbers) // 7))
@@ -148,7 +169,7 @@ def number_tiles(axis, shown, sides: tuple[int, int], gap: int) -> None:
     axis.set_ylabel("patch row")
 
 
-def without_frame(axis) -> None:
+def without_frame(axis: Axes) -> None:
     """No ticks and no frame, as for photographs."""
     axis.set_xticks([])
     axis.set_yticks([])

@@ -1,8 +1,9 @@
 """What is drawn: a model and how pictures enter it. Nothing of either is guessed."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from plsc import build, loading, places
 from plsc.config import Config
@@ -21,7 +22,7 @@ from plsc.visualize.pictures import Picture, read_picture
 class AttentionMaps(Protocol):
     """A model whose attention can be drawn."""
 
-    def attention_maps(self, x):
+    def attention_maps(self, x: Any) -> Any:
         """Images → for each block the attention weights [B, heads, N, N], float32."""
 
 
@@ -121,7 +122,7 @@ def _of_config(config: Config) -> Subject:
         raise config.error(("Model",), str(error)) from error
 
 
-def read_pictures(subject: Subject, paths) -> list[Picture]:
+def read_pictures(subject: Subject, paths: Iterable[str | Path]) -> list[Picture]:
     """Picture files as the model sees them.
 
     Raises:
