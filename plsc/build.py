@@ -18,6 +18,7 @@ from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.data.sampler import Sampler
 from plsc.data.split import LabelTable, split
+from plsc.data.transforms import NormalizeImage
 from plsc.errors import ConfigError, DataError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
@@ -239,7 +240,7 @@ class Feed:
     loader: Loader
     input: DeviceInput
     batch_size: int
-    normalize: object = None
+    normalize: NormalizeImage | None = None
     preprocess: Preprocess | None = None
 
 

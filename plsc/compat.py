@@ -1,6 +1,8 @@
 """What differs between Paddle 2.6 and Paddle 3, and nothing else."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import paddle
 from paddle.distributed.fleet.utils import recompute as _recompute
@@ -11,7 +13,7 @@ VERSION = tuple(int(part) for part in paddle.__version__.split(".")[:2] if part.
 IS_PADDLE_2 = VERSION < (3, 0) and VERSION != (0, 0)  # 0.0.0 is a development build of Paddle 3
 
 
-def recompute(function, x, on_cpu: bool):
+def recompute(function: Callable, x: paddle.Tensor, on_cpu: bool) -> paddle.Tensor:
     """Run `function(x)` and compute it again in backward instead of keeping its activations.
 
     The reentrant form fails inside DataParallel. Paddle 2.6 cannot keep the random state on
@@ -26,14 +28,14 @@ def recompute_keeps_random_state(on_cpu: bool) -> bool:
     return not (IS_PADDLE_2 and on_cpu)
 
 
-def to_static(layer):
+def to_static(layer: paddle.nn.Layer) -> None:
     """Compile a layer with Paddle's own executor; its default, CINN, is absent from CPU wheels."""
     # of Paddle's own code, at the first forward
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
-    return paddle.jit.to_static(layer, backend=None, full_graph=True)
+    paddle.jit.to_static(layer, backend=None, full_graph=True)
 
 
-def optimizer_accumulators_need_helper(optimizer) -> None:
+def optimizer_accumulators_need_helper(optimizer: paddle.optimizer.Optimizer) -> None:
     """Paddle 2.6 creates this attribute only in the first step; restoring state needs it before."""
     if getattr(optimizer, "helper", None) is None:
         from paddle.base.layer_helper import LayerHelper
@@ -57,12 +59,12 @@ def init_parallel_env() -> None:
             paddle.distributed.init_parallel_env()
 
 
-def global_tcp_store():
+def global_tcp_store() -> Any:
     """The key-value store that paddle.distributed.init_parallel_env has opened."""
     return paddle.base.core.create_or_get_global_tcp_store()
 
 
-def found_inf(scaler) -> bool:
+def found_inf(scaler: paddle.amp.GradScaler) -> bool:
     """Whether the scaler's last step met a gradient that is not finite, and skipped the update."""
     cached = getattr(scaler, "_cache_found_inf", None)
     if cached is None:
@@ -70,7 +72,7 @@ def found_inf(scaler) -> bool:
     return bool(cached)
 
 
-def truncated_normal(std: float, cut: float):
+def truncated_normal(std: float, cut: float) -> paddle.nn.initializer.Initializer:
     """An initializer of N(0, std²) within ±cut. Paddle 2.6 knows only ±2 std."""
     if IS_PADDLE_2:
         return paddle.nn.initializer.TruncatedNormal(0.0, std)

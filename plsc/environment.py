@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
 from plsc.errors import DeviceError
 
@@ -157,7 +158,7 @@ def require_system_libraries() -> None:
         ) from error
 
 
-def import_paddle():
+def import_paddle() -> ModuleType:
     """Import Paddle. Raises DeviceError that says what to install where it is absent.
 
     What the import prints of threads and ccache is left out. The handler that it leaves on the root logger, which

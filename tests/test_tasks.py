@@ -15,6 +15,7 @@ from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.errors import ConfigError
 from plsc.losses import CELoss
+from plsc.registry import METRICS, MODELS, TASKS
 from plsc.targets import Targets
 from plsc.tasks import Classification, PreparesBatch, Task, TaskOutput
 from tests.helpers import metrics, tiny_digits
@@ -27,7 +28,6 @@ class SmallSpec:
     class_num: int
 
 
-@plsc.register_model()
 class NormalisedConvNet(paddle.nn.Layer):
     """A convolution with batch normalisation, whose running means are no parameters."""
 
@@ -50,7 +50,6 @@ class NormalisedConvNet(paddle.nn.Layer):
         return self.forward_head(self.forward_features(x))
 
 
-@plsc.register_task()
 class HowLarge:
     """Regression: the digit as a number, from one output."""
 
@@ -62,7 +61,6 @@ class HowLarge:
         return TaskOutput((number - truth) ** 2, number, truth)
 
 
-@plsc.register_metric()
 class MeanError:
     """Mean distance of a number from the truth."""
 
@@ -86,7 +84,6 @@ class MeanError:
         return {"closeness": 1.0 / (1.0 + error / count), "mean_error": error / count}
 
 
-@plsc.register_task()
 class SelfDistillation:
     """Labels, and a teacher that follows the network's outputs: state of the task's own, drawn shares of both."""
 
@@ -113,6 +110,19 @@ class SelfDistillation:
 
     def load_state_dict(self, state):
         self.prior, self.updates = paddle.to_tensor(state["prior"]), state["updates"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The parts above, for this file alone."""
+    parts = {MODELS: [NormalisedConvNet], TASKS: [HowLarge, SelfDistillation], METRICS: [MeanError]}
+    before = {registry: dict(registry._entries) for registry in parts}
+    for registry, factories in parts.items():
+        for factory in factories:
+            registry.register()(factory)
+    yield
+    for registry, entries in before.items():
+        registry._entries = entries
 
 
 def config(output_dir="run", *, task=None, model=None, steps: int = 6, **globals_):

@@ -10,6 +10,7 @@ import paddle
 from plsc import build, loading
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
+from plsc.data.sampler import Sampler
 from plsc.engine import blocks, checkpoint, run_directory
 from plsc.engine.accumulation import Accumulation
 from plsc.engine.callbacks import Callbacks
@@ -237,10 +238,10 @@ def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> Non
 def _schedule_steps(config: Config, steps_per_epoch: int) -> int:
     """Updates that the learning rate's schedule is made for."""
     g = config.Global
-    return g.epochs * steps_per_epoch if g.epochs else g.max_train_step
+    return g.epochs * steps_per_epoch if g.epochs else g.max_train_step or 0  # the configuration has one of them
 
 
-def _progress(config: Config, sampler, world: World) -> Progress:
+def _progress(config: Config, sampler: Sampler, world: World) -> Progress:
     steps = _schedule_steps(config, sampler.steps_per_epoch)
     total = min(steps, config.Global.max_train_step or steps)
     return Progress(sampler, total_steps=total, seed=config.Global.seed, world_size=world.size)
@@ -267,8 +268,9 @@ def _description(config: Config, model: paddle.nn.Layer, feed: build.Feed) -> De
 
 def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
     """How pictures enter this model: as DataLoader.Eval says, else resized to what training saw."""
-    if "Eval" in config.DataLoader:
-        return build.recipe_preprocess(config)
+    evaluation = build.recipe_preprocess(config)
+    if evaluation is not None:
+        return evaluation
     height, width, channels = feed.loader.fetcher.fields()["image"].shape
     decoding = [part for part in config.DataLoader["Train"].transforms if part.name == "DecodeImage"]
     seen = Preprocess(resize=(height, width), rgb=all(part.arguments["to_rgb"] for part in decoding))

@@ -37,7 +37,7 @@ def recompute_blocks(model: paddle.nn.Layer, *, interval: int, names: Sequence[s
             "attn_drop_rate and drop_path_rate to 0, or use Paddle 3"
         )
     for layer in layers:
-        layer.forward = _recomputed(layer, layer.forward, on_cpu)
+        setattr(layer, "forward", _recomputed(layer, layer.forward, on_cpu))  # noqa: B010 - mypy: a method
     return len(layers)
 
 
@@ -46,7 +46,7 @@ def _draws_random_numbers(layer: paddle.nn.Layer) -> bool:
 
 
 def _recomputed(layer: paddle.nn.Layer, forward: Callable, on_cpu: bool) -> Callable:
-    def run(x):
+    def run(x: paddle.Tensor) -> paddle.Tensor:
         return compat.recompute(forward, x, on_cpu) if layer.training else forward(x)
 
     return run

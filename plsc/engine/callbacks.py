@@ -60,21 +60,27 @@ class Callback(Protocol):
 
     def start(self, run: RunInfo) -> None:
         """Before the first update."""
+        return None
 
     def after_step(self, step: int, record: Mapping[str, float]) -> None:
         """After an update that is logged (Global.print_batch_step), with its figures: loss, lr, grad_norm, …"""
+        return None
 
     def after_evaluation(self, step: int, weights: str, record: Mapping[str, float]) -> None:
         """After an evaluation of the `weights` raw or ema, with its figures: loss, top1, samples, …"""
+        return None
 
     def after_save(self, step: int, path: Path) -> None:
         """After a checkpoint was written. On the first process only."""
+        return None
 
     def end(self, result: "TrainResult") -> None:
         """After the last update, or the one after which a signal stopped the run."""
+        return None
 
     def failure(self, error: BaseException) -> None:
         """When the run ends with an error, instead of `end`. What this raises is logged and goes no further."""
+        return None
 
 
 class CallbackError(Exception):

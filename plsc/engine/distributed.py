@@ -35,7 +35,7 @@ def select_device(name: str) -> str:
         paddle.set_device(name)
     except Exception as error:  # Paddle raises ValueError, RuntimeError or OSError, by version and device
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        custom = paddle.device.get_all_custom_device_type()
+        custom = list(paddle.device.get_all_custom_device_type() or [])
         devices = ["cpu", *(["gpu"] if paddle.is_compiled_with_cuda() else []), *custom]
         lines = [
             f"Global.device is {name!r}, which the installed Paddle {paddle.__version__} cannot use ({reason}).",
@@ -56,7 +56,7 @@ class _Meeting:
 
     _numbers = itertools.count(1)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._key = f"plsc/meeting/{next(self._numbers)}"
 
     def arrive(self) -> None:

@@ -52,7 +52,7 @@ class WeightAverage:
 
     @staticmethod
     @paddle.no_grad()
-    def _assign(parameters, values):
+    def _assign(parameters: dict[str, paddle.Tensor], values: dict[str, paddle.Tensor]) -> None:
         for name, parameter in parameters.items():
             paddle.assign(values[name].astype(parameter.dtype), output=parameter)
 

@@ -29,10 +29,13 @@ class ExportedNetwork:
     def __init__(self, run: Callable[[np.ndarray], np.ndarray]):
         self._run = run
 
-    def eval(self):
+    def eval(self) -> None:
         """Nothing to do: an export is always in evaluation mode."""
 
-    def __call__(self, images):
+    def train(self) -> None:
+        """Nothing to do: an export cannot be trained."""
+
+    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         return paddle.to_tensor(self._run(images.numpy()))
 
 
@@ -136,11 +139,11 @@ class Evaluator:
                 network.train()
         if self.world.on_cpu:
             self.world.barrier()
-        metrics = (loss, *self.metrics)
-        for metric in (count, *metrics):
-            metric.reduce(self.world.all_reduce)
+        figures: list[Mean | Metric] = [loss, *self.metrics]
+        for figure in (count, *figures):
+            figure.reduce(self.world.all_reduce)
         # apart from the sums: a figure that takes long must not keep others waiting in a collective
-        result = {name: value for metric in metrics for name, value in metric.compute().items()}
+        result = {name: value for figure in figures for name, value in figure.compute().items()}
         if self.world.on_cpu:
             self.world.barrier()
         if loss.samples == 0:

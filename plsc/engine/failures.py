@@ -65,7 +65,7 @@ class Failures:
         finally:
             self._stopped.set()
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             failure = self._earliest_of_others()
             if failure:

@@ -28,4 +28,5 @@ class FiniteGuard:
     def first_step(self) -> int | None:
         """That step of any process, or None. A collective; reads from the device."""
         # the largest over processes: gradients are shared, so a bad step is bad everywhere
-        return self._world.all_reduce_max(self._first.clone()).item() or None
+        first = int(self._world.all_reduce_max(self._first.clone()).numpy()[0])
+        return first or None

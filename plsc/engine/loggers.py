@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from plsc import files
 from plsc.config import Config
@@ -66,7 +66,7 @@ class Console(Callback):
 class MetricsFile(Callback):
     """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint."""
 
-    _file: IO[str] | None = None
+    _file: Any = None  # before `start`
 
     def start(self, run: RunInfo) -> None:
         path = run.run_directory / "metrics.jsonl"
@@ -135,8 +135,10 @@ def _curves(prefix: str, record: Mapping[str, float]) -> Iterator[tuple[str, flo
 class VisualDL(_Scalars):
     """Curves for VisualDL in visualdl/ of the run directory."""
 
-    def __init__(self):
-        self._visualdl, self._writer = _module("visualdl"), None
+    _writer: Any = None  # before `start`
+
+    def __init__(self) -> None:
+        self._visualdl = _module("visualdl")
 
     def start(self, run: RunInfo) -> None:
         self._writer = self._visualdl.LogWriter(logdir=str(run.run_directory / "visualdl"))
@@ -153,8 +155,10 @@ class VisualDL(_Scalars):
 class TensorBoard(_Scalars):
     """Curves for TensorBoard in tensorboard/ of the run directory."""
 
-    def __init__(self):
-        self._tensorboard, self._writer = _module("tensorboardX", "tensorboard"), None
+    _writer: Any = None  # before `start`
+
+    def __init__(self) -> None:
+        self._tensorboard = _module("tensorboardX", "tensorboard")
 
     def start(self, run: RunInfo) -> None:
         # points after the checkpoint that a run continues are hidden
@@ -174,8 +178,10 @@ class TensorBoard(_Scalars):
 class WandB(_Scalars):
     """A run of Weights & Biases, continued where the run is. WANDB_PROJECT, WANDB_MODE and its like hold as usual."""
 
-    def __init__(self):
-        self._wandb, self._run = _module("wandb"), None
+    _run: Any = None  # before `start`
+
+    def __init__(self) -> None:
+        self._wandb = _module("wandb")
 
     def start(self, run: RunInfo) -> None:
         name = run.run_directory / "wandb" / "run-id.txt"

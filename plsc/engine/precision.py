@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import paddle
 
@@ -11,6 +12,7 @@ from plsc.config import Config
 from plsc.config.schema import FP16, LossScaling
 from plsc.engine.distributed import World
 from plsc.errors import TrainingError
+from plsc.optim import Optimizer
 
 log = logging.getLogger("plsc")
 
@@ -68,25 +70,25 @@ class Precision:
     """
 
     def __init__(self, fp16: FP16 | None, on_cpu: bool, *, warn: bool = True):
-        self.fp16 = fp16
-        wanted = fp16 is not None and fp16.level != "O0"
-        self.active = wanted and not on_cpu
-        if wanted and on_cpu and warn:
+        asked = fp16 if fp16 is not None and fp16.level != "O0" else None
+        self.active = asked is not None and not on_cpu
+        self.fp16 = asked if asked is not None and self.active else FP16(level="O0")
+        if asked is not None and on_cpu and warn:
             log.warning(
                 "FP16 asks for %s %s, which Paddle does not have on CPU: this run computes in float32",
-                fp16.dtype,
-                fp16.level,
+                asked.dtype,
+                asked.level,
             )
-        if self.active and fp16.level == "O2" and not fp16.master_weight:
+        if self.fp16.level == "O2" and not self.fp16.master_weight:
             log.warning(
                 "weights are updated in %s without float32 masters, as the configuration asks; "
                 "small updates are lost (FP16.master_weight: True keeps them)",
-                fp16.dtype,
+                self.fp16.dtype,
             )
-        self.scaler = self._scale = None
+        self._scale = LossScale(self.fp16.GradScaler)
+        self.scaler: paddle.amp.GradScaler | None = None
         self.skipped = self.skipped_in_a_row = 0
-        if self.active and fp16.dtype == "float16":
-            self._scale = LossScale(fp16.GradScaler)
+        if self.active and self.fp16.dtype == "float16":
             self.scaler = paddle.amp.GradScaler(
                 enable=True, init_loss_scaling=self._scale.value, use_dynamic_loss_scaling=False
             )
@@ -102,7 +104,7 @@ class Precision:
     @property
     def keeps_masters(self) -> bool:
         """Whether the optimizer keeps float32 masters of half-precision weights."""
-        return self.active and self.fp16.level == "O2" and self.fp16.master_weight
+        return self.fp16.level == "O2" and self.fp16.master_weight
 
     @property
     def accumulates_apart(self) -> bool:
@@ -111,11 +113,13 @@ class Precision:
         After each backward master_grad turns a half-precision weight's gradient into float32. Neither
         the next micro-batch's half-precision gradient nor DataParallel's reducer can add to that.
         """
-        return self.active and self.fp16.level == "O2" and self.fp16.master_grad
+        return self.fp16.level == "O2" and self.fp16.master_grad
 
-    def decorate(self, model, paddle_optimizer=None):
+    def decorate(
+        self, model: paddle.nn.Layer, paddle_optimizer: paddle.optimizer.Optimizer | None = None
+    ) -> tuple[paddle.nn.Layer, paddle.optimizer.Optimizer | None]:
         """Cast the model for O2, and tell the optimizer; returns both."""
-        if not self.active or self.fp16.level != "O2":
+        if self.fp16.level != "O2":
             return model, paddle_optimizer
         if paddle_optimizer is None:
             return paddle.amp.decorate(models=model, level="O2", dtype=self.fp16.dtype), None
@@ -128,7 +132,7 @@ class Precision:
             master_grad=self.fp16.master_grad,
         )
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Context of the model's forward."""
         if not self.active:
             return contextlib.nullcontext()
@@ -149,10 +153,10 @@ class Precision:
 
         return run
 
-    def scale(self, loss):
+    def scale(self, loss: paddle.Tensor) -> paddle.Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def unscale(self, optimizer) -> None:
+    def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the loss scale, once per update and before clipping."""
         if self.scaler is None:
             return
@@ -160,9 +164,9 @@ class Precision:
         kept = self.fp16.GradScaler.no_unscale_list
         for name, parameter in optimizer.named if kept else ():
             if parameter.grad is not None and any(part in name for part in kept):
-                parameter.grad.scale_(self.loss_scale)
+                parameter.grad.scale_(self._scale.value)
 
-    def step(self, optimizer) -> None:
+    def step(self, optimizer: Optimizer) -> None:
         """Update the weights, or skip where the scaled gradients overflowed.
 
         Raises:
@@ -173,10 +177,10 @@ class Precision:
             return
         self.scaler.step(optimizer.paddle_optimizer)
         overflowed = compat.found_inf(self.scaler)
-        before = self.loss_scale
+        before = self._scale.value
         self._scale.update(overflowed)
-        if self.loss_scale != before:
-            self.scaler.set_init_loss_scaling(self.loss_scale)
+        if self._scale.value != before:
+            self._set_scale()
         if not overflowed:
             self.skipped_in_a_row = 0
             return
@@ -186,16 +190,21 @@ class Precision:
         if self.skipped_in_a_row >= most:
             raise TrainingError(
                 f"{most} updates in a row had gradients that are not finite, down to a loss scale of "
-                f"{self.loss_scale:g}. A lower LRScheduler.learning_rate, Optimizer.grad_clip or FP16.dtype: bfloat16 "
-                "may help"
+                f"{self._scale.value:g}. A lower LRScheduler.learning_rate, Optimizer.grad_clip or "
+                "FP16.dtype: bfloat16 may help"
             )
+
+    def _set_scale(self) -> None:
+        """Tell Paddle's scaler, which takes any number whatever its types say."""
+        if self.scaler is not None:
+            self.scaler.set_init_loss_scaling(self._scale.value)  # type: ignore[arg-type]
 
     @property
     def loss_scale(self) -> float | None:
         """The present loss scale, or None without one."""
-        return None if self._scale is None else self._scale.value
+        return None if self.scaler is None else self._scale.value
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         if self.scaler is None:
             return {}
         return {
@@ -204,10 +213,10 @@ class Precision:
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's scale and counts; how they change is the configuration's."""
         if self.scaler is None or not state:
             return
         self._scale.load_state_dict(state["scaler"])
-        self.scaler.set_init_loss_scaling(self.loss_scale)
+        self._set_scale()
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]

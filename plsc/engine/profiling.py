@@ -2,23 +2,18 @@
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import paddle.profiler as profiler
+from pydantic import BaseModel, ValidationError, field_validator
 
+from plsc.bounds import NonNegative
 from plsc.config.coerce import coerce
 from plsc.errors import ConfigError
 from plsc.registry import nearest
 
 log = logging.getLogger("plsc")
 
-_KEYS = {
-    "batch_range": list[int],  # first update and the one after the last
-    "state": str,  # CPU, GPU or All
-    "sorted_key": str,  # order of the table printed
-    "tracer_option": str,  # Default or OpDetail; both record operators
-    "profile_path": str,  # default: profile/ in the run directory
-    "exit_on_finished": bool,
-}
 _ORDERS = {
     "total": profiler.SortedKeys.CPUTotal,
     "ave": profiler.SortedKeys.CPUAvg,
@@ -28,39 +23,48 @@ _ORDERS = {
 }
 
 
-def parse(text: str) -> dict:
+class Options(BaseModel):
+    """What the string says.
+
+    Attributes:
+        batch_range: first update and the one after the last.
+        sorted_key: order of the table printed.
+        tracer_option: all of them record operators.
+        profile_path: default: profile/ in the run directory.
+        exit_on_finished: whether the run ends with the range.
+    """
+
+    batch_range: tuple[NonNegative, NonNegative] = (10, 20)
+    state: Literal["CPU", "GPU", "All"] = "All"
+    sorted_key: Literal["total", "ave", "max", "min", "gpu_total"] = "total"
+    tracer_option: Literal["Default", "OpDetail", "AllOpDetail"] = "Default"
+    profile_path: str | None = None
+    exit_on_finished: bool = True
+
+    @field_validator("batch_range")
+    @classmethod
+    def _rising(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] >= value[1]:
+            raise ValueError("two rising numbers such as [10,20] are expected")
+        return value
+
+
+def parse(text: str) -> Options:
     """ "batch_range=[10,20];state=All" → values. Raises ConfigError naming the key."""
-    values = {
-        "batch_range": [10, 20],
-        "state": "All",
-        "sorted_key": "total",
-        "tracer_option": "Default",
-        "profile_path": None,
-        "exit_on_finished": True,
-    }
+    values = {}
     for item in filter(None, (part.strip() for part in text.split(";"))):
         key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in _KEYS or not equals:
-            close = nearest(key, _KEYS)
-            raise ConfigError(
-                f"profiler options: {item!r}: "
-                + (f"did you mean {close}=…?" if close else f"there are {', '.join(_KEYS)}, each as key=value")
-            )
-        kind = _KEYS[key]
-        if kind is bool:
-            if value.lower() not in ("true", "false"):
-                raise ConfigError(f"profiler options: {key} is true or false, not {value}")
-            value = value.lower() == "true"
-        values[key] = coerce(value, kind)
-    first_last = values["batch_range"]
-    whole = isinstance(first_last, list) and all(type(n) is int for n in first_last)
-    if not (whole and len(first_last) == 2 and 0 <= first_last[0] < first_last[1]):
-        raise ConfigError(f"profiler options: batch_range is two rising numbers such as [10,20], not {first_last}")
-    tracers = ("Default", "OpDetail", "AllOpDetail")
-    for key, choices in (("sorted_key", _ORDERS), ("state", ("CPU", "GPU", "All")), ("tracer_option", tracers)):
-        if values[key] not in choices:
-            raise ConfigError(f"profiler options: {key} is one of {', '.join(choices)}, not {values[key]}")
-    return values
+        if key not in Options.model_fields or not equals:
+            close, keys = nearest(key, Options.model_fields), ", ".join(Options.model_fields)
+            hint = f"did you mean {close}=…?" if close else f"there are {keys}, each as key=value"
+            raise ConfigError(f"profiler options: {item!r}: {hint}")
+        values[key] = coerce(value, list[int]) if key == "batch_range" else value
+    try:
+        return Options.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, message = str(problem["loc"][0]), problem["msg"]
+        raise ConfigError(f"profiler options: {name}={values[name]}: {message[0].lower()}{message[1:]}") from error
 
 
 class Profile:
@@ -75,14 +79,14 @@ class Profile:
         self._running = False
         if options is None:
             return
-        values = parse(options)
-        self.first, self.last = values["batch_range"]
-        self.exit_on_finished = values["exit_on_finished"]
-        self._order = _ORDERS[values["sorted_key"]]
-        self._path = values["profile_path"] or str(Path(output_dir) / "profile")
+        parsed = parse(options)
+        self.first, self.last = parsed.batch_range
+        self.exit_on_finished = parsed.exit_on_finished
+        self._order = _ORDERS[parsed.sorted_key]
+        self._path = parsed.profile_path or str(Path(output_dir) / "profile")
         targets = {"CPU": [profiler.ProfilerTarget.CPU], "GPU": [profiler.ProfilerTarget.GPU], "All": None}
         self._profiler = profiler.Profiler(
-            targets=targets[values["state"]],
+            targets=targets[parsed.state],
             scheduler=(self.first, self.last),
             on_trace_ready=profiler.export_chrome_tracing(self._path),
         )
@@ -92,7 +96,7 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self.close()
         elif self._running:

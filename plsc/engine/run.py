@@ -135,7 +135,7 @@ def _flags(config: "Config") -> Iterator[None]:
     """Paddle's flags as Global.flags sets them. One that this build of Paddle does not know is a warning."""
     import paddle
 
-    before = {}
+    before: dict[str, Any] = {}
     try:
         for key, value in config.Global.flags.items():
             name = key if key.startswith("FLAGS_") else f"FLAGS_{key}"

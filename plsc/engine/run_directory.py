@@ -16,6 +16,7 @@ from plsc import environment
 from plsc.config import Config
 from plsc.engine import checkpoint
 from plsc.engine.checkpoint import Checkpoints
+from plsc.engine.distributed import World
 from plsc.errors import CheckpointError, ConfigError
 
 _SEEN_SECONDS = 10.0
@@ -55,7 +56,7 @@ def starting_checkpoint(config: Config) -> Path | None:
     return None
 
 
-def check_shared(folder: Path, world) -> None:
+def check_shared(folder: Path, world: World) -> None:
     """Raise ConfigError where a process on another node does not see the first one's run directory."""
     if world.size == 1:
         return
@@ -79,7 +80,7 @@ def check_shared(folder: Path, world) -> None:
         )
 
 
-def write_description(config: Config, world) -> None:
+def write_description(config: Config, world: World) -> None:
     """config.yaml (resolved, runnable) and environment.json."""
     folder = Path(config.Global.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

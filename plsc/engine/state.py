@@ -61,7 +61,7 @@ class Progress:
     def __init__(self, sampler: Sampler, *, total_steps: int, seed: int, world_size: int):
         self.step, self.total_steps = 0, total_steps
         self.steps_per_epoch, self.global_batch = sampler.steps_per_epoch, sampler.global_batch
-        self._constant = {"seed": seed, "order": sampler.identity(), "world_size": world_size}
+        self._seed, self._order, self._world_size = seed, sampler.identity(), world_size
 
     @property
     def epoch(self) -> int:
@@ -84,7 +84,9 @@ class Progress:
             "epoch": self.epoch,
             "global_batch": self.global_batch,
             "steps_per_epoch": self.steps_per_epoch,
-            **self._constant,
+            "seed": self._seed,
+            "order": self._order,
+            "world_size": self._world_size,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,8 +97,7 @@ class Progress:
                 self.steps_per_epoch,
                 state["steps_per_epoch"],
             )
-        order = self._constant["order"]
-        changed = [name for name, before in state.get("order", {}).items() if order.get(name) != before]
+        changed = [name for name, before in state.get("order", {}).items() if self._order.get(name) != before]
         if changed:
             log.warning(
                 "the order of samples is another than at the checkpoint, since these changed: %s; of this epoch some "
@@ -112,7 +113,7 @@ class Best:
         record: metric, value, step and weights (raw or ema); None before the first evaluation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.record: dict[str, Any] | None = None
 
     def improved_by(self, record: Mapping[str, Any]) -> bool:

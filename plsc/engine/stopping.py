@@ -6,10 +6,13 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
+from typing import Any
 
 import paddle
 
 from plsc import environment
+from plsc.engine.distributed import World
 
 log = logging.getLogger("plsc")
 
@@ -27,13 +30,14 @@ class StopRequest:
     process's pace, which is voted along.
     """
 
-    def __init__(self, world):
+    def __init__(self, world: World):
         self._world = world
-        self.signal = None
-        self._tick, self._next_vote, self._last_vote = 0, 1, None
-        self._handlers = {}
+        self.signal: int | None = None
+        self._tick, self._next_vote = 0, 1
+        self._last_vote: tuple[int, float] | None = None
+        self._handlers: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         """Set the handlers. After Paddle's import, whose own handlers abort the process."""
         if threading.current_thread() is not threading.main_thread():
             return self
@@ -41,11 +45,11 @@ class StopRequest:
             self._handlers[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def _handle(self, number, frame):
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None and self._world.is_first:
@@ -66,7 +70,7 @@ class StopRequest:
         pace = 0.0 if self._last_vote is None else (now - self._last_vote[1]) / (self._tick - self._last_vote[0])
         self._last_vote = (self._tick, now)
         vote = self._world.all_reduce_max(paddle.to_tensor([float(self.signal or 0), pace], dtype="float64"))
-        number, pace = vote.tolist()
+        number, pace = vote.numpy().tolist()
         interval = 1 if pace == 0.0 else max(1, min(_MOST_TICKS, math.floor(_POLL_SECONDS / pace)))
         self._next_vote = self._tick + interval
         if number:

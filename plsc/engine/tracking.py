@@ -15,7 +15,7 @@ log = logging.getLogger("plsc")
 class _Console(logging.Handler):
     """Prints through tqdm, so that lines do not cut through a progress bar."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
@@ -59,7 +59,7 @@ _for_the_process = contextlib.ExitStack()
 class Meter:
     """Time of training since the last log line, without evaluation and saving."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._total = self._waited = 0.0
         self._images = 0
         self._mark = time.perf_counter()

@@ -70,7 +70,7 @@ class Trainer:
     saved_step: int = 0
     last: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.stop, self.meter, self.mean_loss = StopRequest(self.world), Meter(), Mean("loss")
         self.guard = FiniteGuard(self.world)
 
@@ -131,7 +131,7 @@ class Trainer:
             paddle.seed(draw_seed(seed, step, i, rank))
             with self.accumulation.micro_batch(i):
                 output = self.task(self.forward, part)
-                loss = output.loss.mean() / self.accumulation.count
+                loss = output.mean_loss() / self.accumulation.count
                 self.precision.scale(loss).backward()
             total = total + loss.detach()
             for metric in self.metrics:
@@ -151,8 +151,9 @@ class Trainer:
     def report(self, norm: paddle.Tensor) -> None:
         """The figures since the last report, to the callbacks. Reads from the device."""
         self.check_finite()
-        figures = {}
-        for metric in (self.mean_loss, *self.metrics):
+        figures: dict[str, float] = {}
+        metrics: list[Mean | Metric] = [self.mean_loss, *self.metrics]
+        for metric in metrics:
             metric.reduce(self.world.all_reduce)
             figures.update(metric.compute())
             metric.reset()
@@ -179,25 +180,28 @@ class Trainer:
         if self.evaluator is None:
             return True
         self.check_finite()
+        ema, results = self.config.EMA, {}
         with self.meter.pause():
-            results = {"raw": self.evaluator.run(self.model, self.stop.agreed)}
-            ema = self.config.EMA
-            if results["raw"] and ema and ema.ema_eval and self.progress.epoch > ema.eval_start_epoch:
-                with self.average.applied(self.model) as averaged:
-                    results["ema"] = self.evaluator.run(averaged, self.stop.agreed)
-            if None in results.values():
+            result = self.evaluator.run(self.model, self.stop.agreed)
+            if result is None:
                 return False
+            results["raw"] = result
+            if self.average and ema and ema.ema_eval and self.progress.epoch > ema.eval_start_epoch:
+                with self.average.applied(self.model) as averaged:
+                    result = self.evaluator.run(averaged, self.stop.agreed)
+                if result is None:
+                    return False
+                results["ema"] = result
             with self.world.first_only():
                 for weights, result in results.items():
                     record = {"epoch": self.progress.epoch, **result}
                     self.callbacks.after_evaluation(self.progress.step, weights, record)
-            self._keep_best(results)
-            self.last = {**results["raw"], **{f"ema_{k}": v for k, v in results.get("ema", {}).items()}}
+            self._keep_best(self.evaluator.metrics[0].names[0], results)
+        self.last = {**results["raw"], **{f"ema_{k}": v for k, v in results.get("ema", {}).items()}}
         return True
 
-    def _keep_best(self, results: dict[str, dict[str, float]]) -> None:
-        """Save and point to the best so far, where one of these results is it."""
-        name = self.evaluator.metrics[0].names[0]
+    def _keep_best(self, name: str, results: dict[str, dict[str, float]]) -> None:
+        """Save and point to the best so far by the figure `name`, where one of these results is it."""
         weights = max(results, key=lambda w: results[w][name])
         record = {"metric": name, "value": results[weights][name], "step": self.progress.step, "weights": weights}
         if not self.best.improved_by(record):

@@ -1,6 +1,7 @@
 """One update of all parameters: measure and clip the gradients, step, and keep state by name."""
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -59,14 +60,14 @@ class Optimizer:
         block = paddle.base.framework.default_main_program().global_block()
         self.paddle_optimizer._create_accumulators(block, [parameter for _, parameter in self.named])
 
-    def assign_masters(self, arrays: dict[str, np.ndarray]) -> None:
+    def assign_masters(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Give the float32 masters, where there are any, values that half-precision weights have rounded."""
         parameters = dict(self.named)
         for name, weight in self.weights().items():
             if weight is not parameters[name]:
                 assign(weight, arrays[name])
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Restore what state_dict returned. Raises CheckpointError where the two do not match."""
         present = {key.rsplit("|", 1)[0] for key in state}
         unknown = sorted(present - {name for name, _ in self.named})

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import paddle
 
+from plsc.errors import ConfigError
+
 
 @dataclass
 class TaskOutput:
@@ -22,12 +24,18 @@ class TaskOutput:
     outputs: paddle.Tensor
     targets: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss is not None and list(self.loss.shape) != [self.outputs.shape[0]]:
             raise ValueError(
                 f"the loss of a task has the shape {list(self.loss.shape)}, not [{self.outputs.shape[0]}]: one value "
                 "for each sample, not their mean"
             )
+
+    def mean_loss(self) -> paddle.Tensor:
+        """What is learnt from: the mean over samples. Raises ConfigError where the task has none."""
+        if self.loss is None:
+            raise ConfigError("Task: has no loss in training")
+        return self.loss.mean()
 
 
 @runtime_checkable
