@@ -4,6 +4,7 @@ Paddle is imported by most of them, and so only when one of these functions is c
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -29,7 +30,6 @@ _ROOMS = (
     "plsc.optim",
     "plsc.tasks",
 )
-_loaded_entry_points: set[tuple[str, str]] = set()
 
 
 def register_all() -> None:
@@ -42,10 +42,13 @@ def register_all() -> None:
     """
     for room in _ROOMS:
         importlib.import_module(room)
+    _register_installed()
+
+
+@functools.cache
+def _register_installed() -> None:
+    """Load the entry points of installed packages; once, as a function that is cached."""
     for point in entry_points(group=GROUP):
-        key = (point.name, point.value)
-        if key in _loaded_entry_points:
-            continue
         package = f"the installed package {point.dist.name}" if point.dist else "an installed package"
         with _naming_the_place(
             f"{package} offers components to plsc, but its entry point {point.name} = {point.value} fails"
@@ -53,7 +56,6 @@ def register_all() -> None:
             offered = point.load()
             if point.attr:
                 offered()
-        _loaded_entry_points.add(key)
 
 
 def import_part(name: str, folder: Path | None = None) -> str:

@@ -1,5 +1,6 @@
 """Components from outside the package: Global.imports, imports=, and installed packages' entry points."""
 
+import functools
 import importlib
 import importlib.metadata
 import sys
@@ -196,7 +197,7 @@ class Distribution(importlib.metadata.Distribution):
 def install(monkeypatch, name: str, point: str):
     package = Distribution(name, f"[plsc.components]\nall = {point}\n")
     monkeypatch.setattr(components, "entry_points", lambda group: [p for p in package.entry_points if p.group == group])
-    monkeypatch.setattr(components, "_loaded_entry_points", set())
+    monkeypatch.setattr(components, "_register_installed", functools.cache(components._register_installed.__wrapped__))
 
 
 @pytest.mark.parametrize("function", [False, True], ids=["module", "function"])
