@@ -20,7 +20,7 @@ class Loss(Protocol):
     weight: float
     activation: Activation | None
 
-    def __call__(self, outputs: paddle.Tensor, targets: Targets) -> paddle.Tensor:
+    def __call__(self, outputs: paddle.Tensor, targets: Targets, /) -> paddle.Tensor:
         """The loss of each sample, not yet times `weight`.
 
         Args:

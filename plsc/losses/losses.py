@@ -12,29 +12,36 @@ from plsc.registry import LOSSES
 from plsc.targets import Activation, Targets
 
 
-def _log_softmax(logits):
+def _log_softmax(logits: paddle.Tensor) -> paddle.Tensor:
     # Paddle's own, like its softmax and cross_entropy, cuts values at -64 on CPU
     return logits - paddle.logsumexp(logits, axis=-1, keepdim=True)
 
 
-def _softmax_cross_entropy(logits, dense):
+def _softmax_cross_entropy(logits: paddle.Tensor, dense: paddle.Tensor) -> paddle.Tensor:
+    """[B] of logits and dense targets [B, C]."""
     return -(dense * _log_softmax(logits)).sum(axis=-1)
 
 
-def _sigmoid_cross_entropy(logits, dense):
+def _sigmoid_cross_entropy(logits: paddle.Tensor, dense: paddle.Tensor) -> paddle.Tensor:
+    """[B, C] of logits and dense targets [B, C]."""
     return F.binary_cross_entropy_with_logits(logits, dense, reduction="none")
 
 
 @LOSSES.register()
 class CELoss:
-    """Softmax cross entropy of hard or soft targets, with label smoothing y(1 - e) + e / C."""
+    """Softmax cross entropy of hard or soft targets, with label smoothing y(1 - e) + e / C.
+
+    Args:
+        weight: in the sum of a section's losses.
+        epsilon: e of the smoothing; None is 0.
+    """
 
     activation: Activation = "softmax"
 
     def __init__(self, weight: NonNegativeFloat = 1.0, epsilon: BelowOne | None = None):
         self.weight, self.epsilon = weight, epsilon or 0.0
 
-    def __call__(self, logits, targets: Targets):
+    def __call__(self, logits: paddle.Tensor, targets: Targets) -> paddle.Tensor:
         if self.epsilon == 0.0 and targets.label is not None and targets.dense is None:
             picked = paddle.take_along_axis(_log_softmax(logits), targets.label.unsqueeze(1), axis=1)
             return -picked.reshape([-1])
@@ -47,8 +54,11 @@ class CELoss:
 class ViTCELoss:
     """ViT's loss, summed over classes: sigmoid for pre-training, softmax for fine-tuning.
 
-    Smoothing is towards one, y(1 - e) + e (Google, PLSC), or towards half, y(1 - e) + e / 2
-    (Keras and so COYO-ViT).
+    Args:
+        weight: in the sum of a section's losses.
+        epsilon: e of the smoothing; None is 0.
+        type: sigmoid cross entropy of each class, or softmax cross entropy.
+        smoothing: towards one, y(1 - e) + e (Google, PLSC), or towards half, y(1 - e) + e / 2 (Keras and so COYO-ViT).
     """
 
     def __init__(
@@ -61,7 +71,7 @@ class ViTCELoss:
         self.weight, self.epsilon, self.activation = weight, epsilon or 0.0, type
         self.floor = self.epsilon * (1.0 if smoothing == "towards_one" else 0.5)
 
-    def __call__(self, logits, targets: Targets):
+    def __call__(self, logits: paddle.Tensor, targets: Targets) -> paddle.Tensor:
         dense = targets.to_dense(logits.shape[-1])
         if self.epsilon:
             dense = dense * (1.0 - self.epsilon) + self.floor
@@ -72,7 +82,13 @@ class ViTCELoss:
 
 @LOSSES.register()
 class BCELoss:
-    """Sigmoid binary cross entropy for multi-label targets, summed or averaged over classes."""
+    """Sigmoid binary cross entropy for multi-label targets.
+
+    Args:
+        weight: in the sum of a section's losses.
+        epsilon: e of the smoothing y(1 - e) + e / 2; None is 0.
+        class_reduction: sum or mean over the classes.
+    """
 
     activation: Activation = "sigmoid"
 
@@ -84,7 +100,7 @@ class BCELoss:
     ):
         self.weight, self.epsilon, self.class_reduction = weight, epsilon or 0.0, class_reduction
 
-    def __call__(self, logits, targets: Targets):
+    def __call__(self, logits: paddle.Tensor, targets: Targets) -> paddle.Tensor:
         dense = targets.to_dense(logits.shape[-1]) * (1.0 - self.epsilon) + 0.5 * self.epsilon
         loss = _sigmoid_cross_entropy(logits, dense)
         return loss.sum(axis=-1) if self.class_reduction == "sum" else loss.mean(axis=-1)

@@ -1,11 +1,12 @@
 """The global gradient norm, in float32 over every parameter, and clipping by it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import paddle
 
 
-def squared_norm(gradient):
+def squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     """Sum of squares, float32, shape [1] or []."""
     if gradient.dtype != paddle.float32:
         gradient = gradient.astype("float32")
@@ -26,10 +27,10 @@ class GradientClip:
     clip_norm: float | None = None
     clip_norm_max: float | None = None
     always_clip: bool = False
-    no_clip_list: tuple = ()
+    no_clip_list: tuple[str, ...] = ()
 
     @paddle.no_grad()
-    def __call__(self, named_parameters):
+    def __call__(self, named_parameters: Iterable[tuple[str, paddle.Tensor]]) -> paddle.Tensor:
         """Scale the gradients in place; returns their norm before, a scalar on the device."""
         gradients = [
             p.grad

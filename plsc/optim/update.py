@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from plsc import compat
 from plsc.errors import CheckpointError
@@ -19,9 +20,15 @@ class Optimizer:
 
     Paddle names state after generated names (linear_0.w_0), which depend on how many layers the
     process has built; here it is `blocks.0.attn.qkv.weight|moment1`.
+
+    Args:
+        paddle_optimizer: over the trainable parameters of `model`.
+
+    Attributes:
+        named: (name, parameter) of each that is trained.
     """
 
-    def __init__(self, paddle_optimizer, model, clip: GradientClip):
+    def __init__(self, paddle_optimizer: paddle.optimizer.Optimizer, model: nn.Layer, clip: GradientClip):
         self.paddle_optimizer = paddle_optimizer
         self.clip = clip
         self.named = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
@@ -29,14 +36,14 @@ class Optimizer:
     def set_lr(self, lr: float) -> None:
         self.paddle_optimizer.set_lr(lr)
 
-    def clip_gradients(self):
+    def clip_gradients(self) -> paddle.Tensor:
         """Clip in place; returns the global norm before, a scalar on the device."""
         return self.clip(self.named)
 
     def clear_gradients(self) -> None:
         self.paddle_optimizer.clear_grad(set_to_zero=False)
 
-    def weights(self) -> dict:
+    def weights(self) -> dict[str, paddle.Tensor]:
         """Name → the tensor that the optimizer really updates: the float32 master where there is one."""
         masters = getattr(self.paddle_optimizer, "_master_weights", None) or {}
         return {name: masters.get(p.name, p) for name, p in self.named}
