@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -110,7 +110,7 @@ def _run(path: Path, module_name: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming_the_place(text: str):
+def _naming_the_place(text: str) -> Iterator[None]:
     """Turns an error of somebody's module into a ConfigError that names the file and line."""
     try:
         yield

@@ -114,7 +114,7 @@ class ModelCard:
         return cls(
             model=_text(values.get("model"), places["model"]),
             spec=values.get("spec") or {},
-            inferred=frozenset(_texts(values.get("inferred") or [], places["inferred"])),
+            inferred=frozenset(_texts(values.get("inferred"), places["inferred"]) or ()),
             preprocess=_preprocess(values["preprocess"], places["preprocess"]),
             class_names=_texts(values["classes"], places["classes"]),
             activation=values.get("activation"),

@@ -10,6 +10,7 @@ import collections
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,13 +160,16 @@ for _name in ("tuple", "set", "list", "dict", "bytes"):
     _ADMITTED[("__builtin__", _name)] = _ADMITTED[("builtins", _name)]
 
 
-class _Unpickler(pickle._Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler  # typed without its stack and its load methods
+
+
+class _Unpickler(_PythonUnpickler):
     """Python's own unpickler written in Python: its memo is a dict, and what it calls can be looked at.
 
     The one in C reserves memory for any index that a file names.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_PythonUnpickler.dispatch)
 
     def load_build(self):
         if not isinstance(self.stack[-2], (_Array, _Dtype, _Namespace, dict)):

@@ -12,6 +12,7 @@ Standard library only.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from plsc.errors import CheckpointError
@@ -68,12 +69,12 @@ def pointed(pointer: Path) -> str:
         raise CheckpointError(f"{pointer}: cannot be read: {error}") from error
 
 
-def is_checkpoint(path) -> bool:
+def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is the folder of one checkpoint."""
     return (Path(path) / "trainer.json").is_file()
 
 
-def checkpoint(path, prefer: tuple[str, ...] = ("latest",)) -> Path | None:
+def checkpoint(path: str | Path, prefer: tuple[str, ...] = ("latest",)) -> Path | None:
     """The checkpoint folder that a path means; None where it means none that is there.
 
     Args:
@@ -89,7 +90,7 @@ def checkpoint(path, prefer: tuple[str, ...] = ("latest",)) -> Path | None:
     return next(filter(None, candidates), None)
 
 
-def run_directory(path) -> Path | None:
+def run_directory(path: str | Path) -> Path | None:
     """The run that a path belongs to; None where it belongs to none.
 
     Args:
@@ -106,7 +107,7 @@ def run_directory(path) -> Path | None:
     return None
 
 
-def recipe(path) -> Path | None:
+def recipe(path: str | Path) -> Path | None:
     """The config.yaml of a checkpoint or run directory, or beside a file of weights; None where there is none."""
     path = Path(path).expanduser()
     if path.is_file() and path.name in POINTERS:
@@ -118,7 +119,7 @@ def recipe(path) -> Path | None:
 # -- exports ------------------------------------------------------------------------------------
 
 
-def exported_model(path) -> Path | None:
+def exported_model(path: str | Path) -> Path | None:
     """The exported graph that a file, a folder or a name without ending means; None where it is no export."""
     path = Path(path).expanduser()
     if path.is_dir():
@@ -132,7 +133,7 @@ def exported_model(path) -> Path | None:
     return next(filter(_is_graph, candidates), None)
 
 
-def _graphs_of(files, *, add: bool = False) -> list[Path]:
+def _graphs_of(files: Iterable[Path], *, add: bool = False) -> list[Path]:
     """The graph files of Paddle that may go with files of parameters, or with names without ending."""
     return [
         file.with_name(file.name + ending) if add else file.with_suffix(ending)
@@ -150,7 +151,7 @@ def _is_graph(file: Path) -> bool:
 # -- weights ------------------------------------------------------------------------------------
 
 
-def weights_file(path, weights: str = "model") -> Path:
+def weights_file(path: str | Path, weights: str = "model") -> Path:
     """The file of weights that a path means.
 
     Args:
@@ -164,9 +165,10 @@ def weights_file(path, weights: str = "model") -> Path:
     """
     path = Path(path).expanduser()
     if path.name in POINTERS and path.is_file():
-        named, pointer, path = pointed(path), path, checkpoint(path)
-        if path is None or path.name != named:
-            raise CheckpointError(f"{pointer}: names {named or 'nothing'}, which is not there")
+        named, folder = pointed(path), checkpoint(path)
+        if folder is None or folder.name != named:
+            raise CheckpointError(f"{path}: names {named or 'nothing'}, which is not there")
+        path = folder
     if path.is_file() and weights != "model" and path.name == _WEIGHTS[0]:
         path = path.parent  # the folder shows whether it has the weights asked for
     if path.is_dir():

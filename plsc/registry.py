@@ -9,10 +9,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from plsc.errors import ConfigError
-from plsc.signatures import holding_bounds, parameters
+from plsc.signatures import Factory, holding_bounds, parameters
+
+Mark = TypeVar("Mark")
 
 
 def nearest(name: str, candidates: Iterable) -> str | None:
@@ -64,7 +66,7 @@ class InputPath:
     made: bool = False
 
 
-def mark_of(annotation, kind: type):
+def mark_of(annotation: Any, kind: type[Mark]) -> Mark | None:
     """What an annotation, or a part of a union, is marked with of a kind; None where it is not."""
     marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)]
     if marks:
@@ -73,13 +75,13 @@ def mark_of(annotation, kind: type):
     return next((mark for mark in (mark_of(part, kind) for part in parts) if mark), None)
 
 
-def list_of(annotation) -> "Registry | None":
+def list_of(annotation: Any) -> "Registry | None":
     """The registry of an annotation marked with ListOf."""
     mark = mark_of(annotation, ListOf)
     return mark.registry if mark else None
 
 
-def missing_members(component, protocol: type) -> list[str]:
+def missing_members(component: Any, protocol: type) -> list[str]:
     """The public members of a `typing.Protocol` class that a component lacks."""
     members = [*protocol.__annotations__, *vars(protocol)]
     public = [name for name in members if not name.startswith("_") or name == "__call__"]
@@ -127,7 +129,7 @@ class Entry:
         doc = inspect.getdoc(self.factory) or ""
         return doc.split("\n", 1)[0]
 
-    def build(self, arguments: Mapping[str, Any], **supplied):
+    def build(self, arguments: Mapping[str, Any], **supplied: Any) -> Any:
         """Call the factory with checked arguments and those `supplied` that it has parameters for."""
         wanted = {name: supplied[name] for name in self.supplied_parameters() if name in supplied}
         return self.factory(**arguments, **wanted)
@@ -169,7 +171,7 @@ class Registry:
 
     def register(
         self, name: str | None = None, *, aliases: Iterable[str] = (), supplied: Iterable[str] = ()
-    ) -> Callable[[Callable], Callable]:
+    ) -> Callable[[Factory], Factory]:
         """Decorator: make a class or function available in recipes.
 
         Its signature is the schema of its arguments. Bounds in it hold for calls from Python as well.
@@ -188,7 +190,7 @@ class Registry:
                 def __init__(self, p: Annotated[float, Field(ge=0, le=1)] = 0.5): ...
         """
 
-        def add(factory: Callable) -> Callable:
+        def add(factory: Factory) -> Factory:
             _check_signature(factory)
             own = name or factory.__name__
             for key in (own, *aliases):
@@ -205,7 +207,7 @@ class Registry:
 
         return add
 
-    def __contains__(self, name) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:

@@ -8,9 +8,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from plsc.errors import ConfigError
+
+Factory = TypeVar("Factory", bound=Callable)  # what recipes build components with: a class or a function
 
 _NAMES = {
     float: "a number",
@@ -113,7 +115,7 @@ def is_bounded(annotation) -> bool:
     return any(is_bounded(argument) for argument in typing.get_args(annotation))
 
 
-def holding_bounds(factory: Callable, name: str) -> Callable:
+def holding_bounds(factory: Factory, name: str) -> Factory:
     """The factory, which from now on refuses arguments beyond the bounds in its signature when it is called.
 
     A class stays the same class, with another `__init__`.
@@ -146,6 +148,6 @@ def holding_bounds(factory: Callable, name: str) -> Callable:
         return function(*args, **kwargs)
 
     if not inspect.isclass(factory):
-        return checked
+        return cast("Factory", checked)
     factory.__init__ = checked  # type: ignore[method-assign]
     return factory

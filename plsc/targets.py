@@ -33,25 +33,32 @@ class Targets:
         names = ("label", "label_ids", "label_weights", "target", "index")
         return cls(*(batch.get(name) for name in names))
 
-    def to_dense(self, class_num: int):
+    def to_dense(self, class_num: int) -> paddle.Tensor:
         """[B, C] float32: one-hot, multi-hot or the soft targets."""
         if self.dense is not None:
             return self.dense
         if self.label is not None:
             return F.one_hot(self.label, class_num).astype("float32")
-        rows, labels = self.label_ids.shape
-        ids = paddle.clip(self.label_ids, min=0).astype("int64")  # padding has weight 0
-        weights = paddle.where(self.label_ids >= 0, self.label_weights, paddle.zeros_like(self.label_weights))
+        label_ids, label_weights = self.several()
+        rows, labels = label_ids.shape
+        ids = paddle.clip(label_ids, min=0).astype("int64")  # padding has weight 0
+        weights = paddle.where(label_ids >= 0, label_weights, paddle.zeros_like(label_weights))
         row = paddle.arange(rows, dtype="int64").unsqueeze(1).expand([rows, labels])
         index = paddle.stack([row.flatten(), ids.flatten()], axis=1)
         return paddle.scatter_nd(index, weights.flatten(), [rows, class_num])
 
-    def contains(self, classes):
+    def contains(self, classes: paddle.Tensor) -> paddle.Tensor:
         """Whether each of `classes` [B, k] int64 is right: [B, k] bool."""
         if self.dense is not None:  # mixed targets: right is the class with most weight
             return classes == self.dense.argmax(axis=1, keepdim=True)
         if self.label is not None:
             return classes == self.label.unsqueeze(1)
-        ids = self.label_ids.astype("int64").unsqueeze(1)  # [B, 1, K]
-        hit = (classes.unsqueeze(2) == ids) & (self.label_weights.unsqueeze(1) > 0)
+        label_ids, label_weights = self.several()
+        ids = label_ids.astype("int64").unsqueeze(1)  # [B, 1, K]
+        hit = (classes.unsqueeze(2) == ids) & (label_weights.unsqueeze(1) > 0)
         return hit.any(axis=2)
+
+    def several(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """label_ids and label_weights of a batch that has neither `label` nor `dense`."""
+        assert self.label_ids is not None and self.label_weights is not None, "a batch without targets"
+        return self.label_ids, self.label_weights

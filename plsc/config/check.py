@@ -137,10 +137,10 @@ def _task(c: Checker, raw) -> Component | None:
     return c.named(TASKS, None, ("Task",), default="Classification") if c.is_absent("Task") else task
 
 
-def _losses(c: Checker, raw) -> dict[str, list[Component]]:
+def _losses(c: Checker, raw) -> dict[str, tuple[Component, ...]]:
     """The losses by mode; a mode of which one is absent has none, since the others' sum is another loss."""
     modes = c.modes(LOSSES, raw, ("Loss",))
-    return {mode: [] if c.is_absent("Loss", mode) else items for mode, items in modes.items()}
+    return {mode: () if c.is_absent("Loss", mode) else items for mode, items in modes.items()}
 
 
 def _optimizer(c: Checker, raw) -> dict:
@@ -180,7 +180,7 @@ def _data(c: Checker, raw, path: tuple) -> DataSection | None:
     return DataSection(dataset, transforms, batch_transforms, sampler, loader, path)
 
 
-def _list(c: Checker, keys: dict, key: str, registry, path: tuple) -> list[Component]:
+def _list(c: Checker, keys: dict, key: str, registry, path: tuple) -> tuple[Component, ...]:
     """Take a list of components out of a section's keys, under its name or its alias."""
     aliases = [alias for alias, name in plsc_dialect.section(path).aliases.items() if name == key and alias in keys]
     for alias in aliases:

@@ -134,8 +134,9 @@ class Checker:
         section = _section_of(annotation)
         if section and (value is not None or section is annotation):
             return self.section(section, value, path)
-        if list_of(annotation):
-            return self.items(list_of(annotation), value, path)
+        registry = list_of(annotation)
+        if registry:
+            return self.items(registry, value, path)
         keys = mark_of(annotation, KeysOf)
         if keys and value is not None:
             return self._keys_of(keys, value, path)
@@ -150,14 +151,15 @@ class Checker:
         """A schema section from its mapping."""
         fields = {}
         for name, info in cls.model_fields.items():
-            annotation = info.annotation
+            annotation: typing.Any = info.annotation
             for constraint in info.metadata:
                 annotation = typing.Annotated[annotation, constraint]
             fields[name] = (annotation, REQUIRED if info.is_required() else info.get_default(call_default_factory=True))
         raw = self.mapping(raw, path)
         words = plsc_dialect.section(path)
         if raw.keys() & (words.inert.keys() | words.refused.keys()):
-            self.plsc_files |= {self.source.origin(path).file} - {None}
+            file = self.source.origin(path).file
+            self.plsc_files |= {file} if file else set()
         values = self.fields(raw, fields, path, owner=".".join(map(str, path)), words=words)
         return cls.model_construct(**{key: frozen(value) for key, value in values.items()})
 
@@ -231,13 +233,13 @@ class Checker:
             return None
         return self.component(registry, name, raw, path, at=at, other_keys=other_keys)
 
-    def items(self, registry: Registry, raw, path: KeyPath) -> list[Component]:
+    def items(self, registry: Registry, raw, path: KeyPath) -> tuple[Component, ...]:
         """A list of the form `- X: arguments`."""
         if raw is None:
-            return []
+            return ()
         if not isinstance(raw, list):
             self.problem(path, f"expected a list of {registry.plural}, got {raw!r}")
-            return []
+            return ()
         components = []
         for i, item in enumerate(raw):
             here = (*path, i)
@@ -249,9 +251,9 @@ class Checker:
             [(name, arguments)] = item.items()
             here = (*here, name)
             components.append(self.component(registry, name, self.mapping(arguments, here), here, at=here))
-        return [component for component in components if component]
+        return tuple(component for component in components if component)
 
-    def modes(self, registry: Registry, raw, path: KeyPath) -> dict[str, list[Component]]:
+    def modes(self, registry: Registry, raw, path: KeyPath) -> dict[str, tuple[Component, ...]]:
         """A section with Train and Eval lists."""
         raw = self.mapping(raw, path)
         self.known_keys(raw, ("Train", "Eval"), path)

@@ -40,5 +40,5 @@ def run_imports(source: Source, imports: Iterable[str], *, allowed: bool) -> lis
     if given:
         source.tree["Global"] = {**(section or {}), "imports": list(dict.fromkeys([*kept, *given]))}
     elif kept:
-        source.tree["Global"] = {**section, "imports": kept}
+        source.tree["Global"] = {**(section or {}), "imports": kept}
     return [name for name in refused if name not in given]

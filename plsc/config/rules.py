@@ -29,7 +29,7 @@ def _check_lengths(c: Checker, config: Config) -> None:
     g = config.Global
     if not c.for_training:
         return
-    if not config.Loss["Train"] and takes_losses(config.Task):
+    if config.Task and not config.Loss["Train"] and takes_losses(config.Task):
         c.problem(("Loss", "Train"), "is missing; it lists the losses to train with")
     if not config.DataLoader:
         c.problem(("DataLoader",), "has neither Train nor Eval")

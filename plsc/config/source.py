@@ -182,7 +182,9 @@ def _override(source: Source, key: str, value, shown: str) -> None:
     parts = [part.strip() for part in str(key).split(".")]
     if not all(parts):
         raise ConfigError(f"{shown}: an override has the form Section.key=value, for instance -o Global.epochs=3")
-    at, path = source.tree, ()
+    at: Any = source.tree
+    path: tuple = ()
+    part: int | str
     for depth, part in enumerate(parts):
         if isinstance(at, list):
             if not part.isdecimal() or int(part) >= len(at):

@@ -67,8 +67,9 @@ def _convert(node: yaml.Node, path: tuple, file: str, lines: dict[tuple, int]):
     if isinstance(node, yaml.SequenceNode):
         items = []
         for i, item in enumerate(node.value):
-            lines[(*path, i)] = item.start_mark.line + 1
-            items.append(_convert(item, (*path, i), file, lines))
+            place = (*path, i)
+            lines[place] = item.start_mark.line + 1
+            items.append(_convert(item, place, file, lines))
         return items
     try:
         return _Loader("").construct_object(node, deep=True)
@@ -78,20 +79,22 @@ def _convert(node: yaml.Node, path: tuple, file: str, lines: dict[tuple, int]):
 
 
 def _convert_mapping(node: yaml.MappingNode, path: tuple, file: str, lines: dict[tuple, int]) -> dict:
-    mapping, own_lines = {}, {}
+    mapping: dict = {}
+    own_lines: dict[str, int] = {}
     own = {id(key) for key, _ in node.value}
     for key_node, value_node in _merged(node, file):
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError(f"{file}:{line}: a key must be a plain word")
         key = key_node.value
+        place = (*path, key)
         if key in own_lines:
-            where = ".".join(str(part) for part in (*path, key))
+            where = ".".join(map(str, place))
             raise ConfigError(f"{file}: the key {where} stands twice, in line {own_lines[key]} and in line {line}")
         if id(key_node) in own:
             own_lines[key] = line
-        lines[(*path, key)] = line
-        mapping[key] = _convert(value_node, (*path, key), file, lines)
+        lines[place] = line
+        mapping[key] = _convert(value_node, place, file, lines)
     return mapping
 
 

@@ -56,6 +56,8 @@ class Callback(Protocol):
     the others wait meanwhile, in after_step for 30 seconds at most. An error in a callback ends the run.
     """
 
+    # methods without a statement would be abstract to a type checker
+
     all_processes: bool = False
 
     def start(self, run: RunInfo) -> None:

@@ -1,5 +1,7 @@
 """The losses of the recipes, in numerically stable form and float32."""
 
+import functools
+import operator
 from collections.abc import Iterable
 from typing import Literal
 
@@ -119,8 +121,5 @@ class WeightedSum:
 
     def __call__(self, outputs: paddle.Tensor, targets: Targets) -> paddle.Tensor:
         outputs = outputs.astype("float32")
-        total = None
-        for loss in self.losses:
-            value = loss(outputs, targets) * loss.weight
-            total = value if total is None else total + value
-        return total
+        values = [loss(outputs, targets) * loss.weight for loss in self.losses]
+        return functools.reduce(operator.add, values)

@@ -1,7 +1,7 @@
 """What a metric offers, and what several of them share."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import paddle
 import paddle.nn.functional as F
@@ -48,7 +48,7 @@ class Metric(Protocol):
 class Attached(Protocol):
     """A metric that looks at the data set which is measured."""
 
-    def attach(self, data) -> None:
+    def attach(self, data: Any) -> None:
         """Called once with the data set, before the first update."""
         ...
 
@@ -77,15 +77,20 @@ class Sums:
         shape: of the tensor; None where only the first batch tells.
     """
 
-    def __init__(self, shape: list[int] | None = None, dtype: str = "int64"):
+    def __init__(self, shape: list[int] | None = None, dtype: Literal["int64", "float64"] = "int64"):
         self._shape, self._dtype = shape, dtype
         self.reset()
 
     def reset(self) -> None:
-        self._sums = None if self._shape is None else paddle.zeros(self._shape, dtype=self._dtype)
+        self._sums: paddle.Tensor | None = None if self._shape is None else paddle.zeros(self._shape, dtype=self._dtype)
 
     def add(self, sums: paddle.Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def reduce(self, all_reduce: AllReduce) -> None:
-        self._sums = all_reduce(self._sums)
+        self._sums = all_reduce(self._total)
+
+    @property
+    def _total(self) -> paddle.Tensor:
+        assert self._sums is not None, "no batch has been added"
+        return self._sums

@@ -22,7 +22,8 @@ class ECE(Sums):
     """
 
     def __init__(self, bins: Positive = 15, activation: Activation | None = None):
-        self.bins, self.activation, self.names = bins, activation, []
+        self.bins, self.activation = bins, activation
+        self.names: list[str] = []
         super().__init__([bins, 3], "float64")  # samples, confidences, right ones
 
     @paddle.no_grad()
@@ -36,5 +37,5 @@ class ECE(Sums):
         self.add(paddle.scatter_nd(places.unsqueeze(1), values, [self.bins, 3]))
 
     def compute(self) -> dict[str, float]:
-        samples, confidences, right = self._sums.numpy().T
+        samples, confidences, right = self._total.numpy().T
         return {"ece": float(abs(confidences - right).sum() / samples.sum()) if samples.sum() else float("nan")}

@@ -33,7 +33,7 @@ class PerClassAccuracy(Sums):
         samples, right: [C] int64 after reduce: how many samples a class has, and how many of them are right.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.names = ["mean_class_top1"]
         super().__init__()
 
@@ -46,11 +46,11 @@ class PerClassAccuracy(Sums):
 
     @property
     def samples(self) -> np.ndarray:
-        return self._sums[:, 0].numpy()
+        return self._total[:, 0].numpy()
 
     @property
     def right(self) -> np.ndarray:
-        return self._sums[:, 1].numpy()
+        return self._total[:, 1].numpy()
 
     def compute(self) -> dict[str, float]:
         present = self.samples > 0
@@ -71,8 +71,8 @@ class ConfusionMatrix(Sums):
         matrix: [C, C] int64 after reduce; a row is a sample's class, a column the model's answer.
     """
 
-    def __init__(self):
-        self.names = []
+    def __init__(self) -> None:
+        self.names: list[str] = []
         super().__init__()
 
     @paddle.no_grad()
@@ -92,7 +92,7 @@ class ConfusionMatrix(Sums):
 
     @property
     def matrix(self) -> np.ndarray:
-        return self._sums.numpy()
+        return self._total.numpy()
 
     def compute(self) -> dict[str, float]:
         return {}

@@ -24,8 +24,8 @@ class Mean(Sums):
     @property
     def samples(self) -> int:
         """How many values have been added; of all processes once they are reduced."""
-        return int(self._sums[1].item())
+        return int(self._total[1])
 
     def compute(self) -> dict[str, float]:
-        total, count = self._sums.tolist()
+        total, count = self._total.numpy().tolist()
         return {self.name: total / count if count else float("nan")}

@@ -14,7 +14,7 @@ from plsc.targets import Activation, Targets
 class PrecisionAt1:
     """Share of samples of which the highest logit's class is one of its labels; without labels none is right."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.names = ["precision_at_1"]
         self._accuracy = TopkAcc(1)
 
@@ -64,7 +64,7 @@ class F1(Sums):
         return probabilities(logits, self.activation) > self.threshold
 
     def compute(self) -> dict[str, float]:
-        both, decided, right = self._sums.numpy()  # of each class
+        both, decided, right = self._total.numpy()  # of each class
         present = right > 0
         by_class = 2 * both[present] / (decided + right)[present]
         decisions = (decided + right).sum()

@@ -1,6 +1,7 @@
 """Metrics that rank all samples by one class's probability: mean average precision, area under the ROC curve."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
 
 import numpy as np
 import paddle
@@ -12,6 +13,20 @@ from plsc.registry import METRICS
 from plsc.targets import Activation, Targets
 
 _CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass
+class _Rows:
+    """What is kept of each sample, by its index.
+
+    Attributes:
+        scores: [N, C] float32. seen: [N, 1] int32, 1 where the sample was measured.
+        labels: [N, K] int32, class + 1: a sum with the others' zeros keeps it.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    seen: np.ndarray
 
 
 class Ranking:
@@ -41,14 +56,15 @@ class Ranking:
     ):
         self.names = [name]
         self._figure, self._registered, self._max_gib = figure, registered, max_gib
-        self._size, self.activation = None, activation
+        self.activation = activation
+        self._size: int | None = None
         self.reset()
 
-    def attach(self, data) -> None:
+    def attach(self, data: Sized) -> None:
         self._size = len(data)
 
     def reset(self) -> None:
-        self._scores = self._labels = self._seen = None
+        self._rows: _Rows | None = None
 
     def update(self, logits: paddle.Tensor, targets: Targets, valid: paddle.Tensor | None = None) -> None:
         if self._size is None:
@@ -56,49 +72,53 @@ class Ranking:
                 f"Metric: {self._registered} ranks the samples of a whole data set; it belongs in Metric.Eval"
             )
         labels = _labels(targets)
-        if self._seen is None:
-            self._allocate(logits.shape[1], labels.shape[1])
+        if self._rows is None:
+            self._rows = self._allocate(self._size, logits.shape[1], labels.shape[1])
+        assert targets.index is not None
         kept = np.ones(len(labels), bool) if valid is None else valid.numpy()
         index = targets.index.numpy()[kept]
         if self.activation != "sigmoid":  # not F.log_softmax, which on CPU cuts at -64
             logits = logits - paddle.logsumexp(logits, axis=1, keepdim=True)
-        self._scores[index] = logits.numpy()[kept]
-        self._labels[index] = labels[kept] + 1
-        self._seen[index] = 1
+        self._rows.scores[index] = logits.numpy()[kept]
+        self._rows.labels[index] = labels[kept] + 1
+        self._rows.seen[index] = 1
 
-    def _allocate(self, classes: int, labels: int):
-        gib = 4 * self._size * classes / 2**30
+    def _allocate(self, samples: int, classes: int, labels: int) -> _Rows:
+        gib = 4 * samples * classes / 2**30
         if gib > self._max_gib:
             raise ConfigError(
-                f"Metric: {self._registered} would keep the scores of {self._size:,} samples and {classes:,} classes, "
+                f"Metric: {self._registered} would keep the scores of {samples:,} samples and {classes:,} classes, "
                 f"{gib:.1f} GiB on each process, and {self._registered}.max_gib is {self._max_gib:g}; raise it, or "
                 "measure a part of the data set (slice)"
             )
-        self._scores = np.zeros([self._size, classes], "float32")
-        self._labels = np.zeros([self._size, labels], "int32")  # class + 1: a sum with the others' zeros keeps it
-        self._seen = np.zeros([self._size, 1], "int32")
+        return _Rows(
+            np.zeros([samples, classes], "float32"),
+            np.zeros([samples, labels], "int32"),
+            np.zeros([samples, 1], "int32"),
+        )
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """Join the processes' rows, 16 MB at a time."""
-        for array in (self._scores, self._labels, self._seen):
+        assert self._rows is not None, "no batch has been added"
+        for array in (self._rows.scores, self._rows.labels, self._rows.seen):
             rows = max(1, _CHUNK_BYTES // array[:1].nbytes)
             for start in range(0, len(array), rows):
                 part = slice(start, start + rows)
                 array[part] = all_reduce(paddle.to_tensor(array[part])).numpy()
-        assert self._seen.max() <= 1, "a sample was measured twice"
+        assert self._rows.seen.max() <= 1, "a sample was measured twice"
 
     def compute(self) -> dict[str, float]:
         [name] = self.names
-        figures = [] if self._seen is None else self._by_class()
+        figures = [] if self._rows is None else self._by_class(self._rows)
         return {name: sum(figures) / len(figures) if figures else float("nan"), f"{name}_classes": len(figures)}
 
-    def _by_class(self) -> list[float]:
+    def _by_class(self, rows: _Rows) -> list[float]:
         """The figure of each class that has samples and of which it is defined."""
-        kept = self._seen[:, 0] > 0
-        scores, labels = self._scores[kept], self._labels[kept]
+        kept = rows.seen[:, 0] > 0
+        scores, labels = rows.scores[kept], rows.labels[kept]
         samples, places = np.nonzero(labels)
         classes = labels[samples, places] - 1
-        figures = []
+        figures: list[float | None] = []
         for c in np.unique(classes):
             right = np.zeros(len(scores), bool)
             right[samples[classes == c]] = True
@@ -111,16 +131,17 @@ def _labels(targets: Targets) -> np.ndarray:
     """[B, K] int32, filled up with -1; labels of weight 0 are none."""
     if targets.label is not None:
         return targets.label.unsqueeze(1).numpy().astype("int32")
-    return np.where(targets.label_weights.numpy() > 0, targets.label_ids.numpy(), -1)
+    label_ids, label_weights = targets.several()
+    return np.where(label_weights.numpy() > 0, label_ids.numpy(), -1)
 
 
-def _average_precision(right, scores):
+def _average_precision(right: np.ndarray, scores: np.ndarray) -> float:
     from sklearn.metrics import average_precision_score
 
     return average_precision_score(right, scores)
 
 
-def _area_under_curve(right, scores):
+def _area_under_curve(right: np.ndarray, scores: np.ndarray) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     return None if right.all() else roc_auc_score(right, scores)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ from plsc.targets import Targets
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
-def read_real_labels(path) -> list[list[int]]:
+def read_real_labels(path: str | Path) -> list[list[int]]:
     """The labels of each picture of ImageNet's validation set, in the order of their numbers.
 
     Args:
@@ -37,7 +37,7 @@ def read_real_labels(path) -> list[list[int]]:
     return labels
 
 
-def _is_row(row) -> bool:
+def _is_row(row: Any) -> bool:
     return isinstance(row, list) and all(type(c) is int and c >= 0 for c in row)
 
 
@@ -66,9 +66,9 @@ class RealAcc:
         self._largest = max((c for row in self._labels for c in row), default=0)
         self.names = ["real_top1"]
         self._accuracy = TopkAcc(1)
-        self._data = None
+        self._data: Any = None
 
-    def attach(self, data) -> None:
+    def attach(self, data: Any) -> None:
         """Remember the data set. Raises DataError where its pictures cannot be found in the file."""
         self._data = data
         self._by_name = _NUMBER.search(Path(self._name(0)).name) is not None
@@ -96,6 +96,7 @@ class RealAcc:
             )
         ids = np.full([logits.shape[0], self._most], -1, "int32")
         counted = np.ones(len(ids), bool) if valid is None else valid.numpy()
+        assert targets.index is not None
         index = targets.index.numpy()
         for row in np.flatnonzero(counted):
             labels = self._labels[self._place(index[row])]

@@ -19,7 +19,7 @@ class TopkAcc(Sums):
     all of them count. The first k is the one that picks the best checkpoint.
     """
 
-    def __init__(self, topk: Positive | Annotated[list[Positive], Field(min_length=1)] = (1, 5)):
+    def __init__(self, topk: Positive | Annotated[list[Positive], Field(min_length=1)] = (1, 5)):  # type: ignore[assignment]
         self.topk = [topk] if isinstance(topk, int) else list(topk)
         self.names = [f"top{k}" for k in self.topk]
         super().__init__([len(self.topk) + 1])
@@ -37,8 +37,8 @@ class TopkAcc(Sums):
     @property
     def samples(self) -> int:
         """How many counted."""
-        return int(self._sums[-1])
+        return int(self._total[-1])
 
     def compute(self) -> dict[str, float]:
-        *hits, count = self._sums.tolist()
+        *hits, count = self._total.numpy().tolist()
         return {name: (hit / count if count else float("nan")) for name, hit in zip(self.names, hits, strict=True)}

@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -18,10 +19,10 @@ class Group:
     decay: bool
     lr_scale: float
     names: list[str] = field(default_factory=list)
-    parameters: list = field(default_factory=list)
+    parameters: list[paddle.Tensor] = field(default_factory=list)
 
 
-def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_decay") -> list[dict]:
+def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_decay") -> list[Any]:
     """Parameter groups in the form that Paddle's optimizers take.
 
     Args:

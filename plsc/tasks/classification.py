@@ -21,6 +21,7 @@ class Classification:
         """The batch with mixed pictures and their dense targets."""
         if not self._mixing:
             return batch
+        assert self._class_num is not None, "mixing needs the number of classes"
         image, target = batch["image"], Targets.of(batch).to_dense(self._class_num)
         for mix in self._mixing:
             image, target = mix(image, target, rng)
