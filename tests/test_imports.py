@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from plsc import build, components, registry
 from plsc.bounds import BelowOne, NonNegativeFloat, PositiveFloat
 from plsc.config import load
+from plsc.engine.evaluation import evaluate
 from plsc.errors import ConfigError
 from plsc.optim import paddle_groups
 from plsc.registry import LOSSES
@@ -348,3 +349,19 @@ def test_what_is_none_is_refused_with_what_it_lacks(own, section, expected):
             build.schedule(config, 10, 5)
         else:
             build.optimizer(config, build.model(config), multi_precision=False)
+
+
+def test_an_evaluation_without_its_losses_has_no_loss(here, caplog):
+    """The run's loss is gone; its other figures are those of training, and a note says what is left out."""
+    write(here / "losses.py", LOSS, name="PowerLoss")
+    tree = recipe("PowerLoss")
+    tree["Global"].update(output_dir="run", max_train_step=2, eval_during_train=True)
+    result = train(load(tree, imports=["losses.py"]))
+    LOSSES._entries.pop("PowerLoss")
+    with caplog.at_level("INFO", logger="plsc"):
+        evaluation = evaluate("run")
+    assert evaluation["top1"] == result.last["top1"] and "loss" not in evaluation
+    [note] = [r.getMessage() for r in caplog.records if "only training needs it" in r.getMessage()]
+    assert "Loss.Train.0.PowerLoss" in note
+    with pytest.raises(ConfigError, match="--import"):
+        load("run/config.yaml", run_imports=False)

@@ -16,6 +16,8 @@ from plsc.config.source import Source
 from plsc.errors import ConfigError
 from plsc.registry import InputPath
 
+_FILE = InputPath()
+
 
 @dataclass(frozen=True)
 class Config:
@@ -52,7 +54,7 @@ class Config:
         """A ConfigError that names the key and where it was written."""
         return ConfigError(self.source.located(path, text))
 
-    def check_input(self, path: tuple, value, mark: InputPath = InputPath()) -> None:  # noqa: B008
+    def check_input(self, path: tuple, value, mark: InputPath = _FILE) -> None:
         """Raise ConfigError, with the folders it was looked for in, where a file that a key names is missing."""
         problem = missing(self.source, path, value, mark)
         if problem:

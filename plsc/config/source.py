@@ -159,8 +159,8 @@ def _merge(base: Source, child: Source) -> Source:
                 dropped = [name for name in before if name not in ("name", *value)]
                 if dropped:
                     text = (
-                        f"is {value['name']}, in the base {before.get('name', 'not given')}; not inherited from there "
-                        f"({base.origin(here)}): {', '.join(dropped)}"
+                        f"changes from {before.get('name', 'the default')} to {value['name']}, so that these keys of "
+                        f"{base.origin(here)} are dropped: {', '.join(dropped)}"
                     )
                     notes.append(child.located((*here, "name"), text))
             _forget(origins, here)

@@ -44,7 +44,7 @@ class Task(Protocol):
 
     The loop and the evaluator know nothing else of what is learnt. Registered with plsc.register_task and named by a
     recipe's section Task. One is made for training and one for evaluation; the engine supplies those of these
-    arguments that the task's registration names in `supplied`: mode ("Train" or "Eval"), loss (outputs, targets → [B]:
+    arguments that its factory has: mode ("Train" or "Eval"), loss (outputs, targets → [B]:
     the losses of the mode), mixing (the batch transforms, in training) and class_num.
 
     A task that keeps state between updates has state_dict and load_state_dict, see plsc.engine.state.Stateful.
