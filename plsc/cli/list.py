@@ -8,7 +8,7 @@ import textwrap
 import typing
 from collections.abc import Iterable
 
-from plsc.cli.common import add_import_argument, import_parts, unknown
+from plsc.cli.common import add_import_argument, import_parts, print_table, unknown
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
@@ -130,19 +130,34 @@ def _matching(pattern: str | None, names: Iterable[str], kind: str) -> list[str]
 
 
 def _print_columns(rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        print(f"{name:<{width}}  {text}".rstrip())
+    print_table(rows, left=[True, True])
 
 
 def _shown(parameter: inspect.Parameter) -> str:
-    """`name=default`, with the choices where there are some."""
-    default, choices = parameter.default, ()
-    if typing.get_origin(parameter.annotation) is typing.Literal:
-        choices = typing.get_args(parameter.annotation)
+    """`name=default`, with the choices or the range where there are some."""
+    default, annotation = parameter.default, parameter.annotation
     if isinstance(default, tuple):
         default = list(default)
     if isinstance(default, str) and not default.strip():
         default = repr(default)
     shown = f"{parameter.name} (required)" if default is parameter.empty else f"{parameter.name}={default}"
-    return shown + (f" ({'|'.join(map(str, choices))})" if choices else "")
+    limits = [_limit(mark) for field in getattr(annotation, "__metadata__", ()) for mark in _marks(field)]
+    choices = "|".join(map(str, typing.get_args(annotation))) if typing.get_origin(annotation) is typing.Literal else ""
+    about = choices or ", ".join(filter(None, limits))
+    return shown + (f" ({about})" if about else "")
+
+
+def _marks(field: object) -> list[object]:
+    """What pydantic.Field holds of a range."""
+    from pydantic.fields import FieldInfo
+
+    return field.metadata if isinstance(field, FieldInfo) else []
+
+
+def _limit(mark: object) -> str:
+    """`>= 0`; empty for what is no limit."""
+    from annotated_types import Ge, Gt, Le, Lt
+
+    signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+    sign, attribute = signs.get(type(mark), ("", ""))
+    return f"{sign} {getattr(mark, attribute)}" if sign else ""
