@@ -92,9 +92,9 @@ def bare_loop():
     import numpy as np
     import paddle
 
-    from plsc.models import create
+    from plsc.loading import create_model
 
-    model = create("ViT_tiny_patch16_224", class_num=CLASSES)
+    model = create_model("ViT_tiny_patch16_224", class_num=CLASSES)
     optimizer = paddle.optimizer.AdamW(
         1e-3, parameters=model.parameters(), weight_decay=0.05, grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)
     )

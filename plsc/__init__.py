@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from plsc.errors import TrainingError as TrainingError
     from plsc.export import export_model as export_model
     from plsc.loading import LoadedModel as LoadedModel
+    from plsc.loading import create_model as create_model
     from plsc.loading import load_model as load_model
     from plsc.losses.base import Loss as Loss
     from plsc.metrics.base import Metric as Metric
     from plsc.model_card import ModelCard as ModelCard
-    from plsc.models import create_model as create_model
     from plsc.models import list_models as list_models
     from plsc.models.base import Model as Model
     from plsc.optim.base import Schedule as Schedule
@@ -85,7 +85,7 @@ _DEFINED_IN = {
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
     # models
-    "create_model": "plsc.models:create_model",
+    "create_model": "plsc.loading:create_model",
     "list_models": "plsc.models:list_models",
     "load_model": "plsc.loading:load_model",
     # adding components

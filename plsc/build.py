@@ -22,7 +22,9 @@ from plsc.data.transforms import NormalizeImage
 from plsc.errors import ConfigError, DataError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
-from plsc.models.layers import pair
+from plsc.model_card import ModelCard
+from plsc.models.base import Model
+from plsc.models.spec import pair
 from plsc.optim import GradientClip, Optimizer, Schedule, WithWarmup, parameter_groups
 from plsc.registry import (
     BATCH_TRANSFORMS,
@@ -94,7 +96,9 @@ def check_members(config: Config, part: Component, built, protocol: type) -> Non
 def model(config: Config):
     """The model with fresh weights, drawn from Global.seed."""
     paddle.seed(config.Global.seed)
-    return component(config, MODELS, model_part(config))
+    network = component(config, MODELS, model_part(config))
+    check_members(config, config.Model, network, Model)
+    return network
 
 
 def class_num(config: Config) -> int:
@@ -452,7 +456,7 @@ def model_part(config: Config, img_size: int | None = None) -> Component:
     """The recipe's Model section, at another resolution where one is asked for. Raises ConfigError as class_num."""
     if "class_num" in config.Model.arguments:
         class_num(config)
-    if img_size is None:
+    if img_size is None or "img_size" not in config.Model.arguments:
         return config.Model
     return dataclasses.replace(config.Model, arguments={**config.Model.arguments, "img_size": img_size})
 
@@ -466,9 +470,10 @@ def recipe_preprocess(config: Config, img_size: int | None = None) -> Preprocess
         preprocess = Preprocess.of(transforms(config, section))
     except ConfigError as error:
         raise config.error((*section.path, "dataset", "transform_ops"), str(error)) from error
-    height, width = pair(config.Model.arguments["img_size"])
-    if img_size is None or (height, width) == (img_size, img_size):
+    size = ModelCard(spec=config.Model.arguments, preprocess=preprocess).img_size
+    if img_size is None or size == (img_size, img_size):
         return preprocess
-    if height != width:
-        raise config.error(("Model", "img_size"), f"is {[height, width]}; another resolution needs a square one")
-    return preprocess.enlarged(img_size, height)
+    if size is None or size[0] != size[1]:
+        shown = "open" if size is None else list(size)
+        raise config.error(("Model", "img_size"), f"is {shown}; another resolution needs a square one")
+    return preprocess.enlarged(img_size, size[0])

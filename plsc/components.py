@@ -19,8 +19,9 @@ from pathlib import Path
 from plsc.errors import ConfigError
 
 GROUP = "plsc.components"
+_MODELS = ("plsc.models", "plsc.models.vit_layouts")
 _ROOMS = (
-    "plsc.models",
+    *_MODELS,
     "plsc.data.datasets",
     "plsc.data.transforms",
     "plsc.data.mixing",
@@ -33,14 +34,23 @@ _ROOMS = (
 
 
 def register_all() -> None:
-    """Import every module of plsc that registers a factory, and those of installed packages.
+    """Import every module of plsc that registers a factory, and those of installed packages. Imports Paddle.
 
     A package offers a module, or a function that registers, under the entry point group "plsc.components".
 
     Raises:
         ConfigError: an installed package's entry point cannot be loaded.
     """
-    for room in _ROOMS:
+    _register(_ROOMS)
+
+
+def register_models() -> None:
+    """As `register_all`, of plsc's own only the models and the layouts of their weights. These import no Paddle."""
+    _register(_MODELS)
+
+
+def _register(rooms: Iterable[str]) -> None:
+    for room in rooms:
         importlib.import_module(room)
     _register_installed()
 

@@ -8,7 +8,7 @@ from plsc import environment
 from plsc.errors import ConfigError
 from plsc.model_card import ModelCard
 from plsc.registry import nearest
-from plsc.weights import FORMATS, read, write
+from plsc.weights import formats, read, write
 
 _EXPORTS = ("onnx", "paddle", "inference", "openvino", "tensorrt", "torchscript")
 
@@ -45,7 +45,7 @@ def convert_weights(
 
     Args:
         source: whatever Global.pretrained_model takes: a weights file, a checkpoint, a run directory, …
-        to: one of plsc.weights.FORMATS.
+        to: one of plsc.weights.formats().
         output: a file; for huggingface a folder. What is there is replaced.
         ema: the averaged weights of a plsc checkpoint.
         backbone: leave out head and pre-logits.
@@ -72,13 +72,14 @@ def convert_weights(
 
 def check_format(to: str) -> None:
     """Raise ConfigError with the nearest name for what is no format of weights."""
-    if to in FORMATS:
+    known = formats()
+    if to in known:
         return
     if to.lower() in _EXPORTS:
         raise ConfigError(
             f"{to} is no format of weights but of whole models: `plsc export --format onnx` or `--format paddle` "
             "(plsc.export_model) writes those"
         )
-    close = nearest(to, FORMATS)
+    close = nearest(to, known)
     hint = f"did you mean {close}? There are" if close else "there are"
-    raise ConfigError(f"no format of weights is called {to!r}; {hint} {', '.join(FORMATS)}")
+    raise ConfigError(f"no format of weights is called {to!r}; {hint} {', '.join(known)}")

@@ -9,28 +9,29 @@ The graph's input `image` is the normalised float32 batch [B, C, H, W], its outp
 
 import dataclasses
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import paddle
+from paddle import nn
 from paddle.static import InputSpec
 from sklearn.datasets import load_sample_images
 
 import plsc
-from plsc import loading, predictor
+from plsc import build, loading, predictor
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.transforms.geometry import resize
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
-from plsc.files import write_json
-from plsc.models import VisionTransformer
-from plsc.models.deploy import simplify, size_unit, store_half
-from plsc.models.layers import pair
-from plsc.models.resnet import EPSILON
+from plsc.files import replacing_folder, write_json
+from plsc.model_card import ModelCard
+from plsc.models.base import Deployable, Model
+from plsc.models.deploy import store_half
+from plsc.models.spec import pair
 from plsc.places import EXPORT_DESCRIPTION, ONNX_MODEL, PADDLE_MODELS
+from plsc.registry import MODELS, missing_members
 from plsc.runtimes import captured_output
 
 BATCHES = (1, 7)  # that the check runs where the batch is free
@@ -38,6 +39,7 @@ TOLERANCE = 1e-4  # of logits, between the export and the model whose weights it
 HALF_TOLERANCE = 0.01  # of logits, between float16 weights and the model's own, as a fraction of the largest
 
 _OPSET = 17
+_OPEN_SIZE = 224  # at which a model without any size is checked
 _ONNX_LIMIT = 2**31 - 2**20  # bytes of weights: protobuf takes 2 GB, and the graph needs some
 # all that an export may consist of; Paddle 2 writes inference.pdmodel and inference.pdiparams.info
 _FILES = {
@@ -210,17 +212,17 @@ def _input_shape(config: Config) -> tuple[int | None, int | Literal["dynamic"] |
     if len(shape) != 4 or any(side == 0 for side in shape):
         raise config.error(path, f"is {shape}; it is [batch, channels, height, width], None being free")
     batch, channels, height, width = (None if side is None or side < 0 else side for side in shape)
-    model = config.Model.arguments
-    if channels not in (None, model["in_chans"]):
-        raise config.error(path, f"has {channels} channels, but Model.in_chans is {model['in_chans']}")
-    own = pair(model["img_size"])
+    card = ModelCard(spec=config.Model.arguments, preprocess=build.recipe_preprocess(config))
+    own, own_channels = card.img_size, card.spec.get("in_chans")
+    if channels is not None and own_channels not in (None, channels):
+        raise config.error(path, f"has {channels} channels, but Model.in_chans is {own_channels}")
     if (height, width) == own:
         return batch, None
     if height is None and width is None:
         return batch, "dynamic"
     if height != width:
         raise config.error(
-            path, f"is {shape}; height and width are the model's {list(own)}, another square, or both None"
+            path, f"is {shape}; height and width are the model's {own and list(own)}, another square, or both None"
         )
     return batch, height
 
@@ -247,7 +249,8 @@ def export(
         weights: which the model holds, raw or ema; for export.json.
         precision: fp32, or fp16: matrices and kernels are stored as float16. The graph makes float32 of them before
             it computes, since runtimes on CPU have no float16 kernels.
-        dynamic: take pictures of any size; the position embedding is resized in the graph.
+        dynamic: take pictures of any size; the position embedding is resized in the graph. So is every model that
+            has no img_size, and whose preprocessing has neither a crop nor a resize to height and width.
         batch: a fixed number of rows; None for any.
         tolerance: of the logits' difference.
 
@@ -262,34 +265,32 @@ def export(
     output = Path(os.path.abspath(Path(output).expanduser()))
     _check_output(output)
     _check_model(loaded, format, precision)
-    network = loaded.network
-    sizes = [pair(network.spec.img_size)]
+    network, own_size = loaded.network, loaded.card.img_size
+    dynamic = dynamic or own_size is None
+    sizes = [own_size or (_OPEN_SIZE, _OPEN_SIZE)]
     _check_preprocess(loaded)
     if dynamic:
-        _check_unit(loaded)
-        _check_position(loaded)
-        sizes.append(_another_size(network.spec))
+        _check_dynamic(loaded)
+        sizes.append(_other_size(network, sizes[0]))
     cases = _cases(loaded, sizes, BATCHES if batch is None else (batch,))
     description = {**_description(loaded, format, precision, dynamic, batch), "weights": weights}
-    simplify(network, dynamic=dynamic, explicit_gelu=format == "onnx")
+    if isinstance(network, Deployable):
+        network.simplify(dynamic=dynamic, for_onnx=format == "onnx")
     if precision == "fp16":
         _store_half(network, loaded.path)
-    writing = output.with_name(f".writing-{output.name}")
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        _write_graph(network, writing, description)
-        for name, content in {"export": description, **loaded.card.documents()}.items():
-            write_json(writing / f"{name}.json", content)
-        found = _check(network, predictor.load_predictor(writing, device="cpu"), cases, precision, tolerance)
-        description["check"] = [dataclasses.asdict(comparison) for comparison in found]
-        write_json(writing / EXPORT_DESCRIPTION, description)
-        _put_in_place(writing, output)
+        with replacing_folder(output) as writing:
+            _write_graph(network, writing, description)
+            for name, content in {"export": description, **loaded.card.documents()}.items():
+                write_json(writing / f"{name}.json", content)
+            exported = predictor.load_predictor(writing, device="cpu")
+            checks = _check(network, exported, cases, precision, tolerance)
+            description["check"] = [dataclasses.asdict(comparison) for comparison in checks]
+            write_json(writing / EXPORT_DESCRIPTION, description)
+            _check_output(output)  # something else may have come into its place meanwhile
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-    return found
+    return checks
 
 
 def _check_output(output: Path) -> None:
@@ -328,33 +329,54 @@ def _check_model(loaded: loading.LoadedModel, format: str, precision: str) -> No
         )
 
 
-def _check_unit(loaded: loading.LoadedModel) -> None:
-    """Raise CheckpointError for a hybrid whose own size is none of those that a dynamic export takes."""
-    spec = loaded.network.spec
-    unit = size_unit(spec)
-    if any(side % unit for side in pair(spec.img_size)):
+def _takes_any_size(loaded: loading.LoadedModel) -> bool:
+    """Whether the model itself takes images of any size."""
+    return "img_size" not in loaded.card.spec
+
+
+def _check_dynamic(loaded: loading.LoadedModel) -> None:
+    """Raise CheckpointError for a model that cannot be exported for images of any size."""
+    network, card = loaded.network, loaded.card
+    if _takes_any_size(loaded):
+        return
+    if not isinstance(network, Deployable):
+        missing = ", ".join(missing_members(network, Deployable))
         raise CheckpointError(
-            f"{loaded.path}: a dynamic export of this hybrid takes multiples of {unit} pixels, where its "
-            f"padding is always the same; its own size, {spec.img_size}, is none: export that alone"
+            f"{loaded.path}: an export for any image size needs {missing} of a model with a fixed img_size, which "
+            f"{card.model} does not offer (see plsc.models.base.Deployable); give --resolution PIXELS"
         )
-
-
-def _check_position(loaded: loading.LoadedModel) -> None:
-    """Raise CheckpointError for a model that a dynamic export would resize otherwise than it is."""
-    if loaded.card.position != "bicubic":
+    unit = network.size_unit
+    if any(side % unit for side in card.img_size):
         raise CheckpointError(
-            f"{loaded.path}: its position embedding is resized {loaded.card.position}; a dynamic export resizes it "
+            f"{loaded.path}: a dynamic export of this model takes multiples of {unit} pixels, where its padding is "
+            f"always the same; its own size, {card.spec['img_size']}, is none: export that alone"
+        )
+    if card.position != "bicubic":
+        raise CheckpointError(
+            f"{loaded.path}: its position embedding is resized {card.position}; a dynamic export resizes it "
             "bicubic; give --resolution PIXELS, or say Global.position_embedding: bicubic in the recipe of -c"
         )
 
 
+def _other_size(network, own: tuple[int, int]) -> tuple[int, int]:
+    """A lower and wider size than the model's own, for the check of a dynamic export."""
+    if isinstance(network, Deployable):
+        return network.other_size
+    return max(1, own[0] - own[0] // 4), own[1] + own[1] // 4
+
+
+def _channels(loaded: loading.LoadedModel) -> int:
+    """Of the model's images: of its spec, else as many as the preprocessing has means."""
+    return loaded.card.spec.get("in_chans") or len(loaded.card.preprocess.mean)
+
+
 def _check_preprocess(loaded: loading.LoadedModel) -> None:
     """Raise CheckpointError for a preprocessing that leaves no picture of the model's size, however large it is."""
-    spec, preprocess = loaded.network.spec, loaded.card.preprocess
-    if preprocess.resize is None and preprocess.crop is None:
+    preprocess = loaded.card.preprocess
+    if _takes_any_size(loaded) or (preprocess.resize is None and preprocess.crop is None):
         return  # whoever sends pictures sees to their size
-    (picture,) = sample_pictures(1, spec.in_chans)
-    height, width = pair(spec.img_size)
+    (picture,) = sample_pictures(1, _channels(loaded))
+    height, width = loaded.card.img_size
     remedy = (
         f"the model takes {height}x{width}: mend resize or crop, in the preprocess.json beside the weights or, where "
         "these say nothing, in the recipe's DataLoader.Eval"
@@ -407,29 +429,24 @@ def sample_images(count: int, preprocess: Preprocess, channels: int, size: tuple
 
 
 def _cases(loaded: loading.LoadedModel, sizes, batches) -> list[Case]:
-    """The check's images at each size and batch, with what the model says of them."""
+    """The check's images at each size and batch, with what the model makes of them."""
     cases = []
     for size in sizes:
-        network = loaded.network if size == pair(loaded.network.spec.img_size) else _at(loaded, size)
+        network = _at(loaded, size)
         for count in batches:
-            images = sample_images(count, loaded.card.preprocess, loaded.network.spec.in_chans, size)
+            images = sample_images(count, loaded.card.preprocess, _channels(loaded), size)
             cases.append(Case(images, _logits(network, images)))
     return cases
 
 
-def _at(loaded: loading.LoadedModel, size: tuple[int, int]) -> VisionTransformer:
+def _at(loaded: loading.LoadedModel, size: tuple[int, int]) -> Model:
     """The model at another size, as evaluation at that resolution makes it."""
-    network = VisionTransformer(dataclasses.replace(loaded.network.spec, img_size=size))
-    loading.load_pretrained(network, loaded.source, strict=True, allowed=("pos_embed",), position=loaded.card.position)
+    if size == loaded.card.img_size or _takes_any_size(loaded):
+        return loaded.network
+    network = MODELS.get(loaded.card.model).factory(**{**loaded.card.spec, "img_size": size})
+    loading.load_pretrained(network, loaded.source, strict=True, resized=True, position=loaded.card.position)
     network.eval()
     return network
-
-
-def _another_size(spec) -> tuple[int, int]:
-    """A lower and wider size than the model's own: positions are resized both ways."""
-    patch, unit, (rows, columns) = pair(spec.patch_size), size_unit(spec), spec.grid
-    rows, columns = max(1, rows - max(1, rows // 4)), columns + max(1, columns // 4)
-    return rows * patch[0] * unit, columns * patch[1] * unit
 
 
 @paddle.no_grad()
@@ -461,8 +478,9 @@ def _check(network, exported: predictor.Predictor, cases: list[Case], precision:
 
 def _description(loaded: loading.LoadedModel, format: str, precision: str, dynamic: bool, batch: int | None) -> dict:
     """The content of export.json, but for the check."""
-    spec = loaded.network.spec
-    height, width = (None, None) if dynamic else pair(spec.img_size)
+    network, own_size = loaded.network, loaded.card.img_size
+    height, width = (None, None) if dynamic else own_size
+    unit = network.size_unit if isinstance(network, Deployable) else 1
     card = dataclasses.replace(loaded.card, origin=str(loaded.path)).without_documents()
     return {
         "format": format,
@@ -470,9 +488,9 @@ def _description(loaded: loading.LoadedModel, format: str, precision: str, dynam
         "computes_in": "fp32",
         "input": "image: float32 [batch, channels, height, width], (pixel * scale - mean) / std of preprocess.json",
         "output": "logits: float32 [batch, classes]",
-        "input_shape": [batch, spec.in_chans, height, width],
-        "img_size": list(pair(spec.img_size)),
-        "size_unit": size_unit(spec) if dynamic else None,
+        "input_shape": [batch, _channels(loaded), height, width],
+        "img_size": own_size and list(own_size),
+        "size_unit": unit if dynamic else None,
         **card.to_dict(),
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
     }
@@ -507,12 +525,28 @@ def _write_graph(network, folder: Path, description: dict) -> None:
             )
         except Exception as error:  # it logs what went wrong, and then stumbles over the missing result
             raise DeviceError(f"paddle2onnx cannot convert the model:\n{said()}") from error
-    _tidy(file)
+    _tidy(file, _norm_epsilon(network))
     for left in folder.glob("inference.*"):
         left.unlink()
 
 
-def _tidy(file: Path) -> None:
+def _norm_epsilon(network) -> float | None:
+    """The epsilon of a model's GroupNorms and InstanceNorms; None where it has none.
+
+    Raises:
+        CheckpointError: they have several, which paddle2onnx loses.
+    """
+    kinds = (nn.GroupNorm, nn.InstanceNorm1D, nn.InstanceNorm2D, nn.InstanceNorm3D)
+    epsilons = {layer._epsilon for layer in network.sublayers() if isinstance(layer, kinds)}
+    if len(epsilons) > 1:
+        some = ", ".join(map(str, sorted(epsilons)))
+        raise CheckpointError(
+            f"its GroupNorms have several epsilons ({some}), which paddle2onnx loses; choose --format paddle"
+        )
+    return epsilons.pop() if epsilons else None
+
+
+def _tidy(file: Path, epsilon: float | None) -> None:
     """Name what a user of an ONNX file sees, drop constants that nothing reads, and mend a fault of paddle2onnx.
 
     Its 2.1.0 gives GroupNorm, which becomes InstanceNormalization, an epsilon from memory that was never written.
@@ -527,7 +561,7 @@ def _tidy(file: Path) -> None:
         node.output[:] = ["logits" if name == old else name for name in node.output]
         if node.op_type == "InstanceNormalization":
             del node.attribute[:]
-            node.attribute.append(onnx.helper.make_attribute("epsilon", EPSILON))
+            node.attribute.append(onnx.helper.make_attribute("epsilon", epsilon))
     for value, names in (
         (graph.input[0], ("batch", "channels", "height", "width")),
         (graph.output[0], ("batch", "classes")),
@@ -542,18 +576,3 @@ def _tidy(file: Path) -> None:
     del graph.value_info[:]
     onnx.checker.check_model(model)
     onnx.save(model, file)
-
-
-def _put_in_place(writing: Path, output: Path) -> None:
-    """Rename; an earlier export goes only when the new one is whole.
-
-    Raises:
-        CheckpointError: something else has come into the output's place meanwhile.
-    """
-    _check_output(output)
-    replaced = output.with_name(f".replaced-{output.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if output.exists():
-        os.replace(output, replaced)
-    os.replace(writing, output)
-    shutil.rmtree(replaced, ignore_errors=True)

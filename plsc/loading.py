@@ -1,22 +1,70 @@
-"""Any path → a model with what its weights say of it: the one way from weights to a model."""
+"""Names and paths → models: a new one by its name, or what a path holds with what its weights say of themselves."""
 
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
-from plsc import build
+from plsc import build, components
 from plsc.config import Config
+from plsc.config.checker import Checker
+from plsc.config.source import load_source
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
-from plsc.models import VisionTransformer as Model
-from plsc.models.layers import pair
+from plsc.models.base import Model
+from plsc.models.spec import parameter_count
 from plsc.registry import MODELS
 from plsc.tensors import assign
-from plsc.weights import Source, adapt, read
+from plsc.weights import Report, Source, adapt, read
+from plsc.weights.families import family_of, family_of_spec
 
 log = logging.getLogger("plsc")
+
+
+def create_model(
+    name: str, *, class_num: int | None = None, pretrained: str | Path | None = None, **fields: Any
+) -> Model:
+    """A model by its name, with fresh weights or somebody's.
+
+    Args:
+        name: as `plsc.list_models()` has it.
+        class_num: outputs of the head; 0 leaves the head out. Default: the model's own, 1000.
+        pretrained: a path of weights, whatever plsc.load_model takes. Position embedding, patch embedding and input
+            channels are adapted where they differ, and a head of another size begins anew; the log says what was done.
+        fields: the model's other arguments, such as img_size, depth or drop_path_rate; `plsc list model NAME` shows
+            them.
+
+    Returns:
+        A paddle.nn.Layer in training mode, see plsc.models.base.Model.
+
+    Raises:
+        ConfigError: there is no such model or argument, or a value is out of bounds; all problems at once.
+        CheckpointError: the weights cannot be read, or are of another model.
+
+    Example:
+        >>> model = plsc.create_model("ViT_small_patch16_224", class_num=10, img_size=64, patch_size=8)
+        >>> model(paddle.zeros([2, 3, 64, 64])).shape
+        [2, 10]
+    """
+    if isinstance(pretrained, bool):
+        raise ConfigError(
+            f"create_model: pretrained is {pretrained}; it takes the path of weights, see docs/checkpoints.md"
+        )
+    components.register_all()
+    given = fields if class_num is None else {"class_num": class_num, **fields}
+    source = load_source({"Model": {"name": name, **given}})
+    checker = Checker(source)
+    part = checker.named(MODELS, source.tree["Model"], ("Model",))
+    checker.raise_problems()
+    network = MODELS.get(part.name).build(part.arguments)
+    if pretrained is not None:
+        weights = read(pretrained, names=network.state_dict().keys())
+        report = load_pretrained(network, weights, position=weights.card.position or "bicubic")
+        log.info("weights of %s: %s", pretrained, report)
+    return network
 
 
 @dataclasses.dataclass
@@ -68,9 +116,7 @@ def load_model(
         config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
     position = position_method(config, source)
-    load_pretrained(
-        network, source, strict=True, allowed=("pos_embed",) if img_size is not None else (), position=position
-    )
+    load_pretrained(network, source, strict=True, resized=img_size is not None, position=position)
     network.eval()
     card = source.card
     preprocess, activation = own_preprocess(source, img_size), card.activation
@@ -89,14 +135,37 @@ def load_model(
 
 
 def _as_written(source: Source, img_size: int | None) -> Model:
-    """The model that weights themselves say."""
-    fields = dict(source.card.spec)
-    if img_size is not None:
-        fields["img_size"] = img_size
+    """The model that weights themselves describe."""
+    card, family = source.card, family_of(source.card.model)
+    if card.model is None:
+        raise CheckpointError(f"{source.path}: does not say which model it is of; give -c RECIPE, whose Model does")
+    if card.model not in MODELS:
+        components.register_all()
+    if card.model not in MODELS:
+        raise CheckpointError(
+            f"{source.path}: is of the model {card.model}, which is not registered; name the module or file that "
+            "registers it, for instance --import ./my_model.py"
+        )
+    fields = dict(card.spec)
     try:
-        return MODELS.get(source.card.model).factory(**fields)
-    except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{source.path}: does not describe a Vision Transformer: {error}") from error
+        if family.spec is not None:
+            _check_count(source, family.spec(**fields))
+        if img_size is not None and "img_size" in fields:
+            fields["img_size"] = img_size
+        return MODELS.get(card.model).factory(**fields)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{source.path}: does not describe a {card.model}: {error}") from error
+
+
+def _check_count(source: Source, spec: Any) -> None:
+    """Refuse a spec of a model far larger than the weights, before so large a one is built."""
+    try:
+        described = parameter_count(spec)
+    except TypeError:  # its family does not count
+        return
+    held = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    if described > 2 * held + 10_000:
+        raise CheckpointError(f"{source.path}: damaged: its spec is of {described:,} parameters, but it holds {held:,}")
 
 
 def _as_in_recipe(config: Config, img_size: int | None) -> Model:
@@ -114,12 +183,14 @@ def own_preprocess(source: Source, img_size: int | None = None) -> Preprocess | 
     """How pictures enter the model as the weights themselves say, at another resolution in proportion.
 
     Raises:
-        CheckpointError: it is of pictures that are not square and so have no proportion.
+        CheckpointError: its pictures have no size, or are not square, so that there is no proportion.
     """
-    preprocess, own_size = source.card.preprocess, source.card.spec.get("img_size")
-    if preprocess is None or img_size is None or own_size is None:
+    preprocess = source.card.preprocess
+    if preprocess is None or img_size is None:
         return preprocess
-    height, width = pair(own_size)
+    if source.card.img_size is None:
+        raise CheckpointError(f"{source.path}: its pictures have no fixed size, so there is no other resolution")
+    height, width = source.card.img_size
     if height != width:
         raise CheckpointError(f"{source.path}: is for {height}x{width} pixels; another resolution needs a square one")
     return preprocess.enlarged(img_size, height)
@@ -145,63 +216,62 @@ def warn_of_preprocess(path, own: Preprocess | None, recipe: Preprocess | None, 
         )
 
 
-# what no array's shape shows, so that a model that differs loads without a sound
-_UNSEEN = ("num_heads", "qk_scale", "act", "epsilon", "pool", "no_embed_class")
-
-
-def _check_stated(source: Source, spec, strict: bool) -> None:
+def _check_stated(source: Source, spec: Any, strict: bool) -> None:
     """Where weights state another model than the one they are loaded into: an error if strict, else a warning."""
-    stated = source.card.stated
-    wrong = [name for name in _UNSEEN if name in stated and stated[name] != getattr(spec, name)]
+    stated, own = source.card.stated, dataclasses.asdict(spec)
+    wrong = [name for name in family_of_spec(spec).unseen if name in stated and stated[name] != own[name]]
     if not wrong:
         return
-    told = "; ".join(f"{name} {stated[name]!r}, the model has {getattr(spec, name)!r}" for name in wrong)
+    differences = "; ".join(f"{name} {stated[name]!r}, the model has {own[name]!r}" for name in wrong)
     remedy = " ".join(f"-o Model.{name}={json.dumps(stated[name])}" for name in wrong)
-    message = f"{source.path}: was trained with {told}; as in the weights: {remedy}"
+    message = f"{source.path}: was trained with {differences}; as in the weights: {remedy}"
     if strict:
         raise CheckpointError(message)
     log.warning("%s", message)
 
 
 def load_pretrained(
-    network,
-    path,
+    network: Model,
+    path: str | Path | Source,
     *,
     reset_head: bool = False,
     strict: bool = False,
-    allowed=(),
+    resized: bool = False,
     weights: str = "model",
     class_names: list[str] | None = None,
     position: str = "bicubic",
-):
-    """Load weights into a model, one array at a time; returns the report. See weights.adapt.
+) -> Report:
+    """Load weights into a model, one array at a time.
 
     Args:
+        network: its parameters and buffers are changed, all of them or, where an error is raised, none.
         path: a file's path, or a Source that was read already.
+        weights: model, or ema for the averaged ones of a checkpoint.
+        reset_head, strict, resized, class_names, position: see plsc.weights.adapt.
+
+    Returns:
+        What became of each array.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit; strict also where it states another model than this.
     """
-    spec = network.spec
-    parameters = dict(network.named_parameters())
-    source = path if isinstance(path, Source) else read(path, weights)
-    _check_stated(source, spec, strict)
+    tensors = dict(network.state_dict())
+    source = path if isinstance(path, Source) else read(path, weights, names=tensors.keys())
+    _check_stated(source, network.spec, strict)
     arrays, report = adapt(
         source,
-        {name: p.shape for name, p in parameters.items()},
-        grid=spec.grid,
-        prefix=spec.embedded_prefix,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        network.spec,
         reset_head=reset_head,
         strict=strict,
-        allowed=allowed,
+        resized=resized,
         class_names=class_names,
         position=position,
     )
     for name in arrays:  # everything is read and looked at before the model changes
-        found = arrays[name].shape
-        if list(found) != list(parameters[name].shape):
-            wanted = list(parameters[name].shape)
-            raise CheckpointError(f"{source.path}: {name} becomes {list(found)}, the model has {wanted}")
+        shape, wanted = list(arrays[name].shape), list(tensors[name].shape)
+        if shape != wanted:
+            raise CheckpointError(f"{source.path}: {name} becomes {shape}, the model has {wanted}")
     for name in arrays:
-        assign(parameters[name], arrays[name])
+        assign(tensors[name], arrays[name])
     return report

@@ -53,6 +53,15 @@ class ModelCard:
         """The fields of the spec that the weights state themselves, with their values."""
         return {name: value for name, value in self.spec.items() if name not in self.inferred}
 
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """(height, width) of the model's images: as the spec has it, else as the preprocessing leaves them."""
+        size = self.spec.get("img_size")
+        if size is None and self.preprocess is not None:
+            size = self.preprocess.crop or self.preprocess.resize
+            size = None if isinstance(size, int) else size  # a short side leaves the other one open
+        return (size, size) if isinstance(size, int) else size and (size[0], size[1])
+
     def class_name(self, index: int) -> str:
         """A class's name, else its number."""
         if self.class_names is None or index >= len(self.class_names):

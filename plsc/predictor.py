@@ -1,23 +1,22 @@
-"""A path → logits: a checkpoint, a Paddle export or an ONNX export alike.
+"""A path → predictions: a checkpoint, a Paddle export or an ONNX export alike.
 
 Paddle is imported only where a model needs it: an ONNX export predicts without.
 """
 
 import collections
 import itertools
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from plsc import places, runtimes
+from plsc import environment, places, runtimes
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
@@ -26,8 +25,15 @@ from plsc.files import read_json
 from plsc.model_card import ModelCard
 from plsc.places import EXPORT_DESCRIPTION
 
-log = logging.getLogger("plsc")
+if TYPE_CHECKING:
+    from plsc.loading import LoadedModel
 
+# a path, an encoded picture, pixels [H, W, C] or [H, W] uint8 (red, green, blue, or grey), or a picture of Pillow
+Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
+Activation = Literal["softmax", "sigmoid"]
+
+_READERS = 4  # threads that read pictures, at most
 NEEDS_PREPROCESS = (
     "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
     "plsc wrote"
@@ -43,18 +49,6 @@ class Prediction:
     probability: float
 
 
-# a path, an encoded picture, pixels [height, width, channels] uint8, or a picture of PIL
-Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
-AnyPicture = TypeVar("AnyPicture", bound=Picture)
-
-
-def _raise(picture: Any, error: Exception) -> NoReturn:
-    """Of a picture that cannot be read, named where it is a file."""
-    named = f"{picture}: " if isinstance(picture, (str, os.PathLike)) else ""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    raise DataError(f"{named}{reason}") from error
-
-
 @dataclass
 class Predictor:
     """Pictures → logits → classes. Made by `load_predictor`.
@@ -63,8 +57,8 @@ class Predictor:
         kind: checkpoint, paddle or onnx.
         path: the file that was read.
         forward: normalised images [B, C, H, W] float32 → logits [B, classes] float32, of any size that the model takes.
-        size: (height, width) that pictures have behind the preprocessing; None where nothing says it.
-        channels: of the images; None where nothing says it.
+        size: (height, width) that pictures have after the preprocessing; None where any size is taken.
+        channels: of the images; None where any number is taken.
         batch: rows that the model takes at a time; None for any number.
         unit: what height and width must be multiples of, where the model takes several sizes.
         card: what the weights say of themselves, preprocessing and class names included.
@@ -78,6 +72,125 @@ class Predictor:
     batch: int | None = None
     unit: int = 1
     card: ModelCard = field(default_factory=ModelCard)
+
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        topk: int = 5,
+        batch_size: int = 32,
+        activation: Activation | None = None,
+        class_names: str | Path | None = None,
+    ) -> list[list[Prediction]]:
+        """The most probable classes of pictures.
+
+        Args:
+            pictures: one or several: paths, encoded pictures (bytes), pixels [H, W, C] or [H, W] uint8 (red, green,
+                blue, or grey), or Pillow's pictures, of any size. Each is prepared as in evaluation.
+            topk: classes of each picture.
+            batch_size: pictures that go through the model together.
+            activation: what makes probabilities of logits: softmax, which sum to one, or sigmoid, each class by itself.
+                Default: what the training loss made of them.
+            class_names: a file with a name a line, instead of those that the weights state.
+
+        Returns:
+            For each picture its classes, the most probable first; of equal ones the lower number first.
+
+        Raises:
+            ConfigError: it is unknown how pictures enter the model, or what makes probabilities of its logits.
+            DataError: a picture cannot be read, or does not fit the model.
+
+        Example:
+            >>> [(first, *_)] = plsc.load_predictor("output/flowers").predict("rose.jpg")
+            >>> first.name, first.probability
+            ('rose', 0.93)
+        """
+        options = dict(topk=topk, batch_size=batch_size, activation=activation, class_names=class_names)
+        return [predictions for batch in self.stream(_several(pictures), **options) for _, predictions in batch]
+
+    def stream(
+        self,
+        pictures: Iterable[AnyPicture],
+        *,
+        topk: int = 5,
+        batch_size: int = 32,
+        activation: Activation | None = None,
+        class_names: str | Path | None = None,
+        workers: int | None = None,
+        on_damaged: Callable[[AnyPicture, Exception], None] | None = None,
+    ) -> Iterator[list[tuple[AnyPicture, list[Prediction]]]]:
+        """`predict` for any number of pictures: batches of (picture, its classes), in their order.
+
+        Threads read ahead by two batches at most, so any number of pictures takes the same memory.
+
+        Args:
+            workers: threads that read pictures; default: 4, or the process's where these are fewer.
+            on_damaged: called with each picture that cannot be read and its error; the picture is left out. By default
+                it ends the stream with a DataError.
+        """
+        self.required_preprocess()
+        card, activation = self.card, activation or self.card.activation
+        if activation is None:
+            raise ConfigError(
+                f"{self.path}: does not say what makes probabilities of its logits; give activation='softmax' "
+                "(they sum to one), or 'sigmoid' (each class by itself)"
+            )
+        for batch, logits in self._in_batches(pictures, batch_size, workers, on_damaged or _refuse):
+            if class_names is not None:
+                card, class_names = replace(card, class_names=read_class_names(class_names, logits.shape[1])), None
+            rows = probabilities(logits, activation)
+            yield [(picture, _best(row, topk, card)) for picture, row in zip(batch, rows, strict=True)]
+
+    def logits(self, pictures: Picture | Iterable[Picture], *, batch_size: int = 32) -> np.ndarray:
+        """Pictures → logits [B, classes] float32; arguments and errors as of `predict`."""
+        parts = [logits for _, logits in self._in_batches(_several(pictures), batch_size, None, _refuse)]
+        if not parts:
+            raise DataError("no pictures were given")
+        return np.concatenate(parts)
+
+    def _in_batches(
+        self,
+        pictures: Iterable[AnyPicture],
+        size: int,
+        workers: int | None,
+        on_damaged: Callable[[AnyPicture, Exception], None],
+    ) -> Iterator[tuple[list[AnyPicture], np.ndarray]]:
+        """Batches of (pictures, logits [B, classes]), in order. Pictures of different sizes go through separately."""
+        preprocess = self.required_preprocess()
+        batch: list[tuple[AnyPicture, np.ndarray]] = []
+
+        def finished() -> tuple[list[AnyPicture], np.ndarray]:
+            given, pixels = zip(*batch, strict=True)
+            batch.clear()
+            return list(given), self.run(normalised(np.stack(pixels), preprocess))
+
+        for picture, result in _read_ahead(pictures, self.prepare, workers, 2 * size):
+            if isinstance(result, Exception):
+                on_damaged(picture, result)
+                continue
+            if batch and result.shape != batch[0][1].shape:
+                yield finished()
+            batch.append((picture, result))
+            if len(batch) == size:
+                yield finished()
+        if batch:
+            yield finished()
+
+    def prepare(self, picture: Picture) -> np.ndarray:
+        """One picture → pixels [H, W, C] uint8 as the model takes them, not yet normalised. Errors as of `predict`."""
+        preprocess = self.required_preprocess()
+        pixels = preprocess(_read(picture, preprocess.rgb))
+        if self.channels == 1 and pixels.shape[2] == 3:
+            if (pixels != pixels[..., :1]).any():
+                raise DataError("has colours; the model takes grey pictures")
+            pixels = pixels[..., :1]
+        if self.channels == 3 and pixels.shape[2] == 1:
+            pixels = np.repeat(pixels, 3, axis=2)
+        if self.size is not None and pixels.shape[:2] != self.size:
+            raise DataError(
+                f"has {_shown(pixels.shape)} pixels after the preprocessing; the model takes {_shown(self.size)}"
+            )
+        return pixels
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Normalised images [B, C, H, W] → logits [B, classes] float32.
@@ -102,121 +215,25 @@ class Predictor:
             parts.append(self.forward(rows)[: len(part)])
         return np.concatenate(parts)
 
-    def logits(self, images) -> np.ndarray:
-        """Pictures → logits [B, classes] float32.
-
-        Args:
-            images: pixels [B, H, W, C] uint8 that are preprocessed already (see `prepare`), or a list of encoded
-                pictures (bytes) or pixels [H, W, C] of any size.
-
-        Raises:
-            ConfigError: nothing says how pictures enter the model.
-            DataError: a picture cannot be read, or does not fit.
-        """
-        if isinstance(images, (list, tuple)):
-            images = np.stack([self.prepare(image) for image in images])
-        return self.run(normalised(images, self.required_preprocess()))
-
-    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
-        """One picture → pixels [H, W, C] uint8 as the model takes them. Raises ConfigError and DataError as logits."""
-        pixels = self.required_preprocess()(image)
-        if self.channels == 1 and pixels.shape[2] == 3:
-            if (pixels != pixels[..., :1]).any():
-                raise DataError("has colours; the model takes grey pictures")
-            pixels = pixels[..., :1]
-        if self.size is not None and pixels.shape[:2] != self.size:
-            raise DataError(
-                f"has {_shown(pixels.shape)} pixels behind the preprocessing; the model takes {_shown(self.size)}"
-            )
-        return pixels
-
-    def predict(
-        self,
-        pictures: Picture | Sequence[Picture],
-        *,
-        topk: int = 5,
-        batch_size: int = 32,
-        activation: Literal["softmax", "sigmoid"] | None = None,
-        class_names: str | Path | None = None,
-    ) -> list[list[Prediction]]:
-        """The most probable classes of pictures.
-
-        Args:
-            pictures: one or several paths, encoded pictures (bytes), pixels [height, width, channels] uint8, or
-                pictures of PIL.
-            topk: classes of each. batch_size: pictures that the model sees at a time.
-            activation, class_names: see `stream`.
-
-        Returns:
-            For each picture its classes, the most probable first.
-
-        Raises:
-            ConfigError: it is unknown how pictures enter the model.
-            DataError: a picture cannot be read, or does not fit.
-
-        Example:
-            [(first, *_)] = plsc.load_predictor("output/flowers").predict("rose.jpg")
-            print(first.name, first.probability)
-        """
-        if isinstance(pictures, (str, os.PathLike, bytes, Image.Image)) or (
-            isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        ):
-            pictures = [pictures]
-        batches = self.stream(
-            pictures, topk=topk, batch_size=batch_size, activation=activation, class_names=class_names
-        )
-        return [predictions for batch in batches for _, predictions in batch]
-
-    def stream(
-        self,
-        pictures: Iterable[AnyPicture],
-        *,
-        topk: int = 5,
-        batch_size: int = 32,
-        activation: Literal["softmax", "sigmoid"] | None = None,
-        class_names: str | Path | None = None,
-        workers: int = 2,
-        on_damaged: Callable[[AnyPicture, Exception], None] = _raise,
-    ) -> Iterator[list[tuple[AnyPicture, list[Prediction]]]]:
-        """`predict` for any number of pictures: batches of (picture, its classes), in their order.
-
-        Threads read ahead by two batches at most, so any number of pictures takes the same memory.
-
-        Args:
-            activation: what makes probabilities of logits: softmax, which sum to one, or sigmoid, for each class by
-                itself. By default as the weights state; where they do not, softmax with a warning.
-            class_names: a file with a name a line, instead of those that the weights state.
-            workers: threads that read pictures.
-            on_damaged: called with each picture that cannot be read and its error; the picture is left out. By default
-                it ends the stream.
-        """
-        self.required_preprocess()
-        card, activation = self.card, activation or self.card.activation
-        if activation is None:
-            activation = "softmax"
-            log.warning(
-                "%s: its weights do not state how logits become probabilities; softmax is taken (activation, --softmax "
-                "or --sigmoid choose)",
-                self.path,
-            )
-        for batch, pixels in _in_batches(pictures, self.prepare, batch_size, workers, on_damaged):
-            logits = self.logits(pixels)
-            if class_names is not None:
-                card, class_names = replace(card, class_names=read_class_names(class_names, logits.shape[1])), None
-            shares = probabilities(logits, sigmoid=activation == "sigmoid")
-            yield [(picture, _best(row, topk, card)) for picture, row in zip(batch, shares, strict=True)]
-
     def required_preprocess(self) -> Preprocess:
-        """The preprocessing. Raises ConfigError where nothing says it."""
+        """The preprocessing. Raises ConfigError where it is unknown."""
         if self.card.preprocess is None:
             raise ConfigError(f"{self.path}: {NEEDS_PREPROCESS}")
         return self.card.preprocess
 
 
-def _best(probabilities: np.ndarray, topk: int, card: ModelCard) -> list[Prediction]:
-    """The most probable classes of one picture; of equal ones the lower number first."""
-    order = (-probabilities).argsort(kind="stable")[:topk]
-    return [Prediction(int(k), card.class_name(int(k)), float(probabilities[k])) for k in order]
+def _read(picture: Picture, rgb: bool) -> bytes | np.ndarray:
+    """A picture as the preprocessing takes it: encoded, or pixels [H, W, C] in the model's order of channels."""
+    if isinstance(picture, (str, os.PathLike)):
+        return Path(picture).expanduser().read_bytes()
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or 0 in picture.shape:
+        raise DataError(f"is {list(picture.shape)} of {picture.dtype}; pixels are [H, W, C] or [H, W] of uint8")
+    picture = picture[..., np.newaxis] if picture.ndim == 2 else picture
+    return picture if rgb else np.ascontiguousarray(picture[..., ::-1])
 
 
 def _shown(size) -> str:
@@ -236,11 +253,17 @@ def is_export(path) -> bool:
 
 
 def load_predictor(
-    path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None, device: str = "auto"
+    path: str | Path,
+    *,
+    weights: Literal["model", "ema"] = "model",
+    img_size: int | None = None,
+    config: Config | None = None,
+    device: str = "auto",
 ) -> Predictor:
     """The predictor of a checkpoint, a run directory, anybody's weights, or an export.
 
     Args:
+        path: whatever plsc.load_model takes, or an export's folder or file.
         weights: model, or ema for the averaged ones of a plsc checkpoint.
         img_size: another resolution in pixels; the preprocessing follows in proportion.
         config: a recipe that says the model of weights that do not. How pictures enter comes from the path itself and,
@@ -252,6 +275,10 @@ def load_predictor(
         CheckpointError: the path cannot be read, or does not fit what is asked of it.
         ConfigError: the recipe does not fit.
         DeviceError: a library that the export needs is not installed.
+
+    Example:
+        >>> predictor = plsc.load_predictor("mine_onnx")
+        >>> predictor.predict(["rose.jpg", "tulip.jpg"], topk=1)
     """
     file = places.exported_model(path)
     if file is None:
@@ -265,25 +292,25 @@ def load_predictor(
     return _of_export(file, img_size, config, device)
 
 
-def of_network(loaded) -> Predictor:
+def of_network(loaded: "LoadedModel") -> Predictor:
     """The predictor of a LoadedModel, in dygraph. Raises CheckpointError where it has no head."""
     import paddle
 
-    from plsc.models.layers import pair
+    from plsc.models.spec import pair
 
-    network, spec = loaded.network, loaded.network.spec
+    network, spec = loaded.network, loaded.card.spec
     loaded.check_head()
 
     @paddle.no_grad()
-    def forward(images):
+    def forward(images: np.ndarray) -> np.ndarray:
         return network(paddle.to_tensor(images)).astype("float32").numpy()
 
     return Predictor(
         kind="checkpoint",
         path=loaded.path,
         forward=forward,
-        size=pair(spec.img_size),
-        channels=spec.in_chans,
+        size=pair(spec["img_size"]) if "img_size" in spec else None,
+        channels=spec.get("in_chans"),
         card=loaded.card,
     )
 
@@ -297,7 +324,8 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         forward, shape = runtimes.in_paddle_inference(file), about.get("input_shape", [None] * 4)
     try:
         batch, channels, *size = shape
-        own_size = tuple(size if all(size) else about["img_size"]) if about or all(size) else None
+        own_size = size if all(size) else about.get("img_size")
+        own_size = None if own_size is None else (int(own_size[0]), int(own_size[1]))
         unit = about.get("size_unit") or 1
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file.with_name('export.json')}: damaged: {error}") from error
@@ -309,9 +337,10 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         )
     card = ModelCard.from_dict(about, file.with_name(EXPORT_DESCRIPTION))
     preprocess, activation = card.preprocess, card.activation
-    if preprocess is not None and own_size is not None and asked != own_size:
-        if own_size[0] != own_size[1]:
-            raise CheckpointError(f"{file}: is for {_shown(own_size)} pixels; another resolution needs a square one")
+    if preprocess is not None and asked != own_size:
+        if own_size is None or own_size[0] != own_size[1]:
+            shown = "any size" if own_size is None else f"{_shown(own_size)} pixels"
+            raise CheckpointError(f"{file}: is for {shown}; another resolution needs a square one")
         preprocess = preprocess.enlarged(img_size, own_size[0])
     if config is not None:
         from plsc import build, loading
@@ -332,51 +361,38 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
     )
 
 
-def _pixels_or_bytes(picture: Picture) -> bytes | np.ndarray:
-    """A picture as Preprocess takes it."""
-    if isinstance(picture, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    if isinstance(picture, (str, os.PathLike)):
-        return Path(picture).expanduser().read_bytes()
-    if isinstance(picture, np.ndarray) and picture.ndim == 2:
-        return picture[..., np.newaxis]
-    return picture
+def _several(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """One picture or several → several; of an array the number of dimensions decides."""
+    is_one = isinstance(pictures, Picture) and not (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
+    return [pictures] if is_one else pictures
 
 
-def _in_batches(
-    pictures: Iterable[AnyPicture],
-    prepare: Callable[[bytes | np.ndarray], np.ndarray],
-    size: int,
-    workers: int,
-    on_damaged: Callable[[AnyPicture, Exception], None],
-) -> Iterator[tuple[list[AnyPicture], np.ndarray]]:
-    """Batches of ([picture, …], pixels [B, H, W, C]), in order; threads read ahead by two batches at most."""
-    batch: list[tuple[AnyPicture, np.ndarray]] = []
-    for picture, result in _read_ahead(pictures, prepare, workers, 2 * size):
-        if isinstance(result, Exception):
-            on_damaged(picture, result)
-            continue
-        batch.append((picture, result))
-        if len(batch) == size:
-            yield [picture for picture, _ in batch], np.stack([pixels for _, pixels in batch])
-            batch = []
-    if batch:
-        yield [picture for picture, _ in batch], np.stack([pixels for _, pixels in batch])
+def _refuse(picture: Picture, error: Exception) -> NoReturn:
+    """End with the error of a picture, which is named where it is a file."""
+    named = f"{picture}: " if isinstance(picture, (str, os.PathLike)) else ""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    raise DataError(f"{named}{reason}") from error
+
+
+def _best(probabilities: np.ndarray, topk: int, card: ModelCard) -> list[Prediction]:
+    """The most probable classes of one picture; of equal ones the lower number first."""
+    order = (-probabilities).argsort(kind="stable")[:topk].tolist()
+    return [Prediction(k, card.class_name(k), float(probabilities[k])) for k in order]
 
 
 def _read_ahead(
-    pictures: Iterable[AnyPicture], prepare: Callable[[bytes | np.ndarray], np.ndarray], workers: int, most: int
+    pictures: Iterable[AnyPicture], prepare: Callable[[AnyPicture], np.ndarray], workers: int | None, most: int
 ) -> Iterator[tuple[AnyPicture, np.ndarray | Exception]]:
     """(picture, pixels or the error) of each picture, in order; at most `most` are held."""
 
     def read(picture: AnyPicture) -> np.ndarray | Exception:
         try:
-            return prepare(_pixels_or_bytes(picture))
+            return prepare(picture)
         except (DataError, OSError, cv2.error) as error:
             return error
 
     pictures = iter(pictures)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or min(_READERS, environment.thread_count())) as pool:
         waiting = collections.deque((p, pool.submit(read, p)) for p in itertools.islice(pictures, most))
         while waiting:
             picture, future = waiting.popleft()
@@ -385,10 +401,10 @@ def _read_ahead(
                 waiting.append((following, pool.submit(read, following)))
 
 
-def probabilities(logits: np.ndarray, *, sigmoid: bool = False) -> np.ndarray:
-    """Logits [B, classes] → probabilities: softmax, or each class by itself (see ModelCard.activation)."""
+def probabilities(logits: np.ndarray, activation: Activation) -> np.ndarray:
+    """Logits [B, classes] → probabilities float64: by softmax, or by a sigmoid for each class by itself."""
     logits = logits.astype("float64")
-    if sigmoid:
+    if activation == "sigmoid":
         return 0.5 * (1.0 + np.tanh(0.5 * logits))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

@@ -5,7 +5,6 @@ The layouts are made here by renaming and turning the arrays of one small model,
 
 import collections
 import dataclasses
-import inspect
 import json
 import re
 import subprocess
@@ -25,11 +24,11 @@ from plsc.cli.main import main
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
 from plsc.model_card import ModelCard
-from plsc.models import zoo
-from plsc.models.resnet import reduced
+from plsc.models import PRESETS, spec_of
+from plsc.models.spec import reduced
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
-from plsc.weights import FORMATS, Source, read, write
-from plsc.weights.infer import infer_spec
+from plsc.models.vit_layouts import infer_spec
+from plsc.weights import Source, formats, read, write
 from tests.helpers import CHECKOUT, SHARED, clean_environment
 from tests.test_hostile_checkpoints import FakeTensor, google_names, npz, torch_legacy, torch_zip
 
@@ -644,7 +643,9 @@ NAMES = [f"class {i}" for i in range(16)]
 
 def source_of(**fields) -> Source:
     spec = dataclasses.asdict(network_of(**fields).spec)
-    card = ModelCard(spec=spec, class_names=NAMES, preprocess=Preprocess.from_dict(PREPROCESS))
+    card = ModelCard(
+        model="VisionTransformer", spec=spec, class_names=NAMES, preprocess=Preprocess.from_dict(PREPROCESS)
+    )
     return Source.of_arrays(Path("made.safetensors"), drawn(**fields), card)
 
 
@@ -664,11 +665,22 @@ LACKS = {
     ("huggingface", "hybrid"): "ResNet",
     ("huggingface", "stem"): "ResNet",
     ("google", "map"): "attention pooling",
+    ("jeonsworld", "pre-logits"): "pre-logits",
+    **{
+        (to, model): what
+        for to in ("torchvision", "lukemelas", "jeonsworld")
+        for model, what in {
+            "gap": "another pooling",
+            "map": "another pooling",
+            "hybrid": "ResNet",
+            "stem": "ResNet",
+        }.items()
+    },
 }
 
 
 @pytest.mark.parametrize("model", SOURCES)
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", formats())
 def test_round_trips(tmp_path, to, model):
     """Bit for bit, with the fields that shapes tell; or refused where the format has no place."""
     source, output = SOURCES[model](), tmp_path / "out"
@@ -693,7 +705,7 @@ def test_round_trips(tmp_path, to, model):
         assert back.card.spec.get(field, defaults[field]) == source.card.spec.get(field, defaults[field]), field
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", formats())
 def test_without_the_head(tmp_path, to):
     """--backbone: also what makes pre-logits fit where they have no place."""
     source = source_of(**PRE_LOGITS)
@@ -712,7 +724,7 @@ def test_without_the_head(tmp_path, to):
         ("huggingface", {"reg_tokens": 4}, "register"),
         ("google", {"reg_tokens": 4}, "register"),
         ("huggingface", {**GAP, "fc_norm": True}, "pooling"),
-        ("google", {**GAP, "fc_norm": True}, "norm behind the pooling"),
+        ("google", {**GAP, "fc_norm": True}, "norm after the pooling"),
         ("huggingface", {"no_embed_class": True}, "position embedding"),
         ("google", {"no_embed_class": True}, "position embedding"),
         ("google", {"pool": "avg"}, "class"),
@@ -742,7 +754,7 @@ def test_a_refusal_leaves_what_stood_there(tmp_path, to):
 
 
 def test_an_unknown_format(tmp_path):
-    with pytest.raises(CheckpointError, match=r"onnx.*safetensors, timm"):
+    with pytest.raises(CheckpointError, match=r"onnx.*safetensors, pdparams, google"):
         write(source_of(), "onnx", tmp_path / "out")
 
 
@@ -827,7 +839,7 @@ def made(tmp_path):
     return tmp_path / "made.safetensors"
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", formats())
 def test_convert(tmp_path, made, capsys, to):
     assert main(["convert", str(made), "--to", to, "--output", str(tmp_path / "sub" / "out")]) == 0
     output = capsys.readouterr().out
@@ -879,7 +891,7 @@ def test_convert_says_that_preprocessing_is_unknown(tmp_path, capsys):
         (["page.html", "--to", "timm", "--output", "out"], "page.html: not a file of weights"),
         (["prelogits.safetensors", "--to", "timm", "--output", "out"], "--backbone leaves them"),
         (["made.safetensors", "--to", "timm", "--output", "out", "--ema"], "averaged"),
-        (["made.safetensors", "--to", "google", "--output", "out", "--num-heads", "3"], "num.heads|heads"),
+        (["made.safetensors", "--to", "google", "--output", "out", "--num-heads", "3"], "not divisible by num_heads 3"),
         (["made.safetensors", "--to", "timm", "--output", "page.html/out"], "page.html"),
         (["made.safetensors", "--to", "huggingface", "--output", "page.html"], "page.html"),
         (["made.safetensors", "--to", "timm", "--output", "."], "."),
@@ -1074,16 +1086,7 @@ def test_the_shapes_below_are_those_of_real_models(fields):
     assert shapes_of(network.spec) == {name: tuple(p.shape) for name, p in network.named_parameters()}
 
 
-def _zoo() -> dict[str, ViTSpec]:
-    found = {}
-    for factory in vars(zoo).values():
-        if inspect.isfunction(factory) and "embed_dim" in inspect.signature(factory).parameters:
-            defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
-            found[factory.__name__] = ViTSpec(**defaults)
-    return found
-
-
-ZOO = _zoo()
+ZOO = {name: spec_of(name) for name in PRESETS}
 
 
 def test_the_zoo_is_found():

@@ -27,8 +27,9 @@ from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.deploy import cubic_matrix
-from plsc.models.resnet import StdConv2D, reduced, reduction
-from plsc.weights import Source, infer, read, write
+from plsc.models.resnet import StdConv2D
+from plsc.models.spec import reduced, reduction
+from plsc.weights import Source, read, write
 from tests.helpers import CHECKOUT, SHARED, clean_environment, plsc, tiny_digits, write_config
 
 MODELS = {
@@ -50,7 +51,9 @@ def write_model(path: Path, *, preprocess: Preprocess | None = None, class_names
     size = spec.img_size
     mean = (0.4,) * spec.in_chans
     preprocess = preprocess or Preprocess(resize=size + 4, crop=(size, size), mean=mean, std=(0.25,) * spec.in_chans)
-    card = ModelCard(spec=dataclasses.asdict(spec), preprocess=preprocess, class_names=class_names)
+    card = ModelCard(
+        model="VisionTransformer", spec=dataclasses.asdict(spec), preprocess=preprocess, class_names=class_names
+    )
     write(Source.of_arrays(path, arrays, card), "safetensors", path)
     return path
 
@@ -68,7 +71,7 @@ def at_size(path, height: int, width: int):
     """The model with its position embedding resized as on loading, for pictures that need not be square."""
     source = read(path)
     network = VisionTransformer(ViTSpec(**{**source.card.spec, "img_size": (height, width)}))
-    loading.load_pretrained(network, source, strict=True, allowed=("pos_embed",))
+    loading.load_pretrained(network, source, strict=True, resized=True)
     network.eval()
     return network
 
@@ -175,17 +178,16 @@ def test_a_dynamic_hybrid_refuses_sizes_that_its_padding_does_not_fit(models, tm
 
 
 @pytest.mark.parametrize("layers", [None, (), (1,), (1, 2), (1, 1, 1), (3, 4, 6, 3)])
-def test_a_resnets_reduction_is_told_alike_everywhere(layers):
-    """By the model, by the weights' own formula, which may not import models, and by the halvings one by one."""
+def test_a_resnets_reduction_is_that_of_its_halvings_one_by_one(layers):
     expected = 1
     for _ in () if layers is None else range(2 + len(layers[1:])):
         expected *= 2
-    assert reduction(layers) == infer._reduction(layers) == expected
+    assert reduction(layers) == expected
     for size in (1, 2, 31, 224, 225, 383):
         halved = size
         for _ in range(expected.bit_length() - 1):
             halved = math.ceil(halved / 2)
-        assert reduced(size, layers) == infer.behind_resnet(size, layers) == halved
+        assert reduced(size, layers) == halved
 
 
 def test_a_hybrid_of_an_odd_size_is_not_exported_as_dynamic(tmp_path):
@@ -439,13 +441,13 @@ def test_wrong_input_shapes_are_told(run_directory, process_state, capsys, shape
 @pytest.fixture
 def disturbed(monkeypatch):
     """Exports whose bias of the head is 0.001 off."""
-    simplify = exporting.simplify
+    simplify = VisionTransformer.simplify
 
     def disturb(network, **options):
         simplify(network, **options)
         network.head.bias.set_value(network.head.bias + 1e-3)
 
-    monkeypatch.setattr(exporting, "simplify", disturb)
+    monkeypatch.setattr(VisionTransformer, "simplify", disturb)
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
@@ -737,7 +739,7 @@ def guide(tmp_path):
 
 def expected_answer(folder: Path) -> list[tuple[str, float]]:
     model = predictor.load_predictor(folder / "model.safetensors")
-    shares = predictor.probabilities(model.logits([(folder / "photo.png").read_bytes()]))[0]
+    shares = predictor.probabilities(model.logits(folder / "photo.png"), "softmax")[0]
     return [(model.card.class_names[i], shares[i]) for i in np.argsort(-shares)[:5]]
 
 

@@ -9,8 +9,8 @@ import paddle.nn.functional as F
 import pytest
 from scipy.special import erf
 
-from plsc import models
 from plsc.errors import ConfigError
+from plsc.loading import create_model
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.layers import Attention, Block, Dropout, DropPath
 from plsc.registry import MODELS
@@ -217,7 +217,7 @@ def parameter_count(model) -> int:
 def test_parameter_counts_of_the_paper(name, depth, expected, monkeypatch):
     """Without head and pre-logits; models of depth 1 and 2 tell what one block and the rest have."""
     monkeypatch.setattr("plsc.models.vision_transformer.init_weights", lambda model, scheme: None)  # quick
-    one, two = (parameter_count(models.create(name, depth=d, class_num=0, representation_size=None)) for d in (1, 2))
+    one, two = (parameter_count(create_model(name, depth=d, class_num=0, representation_size=None)) for d in (1, 2))
     assert MODELS.get(name).parameters()["depth"].default == depth
     assert one + (depth - 1) * (two - one) == expected
 
@@ -283,7 +283,7 @@ def test_named_initialisation(name, scheme, head_init, head_bias):
 
 def test_a_factory_builds_what_its_signature_says():
     """A field given over the preset counts; the rest is the preset's. The MLP's width is cut, not rounded."""
-    model = models.create("ViT_tiny_patch16_224", depth=1, img_size=32, class_num=3, mlp_ratio=4.999)
+    model = create_model("ViT_tiny_patch16_224", depth=1, img_size=32, class_num=3, mlp_ratio=4.999)
     spec = model.spec
     assert (spec.embed_dim, spec.num_heads, spec.depth, spec.img_size) == (192, 3, 1, 32)
     assert list(model.blocks[0].mlp.fc1.weight.shape) == [192, 959]  # 192 x 4.999 = 959.8
@@ -292,7 +292,7 @@ def test_a_factory_builds_what_its_signature_says():
 
 def test_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="ViT_base_patch16_224"):
-        models.create("ViT_base_patch16_244")
+        create_model("ViT_base_patch16_244")
 
 
 # -- the model protocol -------------------------------------------------------------------
@@ -422,10 +422,10 @@ def test_attention_maps(fields):
 
 
 def test_the_spec_rebuilds_the_model():
-    """create("VisionTransformer", **asdict(spec)) has the same parameters and, with them, the same output."""
+    """create_model("VisionTransformer", **asdict(spec)) has the same parameters and, with them, the same output."""
     model = build(representation_size=7, reg_tokens=1, img_size=(12, 8), act="gelu_tanh", layer_scale=0.1)
     model.reset_classifier(4)
-    again = models.create("VisionTransformer", **dataclasses.asdict(model.spec))
+    again = create_model("VisionTransformer", **dataclasses.asdict(model.spec))
     assert again.spec == model.spec
     state = {name: p.numpy() for name, p in model.named_parameters()}
     assert {n: list(p.shape) for n, p in again.named_parameters()} == {n: list(a.shape) for n, a in state.items()}

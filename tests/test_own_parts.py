@@ -136,7 +136,9 @@ def test_a_configuration_in_a_checkpoint_never_runs_code(trained, tmp_path):
         for ways in ([], ["--import", trained / "parts.py"]):
             done = plsc(*arguments, *ways, cwd=tmp_path, check=False)
             assert not mark.exists(), f"{arguments} ran code of a checkpoint"
-            if not ways:
+            if not ways and arguments[0] == "convert":  # which needs the arrays' names alone
+                assert done.returncode == 0, done.stderr
+            elif not ways:
                 assert done.returncode == 2 and "--import" in done.stderr, done.stderr
                 assert "Traceback" not in done.stderr
     plsc("eval", "--weights", hostile, "--import", trained / "parts.py", cwd=tmp_path)

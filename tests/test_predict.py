@@ -115,7 +115,7 @@ def test_sigmoid_gives_each_class_its_own_probability(forms, pictures, capsys):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=6), st.booleans())
 def test_probabilities_stay_finite(logits, sigmoid):
-    shares = predictor.probabilities(np.array([logits], "float32"), sigmoid=sigmoid)
+    shares = predictor.probabilities(np.array([logits], "float32"), "sigmoid" if sigmoid else "softmax")
     assert np.isfinite(shares).all() and (shares >= 0).all() and (shares <= 1).all()
     if not sigmoid:
         assert abs(shares.sum() - 1) < 1e-9
@@ -220,7 +220,7 @@ def test_pictures_of_another_size_than_the_models_are_told(tmp_path, capsys):
     Image.fromarray(np.zeros([40, 33, 3], "uint8")).save("wrong.png")
     Image.fromarray(np.zeros([32, 32, 3], "uint8")).save("right.png")
     assert main(["predict", "--weights", str(path), "wrong.png", "right.png"]) == 1
-    assert "has 40x33 pixels behind the preprocessing; the model takes 32x32" in capsys.readouterr().err
+    assert "has 40x33 pixels after the preprocessing; the model takes 32x32" in capsys.readouterr().err
 
 
 def test_class_names_come_from_a_file(forms, pictures, capsys):
@@ -246,9 +246,16 @@ def test_classes_without_names_are_numbers(tmp_path, pictures, capsys):
 # -- from Python --------------------------------------------------------------------------
 
 
+def with_softmax(path) -> predictor.Predictor:
+    """A predictor whose weights were trained with softmax."""
+    model = plsc_package.load_predictor(path)
+    model.card = dataclasses.replace(model.card, activation="softmax")
+    return model
+
+
 def test_predict_takes_pictures_of_every_kind(forms, pictures):
     """Paths, encoded bytes, pixels and pictures of PIL, one or several, give the same classes."""
-    model = plsc_package.load_predictor(forms["onnx"])
+    model = with_softmax(forms["onnx"])
     path = pictures / "b/c" / "7.png"
     pil = Image.open(path)
     pixels = np.asarray(pil.convert("RGB"))
@@ -267,21 +274,20 @@ def test_predict_takes_pictures_of_every_kind(forms, pictures):
 
 
 def test_a_picture_that_cannot_be_predicted_is_named(forms, pictures):
-    model = plsc_package.load_predictor(forms["onnx"])
+    model = with_softmax(forms["onnx"])
     Path("text.jpg").write_text("no picture")
     for name, reason in (("text.jpg", "text.jpg: "), ("absent.jpg", "absent.jpg: No such file or directory")):
         with pytest.raises(DataError, match=reason):
             model.predict([pictures / "a" / "0.jpg", name])
 
 
-def test_an_unknown_activation_is_softmax_with_a_warning(forms, pictures, caplog):
+def test_an_unknown_activation_is_asked_for(forms, pictures, caplog):
     model = plsc_package.load_predictor(forms["onnx"])
     model.card = dataclasses.replace(model.card, activation=None)
-    [best] = model.predict(pictures / "a" / "0.jpg", topk=10)
-    assert sum(p.probability for p in best) == pytest.approx(1) and "do not state how logits become" in caplog.text
-    caplog.clear()
-    model.predict(pictures / "a" / "0.jpg", activation="softmax")
-    assert not caplog.text
+    with pytest.raises(ConfigError, match="give activation='softmax'"):
+        model.predict(pictures / "a" / "0.jpg")
+    [best] = model.predict(pictures / "a" / "0.jpg", topk=10, activation="softmax")
+    assert sum(p.probability for p in best) == pytest.approx(1)
 
 
 # -- which pictures -----------------------------------------------------------------------
@@ -342,7 +348,7 @@ def test_reading_stays_near_the_batch_in_hand(forms, pictures):
             taken += 1
             yield str(pictures / "a" / "0.jpg")
 
-    model = predictor.load_predictor(forms["onnx"])
+    model = with_softmax(forms["onnx"])
     batches = model.stream(endless(), batch_size=4)
     for count, batch in enumerate(itertools.islice(batches, 5), start=1):
         assert len(batch) == 4 and all(len(predictions) == 5 for _, predictions in batch)
@@ -356,7 +362,8 @@ def test_order_and_number_survive_damage(readable, batch_size, workers):
     """Each readable picture once, in order; each damaged one told once, in order."""
     whole = {}
 
-    def prepare(data: bytes):
+    def prepare(picture: str):
+        data = Path(picture).read_bytes()
         if data.startswith(b"bad"):
             raise DataError("damaged")
         return np.full([1, 1, 1], int(data), "uint8")
@@ -437,7 +444,7 @@ def test_a_damaged_picture_is_told_and_the_rest_goes_on(forms, pictures, capsys)
     good = (pictures / "a" / "0.jpg").read_bytes()
     for name, data in (("1.jpg", good), ("2.jpg", good[: len(good) // 2]), ("3.jpg", b""), ("4.jpg", good)):
         Path(name).write_bytes(data)
-    assert main(["predict", "--weights", forms["paddle"], "--format", "csv", "--topk", "1", "."]) == 1
+    assert main(["predict", "--weights", forms["paddle"], "--format", "csv", "--topk", "1", "--softmax", "."]) == 1
     said = capsys.readouterr()
     assert [row["image"] for row in csv.DictReader(io.StringIO(said.out))] == ["./1.jpg", "./4.jpg"]
     lines = said.err.splitlines()
@@ -512,8 +519,8 @@ def test_the_python_interface_takes_bytes_and_pixels(forms, pictures):
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     logits = model.logits([data, pixels])
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
-    prepared = np.stack([model.prepare(data)])
-    np.testing.assert_allclose(model.logits(prepared), logits[:1], atol=1e-5)
+    prepared = predictor.normalised(model.prepare(data)[np.newaxis], model.card.preprocess)
+    np.testing.assert_allclose(model.run(prepared), logits[:1], atol=1e-5)
     assert logits.dtype == np.float32 and (model.kind, model.size) == ("paddle", (32, 32))
     model.card = ModelCard()
     with pytest.raises(ConfigError, match="-c RECIPE"):

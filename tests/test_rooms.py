@@ -26,14 +26,15 @@ ALLOWED = {
     **dict.fromkeys(ROOMS, SHARED),
     "optim": SHARED | {"models"},  # protocols of models/base.py
     "model_card": SHARED | {"data"},  # holds a Preprocess
-    "weights": SHARED | {"model_card", "data"},
+    "models": SHARED | {"weights"},  # which their tables of names are for
+    "weights": SHARED | {"model_card", "data", "components"},  # finds the families of models
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
     "api": SHARED | {"config"},
     "convert": SHARED | {"model_card", "weights"},
     "datatools": SHARED | {"data"},
-    "build": SHARED | ROOMS,
-    "loading": SHARED | ROOMS | {"build", "model_card"},
+    "build": SHARED | ROOMS | {"model_card"},
+    "loading": SHARED | ROOMS | {"build", "components", "model_card"},
     "runtimes": SHARED,
     "predictor": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes"},
     "export": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},

@@ -27,8 +27,9 @@ from plsc.engine.distributed import World
 from plsc.engine.evaluation_plan import Row, at_resolution
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import CheckpointError, ConfigError
-from plsc.metrics import ECE, F1
+from plsc.metrics import ECE
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.targets import Targets
 from plsc.visualize import position, subject
 from plsc.weights import read, write
 from plsc.weights.processor import from_processor
@@ -405,7 +406,14 @@ def test_the_training_loss_tells_the_activation(losses, expected):
 
 
 def test_without_a_recipe_metrics_take_softmax():
-    assert ECE().activation == F1().activation == "softmax"
+    rng = np.random.default_rng(0)
+    logits = paddle.to_tensor(rng.standard_normal([64, 5]).astype("float32"))
+    targets = Targets(label=paddle.to_tensor(rng.integers(0, 5, [64])))
+    figures = []
+    for metric in (ECE(), ECE(activation="softmax"), ECE(activation="sigmoid")):
+        metric.update(logits, targets)
+        figures.append(metric.compute()["ece"])
+    assert figures[0] == figures[1] != figures[2]
 
 
 def test_a_run_says_its_activation_and_all_forms_of_it_keep_it(run, picture_tree, capsys):

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from plsc.errors import CheckpointError
 from plsc.model_card import ModelCard
+from plsc.models.spec import ViTSpec
 from plsc.weights import Report, Source, adapt, read
 
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def small(grid=(4, 4), prefix: int = 1, class_num: int = 5, width: int = WIDTH) 
 
 
 def source(arrays, **spec) -> Source:
-    return Source.of_arrays("weights.safetensors", arrays, ModelCard(spec=spec))
+    return Source.of_arrays("weights.safetensors", arrays, ModelCard(model="VisionTransformer", spec=spec))
 
 
 def shapes(arrays) -> dict[str, tuple]:
@@ -42,7 +43,10 @@ def shapes(arrays) -> dict[str, tuple]:
 
 
 def fit(file: Source, model: dict, grid=(4, 4), prefix: int = 1, **options):
-    return adapt(file, shapes(model), grid=grid, prefix=prefix, **options)
+    """Fit a file to a model of patches of one pixel."""
+    tokens = {"class_token": prefix > 0, "reg_tokens": max(0, prefix - 1), "pool": "token" if prefix else "avg"}
+    spec = ViTSpec(img_size=grid, patch_size=1, embed_dim=WIDTH, num_heads=1, **tokens)
+    return adapt(file, shapes(model), spec, **options)
 
 
 def bicubic(position, prefix: int, old, new) -> np.ndarray:
@@ -334,7 +338,7 @@ def test_safetensors_of_no_vision_transformer_are_refused(tmp_path, metadata):
     """Their names say nothing; some of them are shown."""
     path = tmp_path / "model.safetensors"
     save_file({"a": np.ones([2], "float32")}, path, metadata=metadata)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors.*no known Vision Transformer: a"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*no known model.*: a"):
         read(path)
 
 

@@ -18,11 +18,11 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from plsc.weights import FORMATS
+    from plsc.weights import formats
 
     parser.add_argument("source", help="a weights file, checkpoint, run directory or Hugging Face folder")
     parser.add_argument(
-        "--to", required=True, type=_format, metavar="FORMAT", help=f"the format to write: {', '.join(FORMATS)}"
+        "--to", required=True, type=_format, metavar="FORMAT", help=f"the format to write: {', '.join(formats())}"
     )
     parser.add_argument("--output", required=True, metavar="PATH", help="a file; for huggingface a folder")
     parser.add_argument("--backbone", action="store_true", help="leave out head and pre-logits")

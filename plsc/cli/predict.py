@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from plsc.cli.common import (
     above_zero,
@@ -91,8 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from plsc import environment
-
     output = checked_output("--output", arguments.output) if arguments.output else None
     format = _format(arguments.format, output)
     pictures = itertools.chain.from_iterable([_pictures(name) for name in arguments.pictures])
@@ -103,13 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"not read: {_shown(path)}: {reason}", file=sys.stderr)
 
-    batches = _predictor(arguments).stream(
+    predictor = _predictor(arguments)
+    batches = predictor.stream(
         pictures,
         topk=arguments.topk,
         batch_size=arguments.batch_size,
-        activation="sigmoid" if arguments.sigmoid else "softmax" if arguments.softmax else None,
+        activation=_activation(arguments, predictor),
         class_names=arguments.class_names,
-        workers=min(4, environment.thread_count()),
         on_damaged=on_damaged,
     )
     first = next(batches, None)
@@ -126,6 +124,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{len(damaged)} of {len(damaged) + count} pictures could not be read", file=sys.stderr)
         return _NOT_READ
     return 0
+
+
+def _activation(arguments: argparse.Namespace, predictor: "Predictor") -> Literal["softmax", "sigmoid"]:
+    """What makes probabilities of logits: as asked, else as the weights state, else softmax, with a note."""
+    if arguments.sigmoid or arguments.softmax:
+        return "sigmoid" if arguments.sigmoid else "softmax"
+    if predictor.card.activation is None:
+        print(
+            f"note: {predictor.path}: does not say what makes probabilities of its logits; softmax is taken, --sigmoid "
+            "takes each class by itself",
+            file=sys.stderr,
+        )
+    return predictor.card.activation or "softmax"
 
 
 def _format(asked: str | None, output: Path | None) -> str:

@@ -116,7 +116,26 @@ COMPONENTS: dict[str, dict[str, Words]] = {
     "model": {
         "_": Words(
             inert={"norm_layer": "the norm is LayerNorm"},
-            refused={"num_classes": "the number of classes is class_num"},
+            refused={
+                "num_classes": "the number of classes is class_num",
+                "num_labels": "the number of classes is class_num",
+                "image_size": "the size of images is img_size",
+                "in_channels": "the channels of images are in_chans",
+                "num_channels": "the channels of images are in_chans",
+                "hidden_dim": "the width is embed_dim",
+                "hidden_size": "the width is embed_dim",
+                "dim": "the width is embed_dim",
+                "num_layers": "the number of blocks is depth",
+                "num_hidden_layers": "the number of blocks is depth",
+                "num_attention_heads": "the number of heads is num_heads",
+                "mlp_dim": "the MLP's width is mlp_ratio times embed_dim",
+                "intermediate_size": "the MLP's width is mlp_ratio times embed_dim",
+                "dropout": "the rate is drop_rate",
+                "attention_dropout": "the rate is attn_drop_rate",
+                "global_pool": "the pooling is pool: token, avg or map",
+                "init_values": "LayerScale's initial value is layer_scale",
+                "checkpoint_path": "weights are given as Global.pretrained_model; from Python as pretrained",
+            },
         ),
     },
     "transform": {

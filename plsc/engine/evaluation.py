@@ -332,7 +332,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
         network,
         source,
         strict=True,
-        allowed=("pos_embed",) if row.resized else (),
+        resized=row.resized,
         position=loading.position_method(config, source),
     )
     for name, how in report.adapted.items():

@@ -11,26 +11,21 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from plsc.models.resnet import StdConv2D, Stem, reduction, same_padding
+from plsc.models.resnet import StdConv2D, Stem, same_padding
 
 _LARGEST_HALF = 65504.0
 _REACH = 2  # source positions on either side of a target that cubic convolution looks at
 
 
-def size_unit(spec) -> int:
-    """What sides of pictures are a multiple of where the size is free: a hybrid then pads the same at every size."""
-    return reduction(spec.resnet_layers)
-
-
-def simplify(network, *, dynamic: bool, explicit_gelu: bool) -> None:
+def simplify(network, *, dynamic: bool, for_onnx: bool) -> None:
     """Rewrite a VisionTransformer.
 
     Attention takes its explicit path. A hybrid's kernels are standardised once and for all, and its convolutions
     and pooling pad by themselves.
 
     Args:
-        dynamic: take pictures of any size, for a hybrid any multiple of `size_unit`.
-        explicit_gelu: write GELU's tanh form out; paddle2onnx 2.1 makes the exact one of it.
+        dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`.
+        for_onnx: write GELU's tanh form out, of which paddle2onnx 2.1 makes the exact one.
     """
     for block in network.blocks:
         block.attn.flash = False
@@ -40,7 +35,7 @@ def simplify(network, *, dynamic: bool, explicit_gelu: bool) -> None:
                 setattr(parent, name, FrozenConv(layer, dynamic))
             elif isinstance(layer, Stem):
                 setattr(parent, name, FrozenStem(layer, dynamic))
-            elif isinstance(layer, nn.GELU) and explicit_gelu and network.spec.act == "gelu_tanh":
+            elif isinstance(layer, nn.GELU) and for_onnx and network.spec.act == "gelu_tanh":
                 setattr(parent, name, TanhGelu())
     if dynamic:
         _fold_positions(network)
@@ -125,7 +120,7 @@ class FreeSizeEmbed(nn.Layer):
 
     Args:
         embed: PatchEmbed or HybridEmbed. table: [rows, columns, C], the patches' position embedding.
-        unit: see `size_unit`; other sizes fail in the runtime.
+        unit: the network's size_unit; other sizes fail in the runtime.
     """
 
     def __init__(self, embed, table: np.ndarray, unit: int):
@@ -173,7 +168,7 @@ def _fold_positions(network) -> None:
     if len(prefix) and spec.reg_tokens:
         network.reg_token.set_value(network.reg_token + paddle.to_tensor(prefix[-spec.reg_tokens :]))
     table = patches.reshape(*spec.grid, spec.embed_dim)
-    network.patch_embed = FreeSizeEmbed(network.patch_embed, table, size_unit(spec))
+    network.patch_embed = FreeSizeEmbed(network.patch_embed, table, network.size_unit)
     network.pos_embed = _parameter(network, np.zeros([1, 1, spec.embed_dim], "float32"))
 
 

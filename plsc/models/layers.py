@@ -6,12 +6,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from plsc.models.spec import pair
+
 MAX_FLASH_HEAD_DIM = 256
-
-
-def pair(value) -> tuple[int, int]:
-    """An int or (height, width) as (height, width)."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def check_size(x, img_size: tuple[int, int]) -> None:

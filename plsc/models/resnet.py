@@ -8,7 +8,8 @@ google-research/vision_transformer, vit_jax/models_resnet.py. Names follow timm.
 import paddle.nn.functional as F
 from paddle import nn
 
-from plsc.models.layers import check_size, pair
+from plsc.models.layers import check_size
+from plsc.models.spec import pair
 
 GROUPS, EPSILON = 32, 1e-6
 
@@ -20,7 +21,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def pad_same(x, kernel: int, stride: int):
-    """[B, C, H, W] padded with zeros; behind a ReLU the same as -inf for max-pooling."""
+    """[B, C, H, W] padded with zeros; after a ReLU the same as -inf for max-pooling."""
     top, bottom = same_padding(x.shape[2], kernel, stride)
     left, right = same_padding(x.shape[3], kernel, stride)
     if top == bottom == left == right == 0:
@@ -137,16 +138,6 @@ class ResNet(nn.Layer):
         for stage in self.stages:
             x = stage(x)
         return x
-
-
-def reduction(layers) -> int:
-    """What sides are divided by: 2 in the stem, in its pooling and in each stage but the first; 1 for layers None."""
-    return 1 if layers is None else 2 ** (2 + max(0, len(layers) - 1))
-
-
-def reduced(size: int, layers) -> int:
-    """Pixels of one side behind the ResNet; each halving rounds up."""
-    return -(-size // reduction(layers))
 
 
 class HybridEmbed(nn.Layer):

@@ -6,7 +6,7 @@ PLSC has none. Linear weights are [in, out], as Paddle stores them.
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Iterable
 
 import numpy as np
 import paddle
@@ -14,104 +14,9 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.init import init_head, init_weights
-from plsc.models.layers import AttentionPool, Block, Dropout, PatchEmbed, pair
-from plsc.models.resnet import HybridEmbed, reduced
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTSpec:
-    """All that rebuilds a Vision Transformer.
-
-    Attributes:
-        img_size, patch_size: pixels, one number or (height, width); in hybrids the patch is one of the
-            ResNet's feature map, as in Google's configurations. Where the image is not a multiple
-            of the patch, the right and lower rest is not seen (H/14 at 384 px sees 27 x 27 patches).
-        class_num: outputs of the head; 0 leaves the head out.
-        drop_rate: dropout behind the position embedding, attention projection and MLP layers.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
-        representation_size: width of the tanh layer before the head (pre-logits); None leaves it out.
-        pool: what the head sees: the class token, the average of the patch tokens, or attention pooling.
-        fc_norm: normalise after average pooling instead of before.
-        no_embed_class: class and register tokens get no position embedding (DINOv2 with registers).
-        layer_scale: initial value of LayerScale; None leaves it out.
-        resnet_layers: bottlenecks a stage of the ResNet before the patches, which makes a hybrid;
-            () is its stem alone, None a plain ViT. resnet_width: times 64 channels.
-        weight_init: see plsc.models.init. head_init: zeros, or as weight_init's linear layers.
-    """
-
-    img_size: int | tuple[int, int] = 224
-    patch_size: int | tuple[int, int] = 16
-    in_chans: int = 3
-    class_num: int = 1000
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    qk_scale: float | None = None
-    drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    epsilon: float = 1e-6
-    representation_size: int | None = None
-    class_token: bool = True
-    reg_tokens: int = 0
-    pool: Literal["token", "avg", "map"] = "token"
-    fc_norm: bool = False
-    pos_embed: Literal["learned", "sincos2d"] = "learned"
-    no_embed_class: bool = False
-    layer_scale: float | None = None
-    act: Literal["gelu", "gelu_tanh"] = "gelu"
-    weight_init: Literal["jax", "plsc", "coyo", "timm"] = "jax"
-    head_init: Literal["zeros", "scheme"] = "zeros"
-    head_bias: float = 0.0
-    resnet_layers: tuple[int, ...] | None = None
-    resnet_width: float = 1.0
-
-    def __post_init__(self):
-        patch = pair(self.patch_size)
-        for name in ("in_chans", "embed_dim", "depth", "num_heads"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if min(patch) < 1 or min(self.grid) < 1:
-            raise ConfigError(f"img_size {self.img_size} holds no patch of patch_size {self.patch_size}")
-        if self.embed_dim % self.num_heads:
-            raise ConfigError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; the MLP must be at least 1 wide")
-        if not 0.0 < self.epsilon <= 1e-3:
-            raise ConfigError(f"epsilon is {self.epsilon}; LayerNorm takes above 0 and at most 0.001")
-        if self.representation_size is not None and self.representation_size < 1:
-            raise ConfigError(f"representation_size is {self.representation_size}; without pre-logits it is null")
-        if self.class_num < 0 or self.reg_tokens < 0:
-            raise ConfigError("class_num and reg_tokens cannot be negative")
-        if self.pool == "token" and not self.class_token:
-            raise ConfigError("pool token needs class_token; without it choose pool avg or map")
-        if self.fc_norm and self.pool != "avg":
-            raise ConfigError("fc_norm goes with pool avg")
-        if self.pos_embed == "sincos2d" and self.embed_dim % 4:
-            raise ConfigError("pos_embed sincos2d needs an embed_dim divisible by 4")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches (down, across)."""
-        size, patch = pair(self.img_size), pair(self.patch_size)
-        if self.resnet_layers is not None:
-            size = tuple(reduced(side, self.resnet_layers) for side in size)
-        return size[0] // patch[0], size[1] // patch[1]
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before the patches: class token, then registers."""
-        return int(self.class_token) + self.reg_tokens
-
-    @property
-    def embedded_prefix(self) -> int:
-        """Rows of the position embedding before the patches' rows."""
-        return 0 if self.no_embed_class else self.prefix_tokens
+from plsc.models.layers import AttentionPool, Block, Dropout, PatchEmbed
+from plsc.models.resnet import HybridEmbed
+from plsc.models.spec import ViTSpec, pair, reduction
 
 
 def sincos_position_embedding(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -123,13 +28,16 @@ def sincos_position_embedding(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 class VisionTransformer(nn.Layer):
-    """Images [B, in_chans, height, width] float32 → logits [B, class_num]."""
+    """Images [B, in_chans, height, width] float32 → logits [B, class_num].
+
+    It offers all that plsc.models.base describes.
+    """
 
     def __init__(self, spec: ViTSpec):
         super().__init__()
         self.spec = spec
         width, approximate = spec.embed_dim, spec.act == "gelu_tanh"
-        hidden = int(width * spec.mlp_ratio)
+        hidden = spec.mlp_width
         if spec.resnet_layers is None:
             self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, width)
         else:
@@ -238,6 +146,57 @@ class VisionTransformer(nn.Layer):
             if training:
                 self.train()
         return maps
+
+    def forward_intermediates(self, x, blocks: Iterable[int] | None = None, *, normalise: bool = True) -> list:
+        """Tokens after chosen blocks, in one pass that ends with the deepest of them.
+
+        Args:
+            x: images [B, in_chans, height, width].
+            blocks: numbers from 0, or from -1 backwards; default: all.
+            normalise: by the norm after the last block (with fc_norm there is none).
+
+        Returns:
+            A tensor [B, prefix + patches, C] for each number, in the order asked; spec.prefix_tokens of the rows are
+            class and register tokens, and the others the patches of spec.grid, row by row.
+
+        Raises:
+            ConfigError: there is no such block.
+
+        Example:
+            >>> middle, last = network.forward_intermediates(images, [5, -1])
+        """
+        depth = len(self.blocks)
+        wanted = list(range(depth)) if blocks is None else list(blocks)
+        for number in wanted:
+            if not -depth <= number < depth:
+                raise ConfigError(f"there is no block {number}: the model has {depth}, 0 to {depth - 1}")
+        wanted, tokens = [number % depth for number in wanted], {}
+        x = self._embed(x)
+        for number in range(max(wanted, default=-1) + 1):
+            x = self.blocks[number](x)
+            if number in wanted:
+                tokens[number] = self.norm(x) if normalise else x
+        return [tokens[number] for number in wanted]
+
+    # -- export ---------------------------------------------------------------------------
+
+    @property
+    def size_unit(self) -> int:
+        """What sides of images are a multiple of where the size is free: a hybrid then pads alike at every size."""
+        return reduction(self.spec.resnet_layers)
+
+    @property
+    def other_size(self) -> tuple[int, int]:
+        """A lower and wider (height, width) than the model's own: positions are resized both ways."""
+        patch, (rows, columns) = pair(self.spec.patch_size), self.spec.grid
+        rows, columns = max(1, rows - max(1, rows // 4)), columns + max(1, columns // 4)
+        return rows * patch[0] * self.size_unit, columns * patch[1] * self.size_unit
+
+    def simplify(self, *, dynamic: bool, for_onnx: bool) -> None:
+        """Rewrite the network in place into the form that is exported, see plsc.models.deploy."""
+        from plsc.models import deploy
+
+        deploy.simplify(self, dynamic=dynamic, for_onnx=for_onnx)
 
     # -- parts ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from plsc.data.device import DeviceInput
 from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
 from plsc.models import VisionTransformer, ViTSpec
-from plsc.models.layers import pair
+from plsc.models.spec import pair
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
 from plsc.visualize.pictures import Picture, covered

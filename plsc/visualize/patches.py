@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from plsc.models import ViTSpec
-from plsc.models.layers import pair
+from plsc.models.spec import pair
 from plsc.visualize import sheet
 from plsc.visualize.pictures import Picture, covered, patch_stride, prefix_names
 from plsc.visualize.subject import Drawable, read_pictures, subject_of

@@ -11,8 +11,7 @@ from plsc.data.transforms import CenterCropImage, DecodeImage
 from plsc.data.transforms.geometry import resize
 from plsc.errors import DataError
 from plsc.models import ViTSpec
-from plsc.models.layers import pair
-from plsc.models.resnet import reduction
+from plsc.models.spec import pair, reduction
 
 _LONGEST = 1024  # pixels of a photograph on a sheet: more are not seen, and many pictures stay in memory at once
 

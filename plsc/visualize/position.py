@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
 from plsc.models import ViTSpec
-from plsc.models.layers import pair
+from plsc.models.spec import pair
 from plsc.models.vision_transformer import sincos_position_embedding
 from plsc.tensors import to_numpy
 from plsc.visualize import distance, filters, sheet

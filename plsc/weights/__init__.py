@@ -1,7 +1,12 @@
-"""Weights from files → a model, and from a model → files of others."""
+"""Weights from files → a model, and from a model → files of others.
+
+The machinery knows no model: families of models (plsc.weights.families) register the tables that map others' arrays
+onto theirs, and each table serves both directions.
+"""
 
 from plsc.weights.adapt import Report, adapt
+from plsc.weights.families import Family, register_family
 from plsc.weights.read import Source, read
-from plsc.weights.write import FORMATS, write
+from plsc.weights.write import formats, write
 
-__all__ = ["FORMATS", "Report", "Source", "adapt", "read", "write"]
+__all__ = ["Family", "Report", "Source", "adapt", "formats", "read", "register_family", "write"]

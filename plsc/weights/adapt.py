@@ -1,15 +1,14 @@
 """Weights of one model → arrays for another of the same family, and a report of what was done."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from plsc.errors import CheckpointError
-from plsc.weights import resample
-from plsc.weights.infer import behind_resnet, position_prefix
+from plsc.weights.families import Target, family_of_spec
 from plsc.weights.read import LazyArrays, Source
-
-HEAD = ("head.", "head0.")
 
 
 @dataclass
@@ -48,30 +47,31 @@ def _shown(shape) -> str:
 
 def adapt(
     source: Source,
-    shapes: dict[str, tuple],
+    shapes: Mapping[str, Sequence[int]],
+    spec: Any,
     *,
-    grid,
-    prefix: int,
     reset_head: bool = False,
     strict: bool = False,
-    allowed=(),
+    resized: bool = False,
     class_names: list[str] | None = None,
     position: str = "bicubic",
-):
+) -> tuple[Mapping[str, np.ndarray], Report]:
     """Fit a Source to a model.
 
     Args:
-        shapes: the model's parameters, name → shape. grid, prefix: of its position embedding.
+        shapes: the model's parameters and buffers, name → shape. spec: of the model.
         reset_head: leave out head and pre-logits, to be trained anew.
-        strict: anything but loading as it is raises CheckpointError, as evaluation asks; names in `allowed`
-            may be adapted all the same.
+        strict: anything but loading as it is raises CheckpointError, as evaluation asks.
+        resized: strict admits what another image size changes, such as a position embedding.
         class_names: of the model's classes; the head's columns are picked by name where the file has names too.
         position: how a position embedding is resized, bicubic or bilinear.
 
     Returns:
         (arrays to load, read when asked for; Report).
     """
-    makers, report = {}, Report(layout=source.layout)
+    family = family_of_spec(spec)
+    classifier = family.head[0]
+    makers, report, by_size = {}, Report(layout=source.layout), set()
     columns = _columns(source, class_names)
     if strict and columns is not None and not reset_head:
         theirs = [name for name in source.card.class_names if name not in class_names]
@@ -88,28 +88,23 @@ def adapt(
         if tensor is None:
             report.initialised[name] = f"{_shown(shape)}, not in the file"
             continue
-        found = f"{_shown(tensor.shape)} → {_shown(shape)}"
-        if reset_head and name.startswith(HEAD):
+        change = f"{_shown(tensor.shape)} → {_shown(shape)}"
+        if reset_head and name.startswith(family.head):
             report.initialised[name] = f"{_shown(shape)}, trained anew"
-        elif name.startswith("head.") and columns == "other":
+        elif name.startswith(classifier) and columns == "other":
             report.initialised[name] = f"{_shown(shape)}, the file has other classes"
-        elif name.startswith("head.") and columns is not None and tensor.shape[-1] == len(source.card.class_names):
+        elif name.startswith(classifier) and columns is not None and tensor.shape[-1] == len(source.card.class_names):
             makers[name] = lambda n=name: source.read(n)[..., columns]
-            report.adapted[name] = f"{found}, classes picked by name"
-        elif name.startswith(HEAD) and not _whole_layer_fits(source, name, shapes):
+            report.adapted[name] = f"{change}, classes picked by name"
+        elif name.startswith(family.head) and not _whole_layer_fits(source, name, shapes):
             report.initialised[name] = f"{_shown(shape)}, the file has {_shown(tensor.shape)}"
-        elif name == "pos_embed" and _needs_resizing(source, tensor, shape, tuple(grid), prefix):
-            makers[name], how = _position(source, tensor, shape, tuple(grid), prefix, position)
-            report.adapted[name] = f"{found}, {how}"
+        elif (adapted := family.adapt(source, tensor, Target(name, shape, spec, position))) is not None:
+            makers[name] = adapted.read
+            report.adapted[name] = f"{change}, {adapted.how}"
+            by_size |= {name} if adapted.by_size else set()
         elif tensor.shape == shape:
             makers[name] = lambda n=name: source.read(n)
             report.loaded.append(name)
-        elif name == "patch_embed.proj.weight" and tensor.shape[0] == shape[0] and len(tensor.shape) == 4:
-            makers[name] = lambda n=name, s=shape: _patch(source.read(n), s)
-            report.adapted[name] = f"{found}, patch kernel resampled"
-        elif name == "patch_embed.backbone.stem.conv.weight" and tensor.shape[2:] == shape[2:]:
-            makers[name] = lambda n=name, s=shape: resample.input_channels(source.read(n), s[1])
-            report.adapted[name] = f"{found}, channels"
         else:
             raise CheckpointError(
                 f"{source.path}: {name} has shape {_shown(tensor.shape)}, the model {_shown(shape)}; "
@@ -121,7 +116,7 @@ def adapt(
     report.ignored.update({name: f"{_shown(shape)}, unknown name" for name, shape in source.unknown.items()})
     if not report.loaded:
         raise CheckpointError(f"{source.path}: none of its {len(source.tensors)} arrays fits the model")
-    if strict and (report.initialised or report.ignored or set(report.adapted) - set(allowed)):
+    if strict and (report.initialised or report.ignored or set(report.adapted) - (by_size if resized else set())):
         raise CheckpointError(f"{source.path}: does not fit the model as it is:\n{report}")
     return LazyArrays(makers), report
 
@@ -135,57 +130,6 @@ def _columns(source: Source, class_names):
     if not all(name in place for name in class_names):
         return "other"
     return [place[name] for name in class_names]
-
-
-def _patch(array, shape) -> np.ndarray:
-    if array.shape[1] != shape[1]:
-        array = resample.input_channels(array, shape[1])
-    return array if array.shape == shape else resample.patch_kernel(array, shape[2:])
-
-
-def _needs_resizing(source: Source, tensor, shape, grid: tuple, prefix: int) -> bool:
-    """Whether the position embedding is of the model's width but another grid, which as many rows can hide."""
-    if len(tensor.shape) != 3 or tensor.shape[0] != 1 or tensor.shape[2] != shape[2]:
-        return False
-    if tensor.shape != shape:
-        return True
-    return bool(source.card.spec.get("img_size")) and _file_grid(source, tensor, prefix) != (prefix, grid)
-
-
-def _position(source: Source, tensor, shape, grid: tuple, prefix: int, method: str):
-    """A maker of the model's position embedding, and how in words."""
-    old_prefix, old_grid = _file_grid(source, tensor, prefix)
-    how = [] if old_grid == grid else [f"{method} {old_grid} → {grid}"]
-    if old_prefix != prefix:
-        how.append(f"{old_prefix} rows before the patches → {prefix}")
-
-    def make():
-        array = source.read("pos_embed")
-        if old_prefix != prefix:  # rows of tokens the file has not begin at zero
-            rows = np.zeros([1, prefix, array.shape[2]], array.dtype)
-            rows[:, : min(prefix, old_prefix)] = array[:, : min(prefix, old_prefix)]
-            array = np.concatenate([rows, array[:, old_prefix:]], axis=1)
-        return array if old_grid == grid else resample.position_embedding(array, prefix, old_grid, grid, method)
-
-    return make, ", ".join(how)
-
-
-def _file_grid(source: Source, tensor, prefix: int) -> tuple[int, tuple[int, int]]:
-    """(prefix rows, (rows, columns)) of the file's position embedding."""
-    spec, rows = source.card.spec, tensor.shape[1]
-    old_prefix = position_prefix(rows, spec) if "class_token" in spec else prefix
-    patches = rows - old_prefix
-    size, patch = spec.get("img_size"), spec.get("patch_size")
-    if size and patch:
-        size, patch = ((v, v) if isinstance(v, int) else tuple(v) for v in (size, patch))
-        grid = tuple(behind_resnet(s, spec.get("resnet_layers")) // p for s, p in zip(size, patch, strict=True))
-        for candidate in dict.fromkeys((old_prefix, prefix)):
-            if grid[0] * grid[1] == rows - candidate:
-                return candidate, grid
-    side = round(max(patches, 0) ** 0.5)
-    if side * side != patches or patches == 0:
-        raise CheckpointError(f"{source.path}: its position embedding has {patches} patch rows, not a square grid")
-    return old_prefix, (side, side)
 
 
 def _whole_layer_fits(source: Source, name: str, shapes: dict) -> bool:

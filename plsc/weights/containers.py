@@ -12,7 +12,6 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from plsc import pickles
 from plsc.errors import CheckpointError
 from plsc.pickles import Storage, StoredTensor, item_bytes
 from plsc.weights.tensor_bundle import read_bundle
+from plsc.weights.tensors import Tensor
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS_TYPES = {
@@ -39,18 +39,6 @@ _SAFETENSORS_TYPES = {
     "BOOL": "bool",
 }
 _BOMB_RATIO, _BOMB_BYTES = 100, 100 * 2**20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An array in a file.
-
-    Attributes:
-        read: returns the values; bfloat16 as float32.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
 
 
 @dataclass

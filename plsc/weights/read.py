@@ -1,31 +1,32 @@
-"""A path → weights in plsc's names, whoever wrote them."""
+"""A path → weights in the names of their model, whoever wrote them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from plsc import places
-from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
 from plsc.files import read_json
 from plsc.model_card import ModelCard
-from plsc.weights.containers import DAMAGE, Container, Tensor, open_container
-from plsc.weights.infer import infer_spec
-from plsc.weights.layouts import recognise
-from plsc.weights.processor import from_processor
+from plsc.weights import huggingface
+from plsc.weights.containers import DAMAGE, Container, open_container
+from plsc.weights.families import Family, families, family_of
+from plsc.weights.layouts import Layout, read_arrays, recognised
+from plsc.weights.tensors import Tensor
 
 
 @dataclass
 class Source:
-    """Weights in plsc's names and orientation, read one array at a time.
+    """Weights in the names and orientation of their model, read one array at a time.
 
     Attributes:
         path: the file that was read.
         tensors: name → Tensor.
-        layout: plsc, google, timm, huggingface, torchvision, lukemelas, jeonsworld, coyo or paddle.
+        layout: plsc, paddle, or the name of a family's layout, such as google or timm.
         card: what the weights say of themselves.
         unknown: shapes of arrays without a counterpart, by the file's own names.
     """
@@ -39,8 +40,7 @@ class Source:
     @classmethod
     def of_arrays(cls, path, arrays: dict[str, np.ndarray], card: ModelCard | None = None) -> "Source":
         """From arrays in memory."""
-        tensors = {name: Tensor(tuple(a.shape), lambda a=a: a) for name, a in arrays.items()}
-        return cls(path, tensors, card=card or ModelCard())
+        return cls(Path(path), {name: Tensor.of(a) for name, a in arrays.items()}, card=card or ModelCard())
 
     def with_card(self, **changes) -> "Source":
         """The same weights, which say something else of themselves."""
@@ -97,16 +97,22 @@ def _open(file: Path) -> Container:
     return Container(file, "safetensors", {k: t for part in parts for k, t in part.tensors.items()}, {})
 
 
-def read(path, weights: str = "model") -> Source:
+def read(path, weights: str = "model", *, names: Collection[str] = ()) -> Source:
     """Read weights; the format is recognised by content.
 
     Args:
         path: a file, a folder of plsc, Hugging Face or PLSC, a run directory, `latest` or `best`,
             a .pdparams file without its ending, or a TensorFlow checkpoint's prefix, file or folder.
         weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
+        names: of the model that is to be loaded. A file of Paddle's that nobody's layout fits is read by them.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown model, or asking to run code.
+
+    Example:
+        >>> source = read("ViT-B_16.npz")
+        >>> source.layout, source.card.spec["depth"]
+        ('google', 12)
     """
     file = places.weights_file(path, weights)
     container = _open(file)
@@ -114,79 +120,69 @@ def read(path, weights: str = "model") -> Source:
         if not container.averaged:
             raise CheckpointError(f"{file}: holds no averaged weights (optimizer slots called average)")
         container.tensors |= container.averaged
-    mapped = recognise(container)
-    unknown = {name: t.shape for name, t in mapped.unknown.items()}
-    if mapped.layout == "plsc" and weights == "ema":  # frozen weights stand in the model's own file, not averaged
+    if container.notes.get("format") != "plsc":
+        return foreign(container, names)
+    if weights == "ema":  # frozen weights and buffers stand in the model's own file, not averaged
         own = read(file.parent / "model.safetensors")
-        return dataclasses.replace(own, path=file, tensors=own.tensors | mapped.tensors)
-    own_format = mapped.layout == "plsc"
-    card = ModelCard.from_metadata(container.notes, file) if own_format else _foreign_card(file, mapped)
-    _check_spec(file, card.spec)
-    return Source(file, mapped.tensors, mapped.layout, card, unknown)
+        return dataclasses.replace(own, path=file, tensors=own.tensors | container.tensors)
+    card = ModelCard.from_metadata(container.notes, file)
+    family = family_of(card.model)
+    with _naming(file):
+        family.check(card.spec)
+        family.check_arrays(container.tensors)
+    return Source(file, container.tensors, "plsc", card)
 
 
-def _foreign_card(file: Path, mapped) -> ModelCard:
-    """What somebody else's weights say, by their arrays and, with Hugging Face, by the files beside them."""
-    facts, class_names, preprocess = dict(mapped.facts), None, None
-    if mapped.layout == "huggingface":
-        said, class_names = _huggingface_config(file.parent / "config.json")
-        facts.update(said)
-        processor = read_json(file.parent / "preprocessor_config.json", dict, error=CheckpointError)
-        preprocess = from_processor(processor or {})
-    stated = {name for name, value in facts.items() if value is not None}
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Context whose CheckpointErrors name the file."""
     try:
-        spec = infer_spec({name: t.shape for name, t in mapped.tensors.items()}, facts)
-    except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{file}: the shapes of its arrays do not make a Vision Transformer: {error}") from error
-    return ModelCard(
-        model="VisionTransformer",
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def foreign(container: Container, names: Collection[str] = ()) -> Source:
+    """Somebody else's weights, by the first layout that recognises them."""
+    for family in families():
+        for layout in family.layouts:
+            with _naming(container.path):
+                tensors = recognised(layout, container.tensors)
+            if tensors is not None:
+                return _by_layout(container, tensors, family, layout)
+    if container.kind == "paddle" and set(names) & container.tensors.keys():
+        return Source(container.path, container.tensors, "paddle")
+    some = ", ".join(list(container.tensors)[:5])
+    models = ", ".join(family.model for family in families())
+    raise CheckpointError(
+        f"{container.path}: the names of its arrays are of no known model ({models}): {some or 'there are none'}, …"
+    )
+
+
+def _by_layout(container: Container, tensors: dict[str, Tensor], family: Family, layout: Layout) -> Source:
+    """Weights in a layout, and what they say: by their arrays and, with Hugging Face, by the files beside them."""
+    with _naming(container.path):
+        known, unknown = read_arrays(layout, tensors, is_own=family.is_own, matrices=family.matrices)
+        family.check_arrays(known)
+    facts, class_names, preprocess = layout.facts(tensors, known), None, None
+    if layout.huggingface is not None:
+        folder = container.path.parent
+        stated, class_names = huggingface.read_config(layout.huggingface, folder)
+        facts, preprocess = {**facts, **stated}, huggingface.read_preprocess(folder)
+    facts = {name: value for name, value in facts.items() if value is not None}
+    with _naming(container.path):
+        family.check(facts)
+    spec = family.infer({name: tensor.shape for name, tensor in known.items()}, facts)
+    card = ModelCard(
+        model=family.model,
         spec=spec,
-        inferred=frozenset(spec.keys() - stated),
-        preprocess=preprocess and Preprocess.from_dict(preprocess),
+        inferred=frozenset(spec.keys() - facts.keys()),
+        preprocess=preprocess,
         class_names=class_names,
     )
+    name = "paddle" if layout.own_names and container.kind == "paddle" else layout.name
+    return Source(container.path, known, name, card, {name: tensor.shape for name, tensor in unknown.items()})
 
 
 def _is_text(value) -> bool:
     return isinstance(value, str)
-
-
-def _check_spec(path: Path, spec: dict) -> None:
-    """Refuse a spec whose sizes are no sizes; the model checks the rest."""
-
-    def is_size(value) -> bool:
-        if isinstance(value, (list, tuple)):
-            return len(value) == 2 and all(map(is_size, value))
-        return type(value) is int and value > 0
-
-    for name in ("img_size", "patch_size", "num_heads", "embed_dim"):
-        if name in spec and not is_size(spec[name]):
-            raise CheckpointError(f"{path}: damaged: the spec's {name} is {spec[name]!r}")
-    layers = spec.get("resnet_layers")
-    if layers is not None and not (isinstance(layers, (list, tuple)) and all(type(n) is int and n > 0 for n in layers)):
-        raise CheckpointError(f"{path}: damaged: the spec's resnet_layers is {layers!r}")
-    if not isinstance(spec.get("reg_tokens", 0), int):
-        raise CheckpointError(f"{path}: damaged: the spec's reg_tokens is {spec['reg_tokens']!r}")
-
-
-def _huggingface_config(path: Path) -> tuple[dict, list[str] | None]:
-    """What a Hugging Face config.json adds to the shapes, and the class names."""
-    config = read_json(path, dict, error=CheckpointError) or {}
-    labels = config.get("id2label") or {}
-    if not isinstance(labels, dict) or not all(map(_is_text, labels.values())):
-        raise CheckpointError(f"{path}: damaged: id2label is no mapping to names")
-    numbered = [labels.get(str(i)) for i in range(len(labels))]
-    class_names = numbered if labels and None not in numbered else None
-    activation = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-    said = config.get("hidden_act")
-    if said is not None and (not _is_text(said) or said not in activation):
-        raise CheckpointError(
-            f"{path}: hidden_act is {said!r}, which the model does not have; it has gelu, exact or tanh"
-        )
-    facts = {
-        "img_size": config.get("image_size"),
-        "num_heads": config.get("num_attention_heads"),
-        "epsilon": config.get("layer_norm_eps"),
-        "act": activation.get(said),
-    }
-    return facts, class_names

@@ -27,16 +27,16 @@ from safetensors.torch import save_file
 from timm.layers import Mlp, StdConv2dSame
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from plsc.build import load_pretrained
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError
+from plsc.loading import load_pretrained
 from plsc.model_card import ModelCard
-from plsc.models import zoo
+from plsc.models import spec_of
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from plsc.weights import Source, read, write
-from plsc.weights.containers import Container, Tensor
-from plsc.weights.infer import infer_spec
-from plsc.weights.layouts import recognise
+from plsc.weights.containers import Container
+from plsc.weights.read import foreign
+from plsc.weights.tensors import Tensor
 
 TOLERANCE = 1e-4  # absolute, on logits whose deviation is about 1
 
@@ -90,7 +90,9 @@ def plsc_model(**spec):
 def source_of(model, folder, **extra) -> Source:
     """A plsc model through plsc's own file."""
     arrays = {name: p.numpy() for name, p in model.named_parameters()}
-    source = Source.of_arrays(folder, arrays, ModelCard(spec=dataclasses.asdict(model.spec), **extra))
+    source = Source.of_arrays(
+        folder, arrays, ModelCard(model="VisionTransformer", spec=dataclasses.asdict(model.spec), **extra)
+    )
     write(source, "safetensors", folder / "own.safetensors")
     return read(folder / "own.safetensors")
 
@@ -240,19 +242,18 @@ def test_small_kernels_of_hybrids(numerics, tolerance, monkeypatch, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("factory", "name"),
+    ("own", "name"),
     [
-        (zoo.ViT_base_patch16_224, "vit_base_patch16_224"),
-        (zoo.ViT_large_patch32_224, "vit_large_patch32_224"),
-        (zoo.DeiT_tiny_patch16_224, "deit_tiny_patch16_224"),
-        (zoo.R50_ViT_base_patch16_224, "vit_base_r50_s16_224"),
-        (zoo.R_ViT_tiny_patch16_224, "vit_tiny_r_s16_p8_224"),
+        ("ViT_base_patch16_224", "vit_base_patch16_224"),
+        ("ViT_large_patch32_224", "vit_large_patch32_224"),
+        ("DeiT_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("R50_ViT_base_patch16_224", "vit_base_r50_s16_224"),
+        ("R_ViT_tiny_patch16_224", "vit_tiny_r_s16_p8_224"),
     ],
 )
-def test_plsc_to_timm_in_full(factory, name, folder):
+def test_plsc_to_timm_in_full(own, name, folder):
     """The model of plsc's name, without pre-logits, is the model of timm's name."""
-    spec = dataclasses.asdict(dataclasses.replace(factory(depth=1).spec, representation_size=None))
-    ours = plsc_model(**{**spec, "depth": 24 if "large" in name else 12})
+    ours = plsc_model(**dataclasses.asdict(spec_of(own, representation_size=None)))
     batch = pictures(224, count=1)
     expected = of_plsc(ours, batch)
     write(source_of(ours, folder), "timm", folder / "written.safetensors")
@@ -365,8 +366,8 @@ def test_inferred_spec_of_every_timm_model():
         if not has_only_known_parts(model):
             continue
         tensors = {k: Tensor(tuple(v.shape), lambda: None) for k, v in model.state_dict().items()}
-        mapped = recognise(Container(Path(name), "torch", tensors))
-        spec = ViTSpec(**infer_spec({k: t.shape for k, t in mapped.tensors.items()}, mapped.facts))
+        mapped = foreign(Container(Path(name), "torch", tensors))
+        spec = ViTSpec(**mapped.card.spec)
         seen += 1
         block = model.blocks[0]
         fc_norm = isinstance(model.fc_norm, torch.nn.LayerNorm)
@@ -484,8 +485,7 @@ def test_plsc_to_huggingface(fields, folder):
 
 @pytest.mark.slow
 def test_base_16_to_huggingface(folder):
-    spec = dataclasses.asdict(dataclasses.replace(zoo.ViT_base_patch16_224(depth=1).spec, representation_size=None))
-    ours = plsc_model(**{**spec, "depth": 12})
+    ours = plsc_model(**dataclasses.asdict(spec_of("ViT_base_patch16_224", representation_size=None)))
     write(source_of(ours, folder), "huggingface", folder / "hf")
     theirs = transformers.AutoModelForImageClassification.from_pretrained(folder / "hf").eval()
     assert theirs.config.id2label[999] == "LABEL_999"
