@@ -233,7 +233,30 @@ def test_list_shows_names_summary_arguments_and_defaults(kind, capsys):
             assert f" {supplied}=" not in block
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_list_models_shows_size_and_cost(capsys):
+    """As a model that is built has them; nothing for a model whose figures are unknown."""
+    assert main(["list", "models"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "parameters", "GFLOPs", "image"]
+    assert [line.split()[0] for line in lines] == list(registry.MODELS)
+    [tiny] = [line for line in lines if line.startswith("DeiT_tiny_patch16_224 ")]
+    count = sum(p.size for p in package.create_model("DeiT_tiny_patch16_224").parameters())
+    assert re.fullmatch(rf"DeiT_tiny_patch16_224 +{count / 1e6:.1f} M +2\.5 +224  DeiT-Ti/16 at 224 px\.", tiny)
+
+
+def test_list_models_is_quick():
+    """It imports no Paddle and takes less than a second of the processor."""
+    program = (
+        "import sys, time\nfrom plsc.cli import main\ncode = main(['list', 'models'])\n"
+        "sys.exit(code or ('paddle' in sys.modules) or (time.process_time() > 1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(PYTHONPATH=str(CHECKOUT)), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "DeiT_tiny_patch16_224" in done.stdout
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "models"])
 def test_list_is_a_line_each(kind, capsys):
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -247,7 +270,7 @@ def test_list_by_a_pattern_or_a_name(capsys):
     """In any case; an alias finds what it stands for; one thing in the singular comes with its arguments."""
     assert main(["list", "models", "vit_SMALL*384"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["ViT_small_patch16_384", "ViT_small_patch32_384"]
+    assert names == ["model", "ViT_small_patch16_384", "ViT_small_patch32_384"]
     assert main(["list", "dataset", "Cifar10"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("CIFAR10  (also Cifar10)\n") and "root (required)" in out and "CIFAR100" not in out
@@ -378,7 +401,7 @@ def test_a_reader_that_stops_early_is_no_error(here):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0 and done.stdout.startswith("DeiT_base_patch16_224 "), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("model "), done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 

@@ -1,4 +1,8 @@
-"""Show what recipes can name: a line each, or with -v all arguments with their defaults."""
+"""Show what recipes can name: a line each, or with -v all arguments with their defaults.
+
+Of models it shows the parameters, and the operations (GFLOPs) of one image's forward pass, a multiply-add
+being two.
+"""
 
 import argparse
 import fnmatch
@@ -10,6 +14,9 @@ from collections.abc import Iterable
 
 from plsc.cli.common import add_import_argument, import_parts, print_table, unknown
 from plsc.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    from plsc.registry import Registry
 
 EXAMPLES = """\
   plsc list                                  what can be listed
@@ -66,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     verbose = arguments.verbose or kind != arguments.kind
     if kind == "recipes":
         _print_recipes(arguments.name, verbose)
+    elif kind == "models" and not verbose:
+        _print_models(arguments)
     else:
         _print_components(kind, arguments, verbose)
     return 0
@@ -87,32 +96,63 @@ def _print_recipes(pattern: str | None, verbose: bool) -> None:
             print(f"  {line.lstrip('#')}".rstrip())
 
 
+def _print_models(arguments: argparse.Namespace) -> None:
+    """A line a model, with its size and its cost; those of others are known only once they are built."""
+    from plsc.components import register_models
+    from plsc.registry import MODELS
+
+    register_models()
+    import_parts(arguments)
+    from plsc.models import flops, parameter_count, spec_of
+    from plsc.models.zoo import PRESETS
+
+    rows = [("model", "parameters", "GFLOPs", "image", "")]
+    for name in _chosen(MODELS, arguments.name):
+        figures = ("", "", "")
+        if name in PRESETS:
+            spec = spec_of(name)
+            figures = (f"{parameter_count(spec) / 1e6:,.1f} M", f"{flops(spec) / 1e9:,.1f}", str(spec.img_size))
+        rows.append((name, *figures, MODELS.get(name).summary))
+    print_table(rows, left=[True, False, False, False, True])
+
+
 def _print_components(kind: str, arguments: argparse.Namespace, verbose: bool) -> None:
     from plsc import environment, registry
 
     environment.prepare()
     environment.import_paddle()
     from plsc.components import register_all
-    from plsc.config import plsc_dialect, schema
+    from plsc.config import schema
 
     register_all()
     import_parts(arguments)
-    entries = getattr(registry, kind.upper())
-    aliases = {n: [*entries.aliases_of(n), *plsc_dialect.aliases_of(entries.kind, n)] for n in entries}
-    names = {alias: name for name in entries for alias in (name, *aliases[name])}
-    chosen = list(dict.fromkeys(names[name] for name in _matching(arguments.name, names, entries.kind)))
+    entries: Registry = getattr(registry, kind.upper())
+    chosen = _chosen(entries, arguments.name)
     if not verbose:
-        _print_columns([(name, entries.get(name).summary) for name in sorted(chosen)])
+        _print_columns([(name, entries.get(name).summary) for name in chosen])
         return
-    for name in sorted(chosen):
-        entry = entries.get(name)
-        print(name + (f"  (also {', '.join(aliases[name])})" if aliases[name] else ""))
+    for name in chosen:
+        entry, aliases = entries.get(name), _aliases(entries, name)
+        print(name + (f"  (also {', '.join(aliases)})" if aliases else ""))
         print(f"    {entry.summary}")
         shown = [_shown(p) for p in entry.parameters().values()]
         if kind == "datasets":
             shown += [f"{key}={default}" for key, (_, default) in schema.DATASET_KEYS.items()]
         text = ", ".join(shown) or "no arguments"
         print(textwrap.fill(text, width=_WIDTH, initial_indent="    ", subsequent_indent="      "))
+
+
+def _chosen(entries: "Registry", pattern: str | None) -> list[str]:
+    """The names that a pattern fits, also by an alias, sorted."""
+    names = {alias: name for name in entries for alias in (name, *_aliases(entries, name))}
+    return sorted({names[name] for name in _matching(pattern, names, entries.kind)})
+
+
+def _aliases(entries: "Registry", name: str) -> list[str]:
+    """Other names, PLSC's among them."""
+    from plsc.config import plsc_dialect
+
+    return [*entries.aliases_of(name), *plsc_dialect.aliases_of(entries.kind, name)]
 
 
 def _matching(pattern: str | None, names: Iterable[str], kind: str) -> list[str]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from plsc import build, loading, places
 from plsc.config import Config
@@ -11,19 +11,11 @@ from plsc.data.class_names import read_class_names
 from plsc.errors import ConfigError
 from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
-from plsc.models import VisionTransformer as Model
 from plsc.models import ViTSpec
+from plsc.models.base import AttentionMaps, Model
 from plsc.registry import missing_members
 from plsc.visualize import sheet
 from plsc.visualize.pictures import Picture, read_picture
-
-
-@runtime_checkable
-class AttentionMaps(Protocol):
-    """A model whose attention can be drawn."""
-
-    def attention_maps(self, x: Any) -> Any:
-        """Images → for each block the attention weights [B, heads, N, N], float32."""
 
 
 class PatchSpec(Protocol):
@@ -49,7 +41,7 @@ class Subject:
     """
 
     name: str
-    spec: ViTSpec
+    spec: Any  # a ViTSpec, or another model's dataclass
     network: Model | None = None
     card: ModelCard = dataclasses.field(default_factory=ModelCard)
 
