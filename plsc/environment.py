@@ -1,6 +1,6 @@
 """Process settings that must exist before Paddle is imported. Imports no Paddle.
 
-Each setting here was found by measurement or by a crash; the comments say which.
+Each setting is here because of a measurement or a crash; the comments give it.
 """
 
 import contextlib
@@ -74,9 +74,9 @@ def thread_count(requested: int | None = None) -> int:
     """
     if requested:
         return requested
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said) > 0 and not (launched() and said == "1"):
-        return int(said)
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.isdigit() and int(value) > 0 and not (launched() and value == "1"):
+        return int(value)
     return max(1, available_cores() // local_size())
 
 
@@ -127,7 +127,7 @@ def tell_launcher(text: str) -> None:
         if not stat.S_ISREG(os.fstat(console).st_mode):
             os.write(console, f"{text}\n".encode())
     except OSError:
-        pass  # a pipe that nobody reads any more
+        pass  # a pipe without a reader
     finally:
         os.close(console)
 
@@ -159,7 +159,7 @@ def require_system_libraries() -> None:
 
 
 def import_paddle() -> ModuleType:
-    """Import Paddle. Raises DeviceError that says what to install where it is absent.
+    """Import Paddle. Raises DeviceError, with what to install, where it is absent.
 
     What the import prints of threads and ccache is left out. The handler that it leaves on the root logger, which
     would print every line of every library twice, and its handler of SIGTERM, which prints a C++ stack, are taken

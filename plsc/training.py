@@ -44,7 +44,7 @@ def train(config: "Config", callbacks: Sequence[Callback] = ()) -> TrainResult:
         The run directory, whether the run finished, and its last and best evaluation.
 
     Raises:
-        PlscError: what the user can mend. One process raises it; of several, the one that fails prints it and writes
+        PlscError: what the user can correct. One process raises it; of several, the one that fails prints it and writes
             it to errors/rank-N.txt in the run directory, and all end with exit code 2.
     """
     return run.train(config, [*callbacks, Curves()])

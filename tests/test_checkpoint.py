@@ -47,7 +47,7 @@ def test_arrays_come_back_whatever_their_layout(tmp_path):
     assert not array.flags.c_contiguous
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(1, {"model": Part(w=array)}, Description())
-    np.testing.assert_array_equal(checkpoint.read(path).value("model", "w"), array)
+    np.testing.assert_array_equal(checkpoint.read(path).parts["model"]["w"], array)
 
 
 def test_a_run_directory_a_folder_and_a_pointer_mean_the_same(tmp_path):
@@ -116,7 +116,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_latest(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         saved = checkpoint.read(Checkpoints(folder).find("latest"))
-        assert set(saved.value("model", "w").tolist()) == {float(saved.value("progress", "step"))}
+        assert set(saved.parts["model"]["w"].tolist()) == {float(saved.parts["progress"]["step"])}
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_eval_counts_every_sample_once_on_any_world_size(run, tmp_path, processe
 def test_eval_without_weights_is_refused(tmp_path):
     """Random weights are never measured by mistake."""
     done = plsc("eval", "-c", write_config(tmp_path / "c.yaml", tiny_digits()), check=False)
-    assert done.returncode == 2 and "the weights to evaluate are missing" in done.stderr
+    assert done.returncode == 2 and "no weights to evaluate are given" in done.stderr
 
 
 def test_eval_refuses_weights_that_do_not_fit(run, tmp_path):
@@ -268,8 +268,8 @@ def test_a_checkpoint_of_plsc_3_0_continues(tmp_path, by):
         (lambda t: t.update(files=["../secret"]), "files"),
         (lambda t: t.update(files=["model", "optimizer", "ema", "teacher"]), "teacher.safetensors is missing"),
         (lambda t: t["parts"].update(progress=[]), "progress"),
-        (lambda t: t["parts"]["progress"].pop("seed"), "progress has no seed"),
-        (lambda t: t["parts"]["progress"].pop("step"), "progress: KeyError: 'step'"),
+        (lambda t: t["parts"]["progress"].pop("seed"), "progress: seed: Field required"),
+        (lambda t: t["parts"]["progress"].pop("step"), "progress: step: Field required"),
         (lambda t: t["parts"]["ema"].clear(), "ema: KeyError"),
     ],
 )

@@ -491,7 +491,7 @@ def test_the_profiler_writes_a_trace(tmp_path, exit_on_finished, last):
     assert "matmul" in trace.read_text()
     assert "Operator Summary" in done.stdout
     assert metrics("run")[-1]["step"] == last
-    assert latest().value("progress", "step") == last
+    assert latest().parts["progress"]["step"] == last
 
 
 @pytest.mark.parametrize(
@@ -717,9 +717,9 @@ def save(checkpoints: Checkpoints, step: int) -> None:
 
 def assert_of_one_step(path) -> int:
     saved = checkpoint.read(path)
-    step = saved.value("progress", "step")
+    step = saved.parts["progress"]["step"]
     assert path.name == step_name(step)
-    assert {float(v) for part in PARTS for v in saved.value(part, "w")} == {float(step)}
+    assert {float(v) for part in PARTS for v in saved.parts[part]["w"]} == {float(step)}
     assert (path / "config.yaml").read_text() == f"step: {step}\n"
     return step
 
@@ -764,7 +764,7 @@ def test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones(by):
     assert again.progress.step == 2
     again.fit()
     saved = latest()
-    assert saved.value("progress", "step") == 4
+    assert saved.parts["progress"]["step"] == 4
     different = [n for n, p in again.model.named_parameters() if not np.array_equal(saved.parts["model"][n], p.numpy())]
     assert not different, "the checkpoint of step 4 is still the first run's"
 
@@ -778,7 +778,7 @@ def test_another_rank_writes_nothing():
         assert sorted(Path().rglob("*")) == before
         world = World(rank=rank)
         assemble(config, world, Callbacks(loggers(config), is_first=world.is_first)).fit()
-    assert latest("elsewhere").value("progress", "step") == 2
+    assert latest("elsewhere").parts["progress"]["step"] == 2
 
 
 def test_the_first_rank_is_told_by_rank(monkeypatch):
@@ -800,6 +800,6 @@ def test_max_train_step_saves():
     run = trainer(tree)
     run.fit()
     saved = latest()
-    assert saved.value("progress", "step") == 3 and set(saved.parts) >= set(PARTS)
+    assert saved.parts["progress"]["step"] == 3 and set(saved.parts) >= set(PARTS)
     weights = dict(run.model.named_parameters())
     assert all(np.array_equal(saved.parts["model"][name], p.numpy()) for name, p in weights.items())

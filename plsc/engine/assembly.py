@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from plsc import build, loading
+from plsc import build, loading, places
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.sampler import Sampler
@@ -19,7 +19,7 @@ from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.precision import Precision
-from plsc.engine.state import Best, Progress, Stateful, Weights
+from plsc.engine.state import Best, Progress, ProgressState, Stateful, Weights
 from plsc.engine.trainer import Trainer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
@@ -46,35 +46,24 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
         config = _continued(config, saved, world)
     pretrained = _pretrained(config) if saved is None else None
 
-    data = build.dataset(config, "Train")
-    config = build.resolve_class_num(config, data)
-    batch_size = build.local_batch_size(config, world.size)
-    feed = build.feed(config, "Train", batch_size=batch_size, data=data)
-    sampler = build.sampler(config, feed.data, batch_size, world.rank, world.size)
-    if sampler.global_batch > len(feed.data):
-        log.warning(
-            "the global batch of %d is larger than the %d training samples: each update repeats some",
-            sampler.global_batch,
-            len(feed.data),
-        )
+    config, feed, sampler = _training_data(config, world)
     precision = Precision.of(config, world)
     evaluator = _evaluator(config, feed, world, precision)
-
-    model, frozen = _model(config, feed, pretrained)
+    schedule_steps = _schedule_steps(config, sampler.steps_per_epoch)
+    progress = Progress(
+        sampler,
+        total_steps=min(schedule_steps, config.Global.max_train_step or schedule_steps),
+        seed=config.Global.seed,
+        world_size=world.size,
+    )
+    model = _model(config, feed, pretrained)
     optimizer, model = _optimizer(config, model, precision)
     _prepare_blocks(config, model, world)
     network = world.parallel(model)
-    task = build.task(config, "Train", class_num=model.spec.class_num)
+    task, best = build.task(config, "Train", class_num=model.spec.class_num), Best()
 
-    progress = _progress(config, sampler, world)
-    best = Best()
-    parts: dict[str, Stateful] = {
-        "model": Weights(model, optimizer),
-        "optimizer": optimizer,
-        "precision": precision,
-        "progress": progress,
-        "best": best,
-    }
+    parts: dict[str, Stateful] = {"model": Weights(model, optimizer), "optimizer": optimizer, "precision": precision}
+    parts |= {"progress": progress, "best": best}
     if isinstance(task, Stateful):
         parts["task"] = task
     if saved is not None:
@@ -84,16 +73,8 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
         average = parts["ema"] = WeightAverage(optimizer.weights, config.EMA.decay, config.EMA.thres_steps)
         if saved is not None:
             saved.restore({"ema": average})
-
-    checkpoints = Checkpoints(Path(config.Global.output_dir) / "checkpoints", config.Global.max_num_latest_checkpoint)
-    if saved is not None:
-        _take_newer_best(best, checkpoints, progress.step)
-        log.info("continuing %s after step %d", saved.path, progress.step)
-    if world.is_first:
-        run_directory.write_description(config, world)
-        if saved is not None and saved.path.resolve().parent == checkpoints.folder.resolve():
-            checkpoints.point("latest", progress.step)  # where a run that went back goes on from
-    _describe(config, model, frozen, precision, progress, world)
+    checkpoints = _run_directory(config, saved, progress, best, world)
+    _describe(config, model, precision, progress, world)
     return Trainer(
         config=config,
         world=world,
@@ -107,7 +88,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
         ),
         precision=precision,
         optimizer=optimizer,
-        schedule=build.schedule(config, _schedule_steps(config, sampler.steps_per_epoch), sampler.steps_per_epoch),
+        schedule=build.schedule(config, schedule_steps, sampler.steps_per_epoch),
         average=average,
         metrics=build.metrics(config, "Train"),
         evaluator=evaluator,
@@ -141,17 +122,19 @@ def _starting_checkpoint(config: Config, world: World) -> Saved | None:
 def _continued(config: Config, saved: Saved, world: World) -> Config:
     """The configuration with what the checkpoint fixes: seed, global batch and lanes, the order of samples."""
     g, sampler = config.Global, config.DataLoader["Train"].sampler.arguments
-    changes = {}
-    seed, global_batch = saved.value("progress", "seed"), saved.value("progress", "global_batch")
-    if seed != g.seed:
-        log.warning("the order of samples continues with the checkpoint's seed %d", seed)
-        changes["Global.seed"] = seed
+    state = saved.validated("progress", ProgressState)
+    changes = {
+        "Global.seed": state.seed,
+        "Global.global_batch_size": state.global_batch,
+        "DataLoader.Train.sampler.batch_size": None,
+    }
+    if state.seed != g.seed:
+        log.warning("the order of samples continues with the checkpoint's seed %d", state.seed)
     asked = g.global_batch_size or (sampler["batch_size"] or 0) * world.size
-    if asked != global_batch:
-        log.warning("a continued run keeps its global batch of %d, not the %d asked for", global_batch, asked)
-    changes |= {"Global.global_batch_size": global_batch, "DataLoader.Train.sampler.batch_size": None}
-    lanes = saved.parts["progress"].get("order", {}).get("lanes", sampler.get("lanes"))
-    if "lanes" in sampler and lanes != sampler["lanes"]:
+    if asked != state.global_batch:
+        log.warning("a continued run keeps its global batch of %d, not the %d asked for", state.global_batch, asked)
+    lanes = state.order.get("lanes")
+    if lanes is not None and lanes != sampler.get("lanes", lanes):
         log.warning("the order of samples continues with the checkpoint's %d lanes", lanes)
         changes["DataLoader.Train.sampler.lanes"] = lanes
     return config.replace(changes)
@@ -171,14 +154,39 @@ def _pretrained(config: Config) -> Source | None:
         raise config.error(("Global", "pretrained_model"), str(error)) from error
 
 
-def _take_newer_best(best: Best, checkpoints: Checkpoints, step: int) -> None:
-    """The best result that an evaluation after the checkpoint has found, where it followed it."""
-    pointed = checkpoints.best_record()
-    if pointed and pointed["step"] <= step:
-        best.improved_by(pointed)
+def _run_directory(config: Config, saved: Saved | None, progress: Progress, best: Best, world: World) -> Checkpoints:
+    """The run's checkpoints, and its directory as it is when the run begins or continues."""
+    g = config.Global
+    checkpoints = Checkpoints(Path(g.output_dir) / places.CHECKPOINTS, g.max_num_latest_checkpoint)
+    if saved is not None:
+        log.info("continuing %s after step %d", saved.path, progress.step)
+        record = checkpoints.best_record()  # newer than the checkpoint where an evaluation followed it
+        if record and record["step"] <= progress.step:
+            best.improved_by(record)
+    if world.is_first:
+        run_directory.write_description(config, world)
+        if saved is not None and saved.path.resolve().parent == checkpoints.folder.resolve():
+            checkpoints.point("latest", progress.step)  # where a run that went back is to be continued
+    return checkpoints
 
 
 # -- parts ------------------------------------------------------------------------------------
+
+
+def _training_data(config: Config, world: World) -> tuple[Config, build.Feed, Sampler]:
+    """The configuration with what follows from the data, the data, and its order."""
+    data = build.dataset(config, "Train")
+    config = build.resolve_class_num(config, data)
+    batch_size = build.local_batch_size(config, world.size)
+    feed = build.feed(config, "Train", batch_size=batch_size, data=data)
+    sampler = build.sampler(config, data, batch_size, world.rank, world.size)
+    if sampler.global_batch > len(data):
+        log.warning(
+            "the global batch of %d is larger than the %d training samples: each update repeats some",
+            sampler.global_batch,
+            len(data),
+        )
+    return config, feed, sampler
 
 
 def _evaluator(config: Config, feed: build.Feed, world: World, precision: Precision) -> Evaluator | None:
@@ -192,8 +200,8 @@ def _evaluator(config: Config, feed: build.Feed, world: World, precision: Precis
     return Evaluator.of(config, evaluation, world, precision)
 
 
-def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> tuple[paddle.nn.Layer, list[str]]:
-    """The model with its first weights, and the names of its frozen parameters."""
+def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> paddle.nn.Layer:
+    """The model with its first weights, some of them frozen."""
     g = config.Global
     model = build.model(config)
     if pretrained is not None:
@@ -209,9 +217,10 @@ def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> tuple
             raise config.error(("Global", "pretrained_model"), str(error)) from error
         log.info("weights of %s: %s", g.pretrained_model, report)
     try:
-        return model, freeze(model, config.optimizer_options.freeze)
+        freeze(model, config.optimizer_options.freeze)
     except ConfigError as error:
         raise config.error(("Optimizer", "freeze"), str(error)) from error
+    return model
 
 
 def _optimizer(config: Config, model: paddle.nn.Layer, precision: Precision) -> tuple[Optimizer, paddle.nn.Layer]:
@@ -241,13 +250,7 @@ def _schedule_steps(config: Config, steps_per_epoch: int) -> int:
     return g.epochs * steps_per_epoch if g.epochs else g.max_train_step or 0  # the configuration has one of them
 
 
-def _progress(config: Config, sampler: Sampler, world: World) -> Progress:
-    steps = _schedule_steps(config, sampler.steps_per_epoch)
-    total = min(steps, config.Global.max_train_step or steps)
-    return Progress(sampler, total_steps=total, seed=config.Global.seed, world_size=world.size)
-
-
-# -- what checkpoints and the log say ---------------------------------------------------------
+# -- for checkpoints and the log --------------------------------------------------------------
 
 
 def _description(config: Config, model: paddle.nn.Layer, feed: build.Feed) -> Description:
@@ -267,7 +270,7 @@ def _description(config: Config, model: paddle.nn.Layer, feed: build.Feed) -> De
 
 
 def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
-    """How pictures enter this model: as DataLoader.Eval says, else resized to what training saw."""
+    """How pictures enter this model: as in DataLoader.Eval, else resized to what training saw."""
     evaluation = build.recipe_preprocess(config)
     if evaluation is not None:
         return evaluation
@@ -280,15 +283,14 @@ def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
     return dataclasses.replace(seen, scale=n.scale, mean=n.mean, std=n.std)
 
 
-def _describe(
-    config: Config, model: paddle.nn.Layer, frozen: list[str], precision: Precision, progress: Progress, world: World
-) -> None:
+def _describe(config: Config, model: paddle.nn.Layer, precision: Precision, progress: Progress, world: World) -> None:
     count = sum(int(np.prod(p.shape)) for p in model.parameters())
+    frozen = sum(p.stop_gradient for p in model.parameters())
     log.info(
         "%s, %s parameters%s, on %d x %s in %s; global batch %d (%d x %d%s), %d updates, %d an epoch",
         config.Model.name,
         f"{count:,}",
-        f" ({len(frozen)} arrays frozen)" if frozen else "",
+        f" ({frozen} arrays frozen)" if frozen else "",
         world.size,
         world.device,
         precision,

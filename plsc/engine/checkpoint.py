@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -26,6 +26,7 @@ from plsc.places import step_name
 from plsc.weights.containers import save_safetensors
 
 log = logging.getLogger("plsc")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ class Saved:
     path: Path
     parts: Mapping[str, dict[str, Any]]
 
-    def value(self, part: str, name: str) -> Any:
-        """One value of a part's state. Raises CheckpointError where it is missing."""
+    def validated(self, part: str, kind: type[_Model]) -> _Model:
+        """The state of a part as a model of pydantic. Raises CheckpointError where it does not fit."""
         try:
-            return self.parts[part][name]
-        except KeyError as error:
-            raise CheckpointError(f"{self.path / 'trainer.json'}: damaged: {part} has no {name}") from error
+            return kind.model_validate(self.parts.get(part, {}))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise CheckpointError(f"{self.path / 'trainer.json'}: damaged: {part}: {problems}") from error
 
     def restore(self, parts: Mapping[str, Stateful]) -> None:
         """Give parts their state; one that the checkpoint does not have begins anew, with a warning.
@@ -137,7 +139,7 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
 
     def point(self, name: str, step: int, record: Mapping[str, Any] | None = None) -> None:
-        """Let latest or best name the checkpoint of `step`; `record` says why, in a second line."""
+        """Let latest or best name the checkpoint of `step`; `record` is the reason, in a second line."""
         try:
             files.write_text(self.folder / name, f"{step_name(step)}\n" + (f"{json.dumps(record)}\n" if record else ""))
         except OSError as error:
@@ -186,7 +188,7 @@ class Checkpointer:
         self._checkpoints, self._parts, self._description = checkpoints, parts, description
 
     def save(self, step: int) -> Path:
-        """A checkpoint of the present state; older ones go, as Global.max_num_latest_checkpoint says."""
+        """A checkpoint of the present state; older ones are removed, see Global.max_num_latest_checkpoint."""
         path = self._checkpoints.save(step, self._parts, self._description)
         self._checkpoints.prune()
         return path
@@ -249,7 +251,7 @@ def read(path: str | Path) -> Saved:
 
 
 def _from_format_1(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """trainer.json of plsc 3.0, whose parts' values stood side by side."""
+    """trainer.json of plsc 3.0, where the values of all parts are side by side."""
     progress = ("step", "samples", "epoch", "global_batch", "steps_per_epoch", "seed", "order", "world_size")
     parts = {
         "model": {},

@@ -24,7 +24,7 @@ def select_device(name: str) -> str:
         name: auto (gpu where this Paddle has it and the machine too, else cpu), cpu, gpu, gpu:1, xpu, …
 
     Raises:
-        DeviceError: this Paddle or machine lacks the device; says what to install.
+        DeviceError: this Paddle or machine lacks the device; the message names what to install.
     """
     if name == "auto":
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
@@ -150,7 +150,7 @@ class World:
             meeting.wait_for(self.size)
 
     def leave(self) -> None:
-        """The last act of a run: the first process, whose store the others may still ask, waits for them."""
+        """The last act of a run: the first process, which holds the store, waits for the others."""
         if self.size > 1:
             meeting = _Meeting()
             meeting.arrive()
@@ -164,5 +164,5 @@ class World:
         return paddle.DataParallel(model) if self.size > 1 else model
 
     def accumulating(self, network: paddle.nn.Layer) -> contextlib.AbstractContextManager:
-        """Context of micro-batches whose gradients stay on this process."""
+        """Context in which gradients stay on this process."""
         return network.no_sync() if self.size > 1 else contextlib.nullcontext()

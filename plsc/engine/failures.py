@@ -1,4 +1,4 @@
-"""Processes that fail together, and say the first error.
+"""Processes that fail together, and print the first error.
 
 A process that fails writes errors/rank-N.txt into the run directory and lingers for a moment. The
 others see the file, print it and end: otherwise they would die inside a collective, with gloo by
@@ -102,8 +102,8 @@ class Failures:
         """Write this process's error for the others and for whoever reads the run directory.
 
         Of several processes, prints it too, or the one elsewhere that caused it, and ends this process: the others
-        wait for it in a collective. One process goes on with its exception; where that is the user's to mend, it is
-        not written, since the folder may be another run's.
+        wait for it in a collective. One process goes on with its exception; where that is a PlscError, it is not
+        written, since the folder may be another run's.
         """
         self._stopped.set()
         code, text = exit_code(error), message(error)

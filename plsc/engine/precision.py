@@ -20,8 +20,8 @@ log = logging.getLogger("plsc")
 class LossScale:
     """The number by which a float16 loss is multiplied: lowered after overflows, raised after updates without any.
 
-    Kept here and not by Paddle's GradScaler, whose lowering calls float() on a tensor of shape [1], a TypeError with
-    NumPy 2.4, and which knows no upper bound.
+    Kept here and not by Paddle's GradScaler, which knows no upper bound, and which calls float() on a tensor of shape
+    [1] when it lowers the scale, a TypeError with NumPy 2.4.
 
     Attributes:
         value: the present scale. good, bad: updates in a row without and with an overflow, since the last change.
@@ -195,7 +195,7 @@ class Precision:
             )
 
     def _set_scale(self) -> None:
-        """Tell Paddle's scaler, which takes any number whatever its types say."""
+        """Tell Paddle's scaler, which takes any number, though its types ask for int."""
         if self.scaler is not None:
             self.scaler.set_init_loss_scaling(self._scale.value)  # type: ignore[arg-type]
 

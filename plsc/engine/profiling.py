@@ -24,7 +24,7 @@ _ORDERS = {
 
 
 class Options(BaseModel):
-    """What the string says.
+    """The values of the string.
 
     Attributes:
         batch_range: first update and the one after the last.
@@ -72,7 +72,7 @@ class Profile:
 
     Args:
         options: Global.profiler_options; None records nothing.
-        output_dir: where the profile goes, unless the options say.
+        output_dir: where the profile goes, unless the options name a place.
     """
 
     def __init__(self, options: str | None, output_dir: str):
@@ -114,7 +114,7 @@ class Profile:
         return self.exit_on_finished
 
     def close(self) -> None:
-        """Stop recording and print what was recorded; says so where the run ended before the range."""
+        """Stop recording and print what was recorded; warns where the run ended before the range."""
         if not self._running:
             return
         self._running = False

@@ -56,7 +56,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         callbacks: see plsc.engine.callbacks.
 
     Raises:
-        PlscError: what the user can mend. One process raises it; of several, the one that fails prints it, writes it
+        PlscError: what the user can correct. One process raises it; of several, the one that fails prints it, writes it
             to errors/rank-N.txt in the run directory, and all end with exit code 2.
     """
     g = config.Global

@@ -1,6 +1,5 @@
 """The folder of one run, and what a run starts from."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import paddle
 import yaml
 
 import plsc
-from plsc import environment
+from plsc import environment, files, places
 from plsc.config import Config
 from plsc.engine import checkpoint
 from plsc.engine.checkpoint import Checkpoints
@@ -29,10 +28,10 @@ def starting_checkpoint(config: Config) -> Path | None:
     a job that is started again goes on where it was.
 
     Raises:
-        ConfigError: the run directory holds checkpoints and nothing says what to do with them.
+        ConfigError: the run directory holds checkpoints, and neither resume nor checkpoint is given.
     """
     g = config.Global
-    own = Checkpoints(Path(g.output_dir) / "checkpoints")
+    own = Checkpoints(Path(g.output_dir) / places.CHECKPOINTS)
     if g.checkpoint and not (g.resume == "auto" and own.steps()):
         try:
             path = checkpoint.locate(g.checkpoint)
@@ -42,12 +41,12 @@ def starting_checkpoint(config: Config) -> Path | None:
         if not own.steps() or path.resolve().is_relative_to(own.folder.resolve()):
             return path
     elif g.resume:
-        found = own.find("latest" if g.resume == "auto" else g.resume)
-        if found is None and g.resume != "auto":
-            steps = ", ".join(checkpoint.step_name(s) for s in own.steps())
+        chosen = own.find("latest" if g.resume == "auto" else g.resume)
+        if chosen is None and g.resume != "auto":
+            steps = ", ".join(places.step_name(s) for s in own.steps())
             there = f"there are latest, best and {steps}" if steps else "it holds none; auto would start afresh"
             raise CheckpointError(f"Global.resume is {g.resume}, but {own.folder} holds no such checkpoint: {there}")
-        return found
+        return chosen
     if own.steps():
         raise ConfigError(
             f"{g.output_dir} already holds a run (step {own.steps()[-1]}): continue it with -o Global.resume=auto, "
@@ -83,8 +82,7 @@ def check_shared(folder: Path, world: World) -> None:
 def write_description(config: Config, world: World) -> None:
     """config.yaml (resolved, runnable) and environment.json."""
     folder = Path(config.Global.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_text(config), encoding="utf-8")
+    files.write_text(folder / places.RECIPE, config_text(config))
     description = {
         "plsc": plsc.__version__,
         "paddle": paddle.__version__,
@@ -96,7 +94,7 @@ def write_description(config: Config, world: World) -> None:
         "command": sys.argv,
         "git_revision": _git_revision(),
     }
-    (folder / "environment.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "environment.json", description)
 
 
 def config_text(config: Config) -> str:
@@ -106,7 +104,7 @@ def config_text(config: Config) -> str:
 
 def _git_revision() -> str | None:
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "-C", str(Path(plsc.__file__).parent), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -114,4 +112,4 @@ def _git_revision() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return done.stdout.strip() or None if done.returncode == 0 else None

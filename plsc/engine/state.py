@@ -6,7 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import paddle
+from pydantic import BaseModel
 
+from plsc.bounds import NonNegative, Positive
 from plsc.data.sampler import Sampler
 from plsc.errors import CheckpointError
 from plsc.optim import Optimizer
@@ -47,6 +49,16 @@ class Weights:
         for name, tensor in tensors.items():
             assign(tensor, state[name])
         self._optimizer.assign_masters(state)
+
+
+class ProgressState(BaseModel):
+    """What a checkpoint keeps of a run's progress, as far as it is read again."""
+
+    step: NonNegative
+    seed: NonNegative
+    global_batch: Positive
+    steps_per_epoch: Positive
+    order: dict[str, Any] = {}
 
 
 class Progress:
@@ -90,18 +102,19 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step = state["step"]
-        if state["steps_per_epoch"] != self.steps_per_epoch:
+        saved = ProgressState.model_validate(state)
+        self.step = saved.step
+        if saved.steps_per_epoch != self.steps_per_epoch:
             log.warning(
                 "an epoch has %d updates, but had %d at the checkpoint: the data set or drop_last changed",
                 self.steps_per_epoch,
-                state["steps_per_epoch"],
+                saved.steps_per_epoch,
             )
-        changed = [name for name, before in state.get("order", {}).items() if self._order.get(name) != before]
+        changed = [name for name, before in saved.order.items() if self._order.get(name) != before]
         if changed:
             log.warning(
                 "the order of samples is another than at the checkpoint, since these changed: %s; of this epoch some "
-                "samples may come twice and others not at all",
+                "samples may be repeated and others left out",
                 ", ".join(changed),
             )
 

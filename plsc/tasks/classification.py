@@ -12,7 +12,7 @@ from plsc.tasks.base import TaskOutput
 
 @TASKS.register()
 class Classification:
-    """Pictures and their labels, mixed as batch_transform_ops say; the losses are those of the section Loss."""
+    """Pictures and their labels, mixed by batch_transform_ops; the losses are those of the section Loss."""
 
     def __init__(self, *, loss: Callable | None, mixing: Sequence[Callable] = (), class_num: int = 0):
         self._loss, self._mixing, self._class_num = loss, list(mixing), class_num
