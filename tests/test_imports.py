@@ -161,6 +161,13 @@ def test_a_configuration_that_was_found_runs_no_code(here):
     assert (here / "executed").exists()
 
 
+@pytest.mark.parametrize("section", [[1], "text", {"imports": "./losses.py"}, {"imports": [3]}, {"imports": {"a": 1}}])
+def test_imports_of_another_form_are_a_problem_like_any_other(here, section):
+    write(here / "losses.py", LOSS, name="PowerLoss")
+    with pytest.raises(ConfigError, match="in the given dict: Global"):
+        load({**recipe("PowerLoss"), "Global": section}, imports=["losses.py"])
+
+
 def test_an_override_of_one_import_allows_that_one_alone(here):
     write(here / "bad.py", "open('executed', 'w').close()\n")
     write(here / "losses.py", LOSS, name="PowerLoss")

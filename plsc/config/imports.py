@@ -21,12 +21,12 @@ def run_imports(source: Source, imports: Iterable[str], *, allowed: bool) -> lis
     Raises:
         ConfigError: something cannot be imported.
     """
-    section = source.tree.get("Global")
-    named = section.get("imports") if isinstance(section, dict) else None
-    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+    section = source.tree.get("Global") or {}
+    named = section.get("imports") or [] if isinstance(section, dict) else None
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         return []  # a problem that the check tells with the others
     kept, refused = [], []
-    for i, name in enumerate(named or ()):
+    for i, name in enumerate(named):
         origin = source.origin((*_PATH, i))
         if not (allowed or origin.override):
             kept.append(name)
@@ -37,8 +37,6 @@ def run_imports(source: Source, imports: Iterable[str], *, allowed: bool) -> lis
         except ConfigError as error:
             raise ConfigError(source.located((*_PATH, i), str(error))) from error
     given = [components.import_part(name) for name in imports]
-    if given:
-        source.tree["Global"] = {**(section or {}), "imports": list(dict.fromkeys([*kept, *given]))}
-    elif kept:
-        source.tree["Global"] = {**(section or {}), "imports": kept}
+    if kept or given:
+        source.tree["Global"] = {**section, "imports": list(dict.fromkeys([*kept, *given]))}
     return [name for name in refused if name not in given]
