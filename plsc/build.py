@@ -9,7 +9,6 @@ import paddle
 
 from plsc.config import Component, Config, DataSection, thawed
 from plsc.config.schema import DATASET_KEYS
-from plsc.data.class_names import some
 from plsc.data.datasets.base import Dataset, check_labels, check_protocol, shard_sizes
 from plsc.data.datasets.combine import Subset, knows_labels, numbered_as, sliced
 from plsc.data.device import DeviceInput
@@ -19,6 +18,7 @@ from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.data.sampler import Sampler
 from plsc.data.split import LabelTable, split
 from plsc.data.transforms import NormalizeImage
+from plsc.data.words import some
 from plsc.errors import ConfigError, DataError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
@@ -132,8 +132,11 @@ def dataset(config: Config, mode: str, *, class_names: list[str] | None = None, 
         class_names: number its classes as these, which are those of `owner`.
 
     Raises:
+        ConfigError: there is no such DataLoader, or the data set's arguments do not fit.
         DataError: it holds no samples, or has classes that `owner` has not.
     """
+    if mode not in config.DataLoader:
+        raise ConfigError(f"DataLoader.{mode} is missing in the configuration")
     section = config.DataLoader[mode]
     data = component(config, DATASETS, section.dataset)
     if len(data) == 0:

@@ -79,7 +79,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # names of files whose bytes are no text
+        text = json.dumps(content, indent=1, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path, kind: type | None = None, *, error: type[PlscError]) -> Any:

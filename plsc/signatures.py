@@ -27,7 +27,17 @@ _NAMES = {
 }
 _PLURALS = {float: "numbers", int: "whole numbers", str: "texts"}
 # kinds of pydantic's errors that say more than which type was expected
-_BOUNDS = ("greater", "less", "finite", "too_short", "too_long", "value_error", "string_pattern", "multiple_of")
+_BOUNDS = (
+    "greater",
+    "less",
+    "finite",
+    "too_short",
+    "too_long",
+    "string_too",
+    "value_error",
+    "string_pattern",
+    "multiple_of",
+)
 
 
 def parameters(factory: Callable) -> Mapping[str, inspect.Parameter]:

@@ -14,6 +14,7 @@ import tarfile
 import time
 import tracemalloc
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,13 +28,15 @@ from plsc.data.datasets import Digits, ImageFolder, ImageNetDataset, WebDataset
 from plsc.data.datasets.base import Sample
 from plsc.data.parallel import each
 from plsc.data.transforms.decode import decode
-from plsc.datatools.inspect import THRESHOLDS, class_summary, count_above, inspect, threshold_table
-from plsc.datatools.prepare import Settings, encode, prepare, samples_of
+from plsc.datatools import Settings, Source, check, prepare, samples_of
+from plsc.datatools.inspection import THRESHOLDS, class_summary, count_above, threshold_table
+from plsc.datatools.shards import encode
 from plsc.errors import ConfigError, DataError
 from plsc.visualize import contact_sheet
 from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config
 
 SETTINGS = Settings(short_side=32, quality=85, shard_size=10)
+checked = partial(check, workers=0)
 
 
 def noise(height: int, width: int, seed: int) -> Image.Image:
@@ -78,8 +81,17 @@ def shard_bytes(output) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(output.glob("*.tar"))}
 
 
+def exit_code(*words) -> int:
+    """Of a command in this process, also where argparse refuses it."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as error:
+        return error.code
+
+
 def make(folder, output, settings=SETTINGS, **kwargs) -> dict:
-    return prepare(ImageFolder(str(folder)), output, settings, source={"root": str(folder)}, **kwargs)
+    source = Source(ImageFolder(str(folder)), {"root": str(folder)})
+    return prepare(source, output, settings, **{"workers": 0, **kwargs})
 
 
 # -- prepare: content -------------------------------------------------------------------------
@@ -186,7 +198,7 @@ def test_what_is_written_is_read_back(folder, tmp_path):
     assert shards.class_names == data.class_names and len(shards) == 36
     assert shards.shard_sizes.tolist() == [10, 10, 10, 6]
     assert Counter(shards[k].label for k in range(36)) == {0: 12, 1: 12, 2: 12}
-    prepare(shards, tmp_path / "again", SETTINGS, source={})
+    prepare(shards, tmp_path / "again", SETTINGS, workers=0)
     pictures = [
         Counter(content for name, content in members(tmp_path / of).items() if name.endswith("jpg"))
         for of in ("first", "again")
@@ -196,7 +208,7 @@ def test_what_is_written_is_read_back(folder, tmp_path):
 
 def test_several_labels_become_json(picture_tree, tmp_path):
     data = ImageNetDataset(str(picture_tree), str(picture_tree / "multi_list.txt"), multi_label=True)
-    manifest = prepare(data, tmp_path, Settings(short_side=24, shard_size=20), source={})
+    manifest = prepare(data, tmp_path, Settings(short_side=24, shard_size=20), workers=0)
     found = members(tmp_path)
     assert json.loads(found["000000047.json"]) == {"labels": [3, 0]} and not any(n.endswith(".cls") for n in found)
     assert manifest["class_counts"] == [24, 24, 24, 24] and manifest["class_names"] is None
@@ -230,7 +242,7 @@ def jpeg(seed: int, size=(20, 24)) -> bytes:
 
 def test_label_weights_are_kept(tmp_path):
     samples = [Sample(jpeg(0), (4, 9), "a", (0.5, 0.125)), Sample(jpeg(1), (2,), "b", (1.0,))]
-    prepare(Listed(samples, max_labels=2), tmp_path, SETTINGS, source={})
+    prepare(Listed(samples, max_labels=2), tmp_path, SETTINGS, workers=0)
     found = members(tmp_path)
     assert json.loads(found["000000000.json"]) == {"labels": [4, 9], "label_probs": [0.5, 0.125]}
     read = WebDataset(str(tmp_path / "*.tar"), label_mode="soft")
@@ -239,20 +251,20 @@ def test_label_weights_are_kept(tmp_path):
 
 def test_pixels_of_one_channel_become_grey_jpegs(tmp_path):
     data = Digits(split="test")
-    prepare(data, tmp_path, Settings(shard_size=500), source={})
+    prepare(data, tmp_path, Settings(shard_size=500), workers=0)
     found = members(tmp_path)
     with Image.open(io.BytesIO(found["000000007.jpg"])) as image:
         assert image.mode == "L" and image.size == (8, 8)
     assert int(found["000000007.cls"]) == data[7].label
     pixels = np.zeros([8, 8, 2], "uint8")
     with pytest.raises(DataError, match="none of the pictures can be read"):
-        prepare(Listed([Sample(pixels, 0, "odd")]), tmp_path / "odd", SETTINGS, source={})
+        prepare(Listed([Sample(pixels, 0, "odd")]), tmp_path / "odd", SETTINGS, workers=0)
 
 
 def test_what_no_jpeg_can_hold_is_skipped(tmp_path):
     """A side above 65,500 pixels is no reason to stop."""
     wide = np.zeros([4, 70_000, 3], "uint8")
-    manifest = prepare(Listed([Sample(wide, 0, "wide"), Sample(jpeg(0), 0, "b")]), tmp_path, SETTINGS, source={})
+    manifest = prepare(Listed([Sample(wide, 0, "wide"), Sample(jpeg(0), 0, "b")]), tmp_path, SETTINGS, workers=0)
     [found] = manifest["skipped"]
     assert found["index"] == 0 and found["reason"].startswith("wide: 70000x4 pixels cannot be written as JPEG")
 
@@ -261,7 +273,7 @@ def test_a_shard_size_in_megabytes_is_about_kept(tmp_path):
     """Estimated from pictures all over the data set: within a fifth, on pictures of unequal size."""
     data = Listed([Sample(jpeg(k, (24 + k % 9, 200)), 0, f"{k}") for k in range(200)])
     settings = Settings(short_side=64, shard_size=samples_of(data, 0.1, Settings(short_side=64)))
-    manifest = prepare(data, tmp_path, settings, source={})
+    manifest = prepare(data, tmp_path, settings, workers=0)
     assert len(manifest["shards"]) > 3
     assert all(80_000 < shard["bytes"] < 120_000 for shard in manifest["shards"][:-1])
 
@@ -273,7 +285,7 @@ def test_damaged_pictures_are_left_out_and_listed(tmp_path):
     damaged = {3: Sample(b"<html>", 1, "page.jpg"), 5: DataError("lost.jpg: No such file"), 6: OSError("Stale handle")}
     data = Listed([damaged.get(k, Sample(jpeg(k), k % 2, f"{k}.jpg")) for k in range(12)])
     for workers in (0, 2):
-        manifest = prepare(data, tmp_path / f"{workers}", SETTINGS, source={}, workers=workers)
+        manifest = prepare(data, tmp_path / f"{workers}", SETTINGS, workers=workers)
         assert manifest["count"] == 9 and manifest["class_counts"] == [5, 4]
         assert [found["index"] for found in manifest["skipped"]] == [3, 5, 6]
         assert manifest["skipped"][0]["reason"].startswith("page.jpg: not a readable picture")
@@ -283,22 +295,22 @@ def test_damaged_pictures_are_left_out_and_listed(tmp_path):
 def test_a_shard_of_nothing_is_no_file(tmp_path):
     data = Listed([Sample(b"", 0, "x"), Sample(b"", 0, "y"), Sample(jpeg(1), 0, "z")])
     settings = Settings(shard_size=2, shuffle=False)
-    manifest = prepare(data, tmp_path, settings, source={})
+    manifest = prepare(data, tmp_path, settings, workers=0)
     assert [shard["file"] for shard in manifest["shards"]] == ["shard-000001.tar"] == list(shard_bytes(tmp_path))
-    assert prepare(data, tmp_path, settings, source={}) == manifest
+    assert prepare(data, tmp_path, settings, workers=0) == manifest
 
 
 def test_storage_that_is_gone_ends_the_work(tmp_path):
     """A hundred failures in a row are no hundred damaged pictures."""
     data = Listed([OSError("Input/output error")] * 300)
     with pytest.raises(DataError, match="100 pictures in a row cannot be read; the last: Input/output error"):
-        prepare(data, tmp_path, Settings(shard_size=150), source={}, workers=1)
-    assert shard_bytes(tmp_path) == {} and not list(tmp_path.glob("*.writing"))
+        prepare(data, tmp_path, Settings(shard_size=150), workers=1)
+    assert shard_bytes(tmp_path) == {} and not list(tmp_path.glob(".writing*"))
 
 
 def test_many_damaged_pictures_are_no_storage_that_is_gone(tmp_path):
     data = Listed([Sample(jpeg(k) if k % 80 == 79 else b"", 0, f"{k}") for k in range(240)])
-    manifest = prepare(data, tmp_path, Settings(shard_size=240, shuffle=False), source={})
+    manifest = prepare(data, tmp_path, Settings(shard_size=240, shuffle=False), workers=0)
     assert manifest["count"] == 3 and len(manifest["skipped"]) == 237
 
 
@@ -352,7 +364,7 @@ def test_an_interrupted_start_is_continued(many, tmp_path, how):
         os.killpg(process.pid, how)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130 and said == b"interrupted\n"
-        assert not list((tmp_path / "out").glob("*.writing"))
+        assert not list((tmp_path / "out").glob(".writing*"))
     else:
         process.kill()
         process.wait()
@@ -384,11 +396,11 @@ def test_a_lost_or_cut_shard_is_written_again(folder, tmp_path):
     (tmp_path / "shard-000001.tar").unlink()
     cut = tmp_path / "shard-000002.tar"
     cut.write_bytes(cut.read_bytes()[:-512])
-    (tmp_path / "shard-000003.tar.writing").write_bytes(b"left by a kill")
+    (tmp_path / ".writing-shard-000001.tar").write_bytes(b"left by a kill")
     journal = tmp_path / "shards.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"shard": 9, "fi')
     make(folder, tmp_path)
-    assert shard_bytes(tmp_path) == before and not list(tmp_path.glob("*.writing"))
+    assert shard_bytes(tmp_path) == before and not list(tmp_path.glob(".writing*"))
     make(folder, tmp_path)
 
 
@@ -396,11 +408,11 @@ def test_classes_of_a_shard_that_was_lost_and_written_again_count_once(tmp_path)
     """By the last of its lines, in this start and in the next, also where the picture changed meanwhile."""
     data = Listed([Sample(jpeg(k), k % 3, f"{k}") for k in range(20)])
     settings = Settings(short_side=32, shard_size=10, shuffle=False)
-    assert prepare(data, tmp_path, settings, source={})["class_counts"] == [7, 7, 6]
+    assert prepare(data, tmp_path, settings, workers=0)["class_counts"] == [7, 7, 6]
     data.samples[2] = data.samples[2]._replace(label=0)
     (tmp_path / "shard-000000.tar").unlink()
     for _ in range(2):
-        assert prepare(data, tmp_path, settings, source={})["class_counts"] == [8, 7, 5]
+        assert prepare(data, tmp_path, settings, workers=0)["class_counts"] == [8, 7, 5]
     assert len((tmp_path / "shards.jsonl").read_text().splitlines()) == 1 + 2 + 1
 
 
@@ -426,7 +438,7 @@ def test_a_journal_of_many_classes_is_not_kept_in_memory(tmp_path):
             file.write(json.dumps(record) + "\n")
     tracemalloc.start()
     try:
-        manifest = prepare(data, tmp_path, Settings(shard_size=1), source={})
+        manifest = prepare(Source(data), tmp_path, Settings(shard_size=1), workers=0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -448,7 +460,7 @@ def test_a_journal_of_many_classes_is_not_kept_in_memory(tmp_path):
 def test_a_restart_with_other_settings_is_refused(folder, tmp_path, changed, said):
     make(folder, tmp_path)
     before = shard_bytes(tmp_path)
-    with pytest.raises(DataError, match=f"was begun with {said}. .*another --output"):
+    with pytest.raises(DataError, match=f"was begun with {said}. .*another folder"):
         make(folder, tmp_path, Settings(**{**dict(short_side=32, quality=85, shard_size=10), **changed}))
     assert shard_bytes(tmp_path) == before
 
@@ -487,13 +499,13 @@ def test_a_list_of_another_delimiter_is_prepared_and_the_delimiter_belongs_to_th
     assert main(given) == 2
     assert r"delimiter '\t', now ' '" in capsys.readouterr().err
     assert main([*given, "--delimiter", ""]) == 2
-    assert "--delimiter is empty" in capsys.readouterr().err
+    assert "delimiter: got ''" in capsys.readouterr().err
 
 
 def test_two_at_once_in_one_folder_are_refused(folder, tmp_path):
     with open(tmp_path / "shards.jsonl", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another `plsc data prepare` is at work there"):
+        with pytest.raises(DataError, match="another preparation is at work there"):
             make(folder, tmp_path)
 
 
@@ -519,7 +531,7 @@ def test_the_command_line_of_prepare(folder, tmp_path):
     done = plsc(*arguments(tmp_path / "data", tmp_path / "out", "--workers", "1"), check=False)
     assert done.returncode == 1
     assert f"damaged: {tmp_path}/data/ant/4.jpg: not a readable picture" in done.stdout
-    assert "4 samples in 1 shards" in done.stdout and "1 damaged pictures left out" in done.stdout
+    assert "4 samples in 1 shard, " in done.stdout and "1 damaged picture left out" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -528,21 +540,21 @@ def test_the_command_line_of_prepare(folder, tmp_path):
         (["--output", "o"], "one of -c RECIPE, --folder DIR and --list FILE"),
         (["--folder", "a", "--list", "b", "--output", "o"], "one of -c RECIPE"),
         (["--folder", "nowhere", "--output", "o"], "nowhere: no such folder"),
-        (["--folder", "FOLDER", "--output", "o", "--quality", "0"], "--quality is 0"),
-        (["--folder", "FOLDER", "--output", "o", "--short-side", "0"], "--short-side is 0"),
-        (["--folder", "FOLDER", "--output", "o", "--shard-size", "0"], "--shard-size is 0"),
-        (["--folder", "FOLDER", "--output", "o", "--shard-size", "ten"], "--shard-size is 'ten'"),
-        (["--folder", "FOLDER", "--output", "o", "--shard-size", "0MB"], "--shard-size is '0MB'"),
-        (["--folder", "FOLDER", "--output", "o", "--shard-size", "nanMB"], "--shard-size is 'nanMB'"),
-        (["--folder", "FOLDER", "--output", "o", "--name", "a b"], "--name is 'a b'"),
-        (["--folder", "FOLDER", "--output", "o", "--seed", "-1"], "--seed is -1"),
-        (["--folder", "FOLDER", "--output", "o", "--workers", "-1"], "--workers is -1"),
+        (["--folder", "FOLDER", "--output", "o", "--quality", "0"], "--quality: '0' is no whole number from 1 to 100"),
+        (["--folder", "FOLDER", "--output", "o", "--short-side", "0"], "--short-side: '0'"),
+        (["--folder", "FOLDER", "--output", "o", "--shard-size", "0"], "--shard-size: '0'"),
+        (["--folder", "FOLDER", "--output", "o", "--shard-size", "ten"], "--shard-size: 'ten' is no number of samples"),
+        (["--folder", "FOLDER", "--output", "o", "--shard-size", "0MB"], "--shard-size: '0MB'"),
+        (["--folder", "FOLDER", "--output", "o", "--shard-size", "nanMB"], "--shard-size: 'nanMB'"),
+        (["--folder", "FOLDER", "--output", "o", "--name", "a b"], "name: got 'a b'"),
+        (["--folder", "FOLDER", "--output", "o", "--seed", "-1"], "--seed"),
+        (["--folder", "FOLDER", "--output", "o", "--workers", "-1"], "--workers"),
         (["--folder", "FOLDER", "--output", "FOLDER/ant/01.jpg"], "01.jpg"),
     ],
 )
 def test_wrong_arguments_are_named(folder, tmp_path, monkeypatch, capsys, given, said):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "prepare", *(part.replace("FOLDER", str(folder)) for part in given)]) == 2
+    assert exit_code("data", "prepare", *(part.replace("FOLDER", str(folder)) for part in given)) == 2
     assert said in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
@@ -624,7 +636,7 @@ def flawed(tmp_path_factory):
 
 
 def test_a_flawed_folder_is_told_completely(flawed):
-    report = inspect(ImageFolder(str(flawed)))
+    report = checked(ImageFolder(str(flawed)))
     assert report["samples"] == 12 and report["readable"] == 10
     assert report["damaged"]["count"] == 2
     reasons = [found["reason"] for found in report["damaged"]["examples"]]
@@ -642,7 +654,7 @@ def test_a_flawed_folder_is_told_completely(flawed):
     assert report["kinds"] == {"JPEG RGB": 8, "JPEG CMYK": 1, "PNG P": 1}
     oddities = {what: [os.path.relpath(p, flawed) for p in o["examples"]] for what, o in report["oddities"].items()}
     assert oddities == {
-        "turned as its EXIF orientation says": ["bee/turned.jpg"],
+        "turned, by its EXIF orientation": ["bee/turned.jpg"],
         "CMYK, converted to RGB": ["bee/cmyk.jpg"],
         "transparent, the alpha channel is dropped": ["cow/palette.jpg"],
         "PNG by content, .jpg by name": ["cow/palette.jpg"],
@@ -658,10 +670,10 @@ def test_digits_are_named_without_being_read():
 def test_the_report_does_not_depend_on_processes(flawed, monkeypatch):
     """Nor on how the work is cut."""
     data = ImageFolder(str(flawed))
-    whole = inspect(data)
-    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 2)
+    whole = checked(data)
+    monkeypatch.setattr("plsc.datatools.inspection._CHUNK", 2)
     told = []
-    assert inspect(data, workers=2, progress=told.append) == whole == inspect(data, workers=0)
+    assert checked(data, workers=2, progress=told.append) == whole == checked(data, workers=0)
     assert sum(told) == 12
 
 
@@ -670,48 +682,48 @@ def test_animations_and_deep_pictures_are_noted(tmp_path):
     moving, deep = io.BytesIO(), io.BytesIO()
     pictures[0].save(moving, "GIF", save_all=True, append_images=pictures[1:])
     Image.fromarray(np.arange(400, dtype="uint16").reshape(20, 20)).save(deep, "PNG")
-    report = inspect(Listed([Sample(moving.getvalue(), 0, "a.gif"), Sample(deep.getvalue(), 0, "b.png")]))
+    report = checked(Listed([Sample(moving.getvalue(), 0, "a.gif"), Sample(deep.getvalue(), 0, "b.png")]))
     assert report["oddities"]["animated, the first frame is taken"]["examples"] == ["a.gif"]
     assert report["oddities"]["more than 8 bits a channel, scaled to 8"]["examples"] == ["b.png"]
 
 
 def test_pixels_are_checked_too():
-    report = inspect(Digits(split="test"))
+    report = checked(Digits(split="test"))
     assert report["kinds"] == {"pixels of 1 channels": 360} and report["damaged"]["count"] == 0
     assert report["sizes"]["width"] == {"min": 8, "median": 8.0, "max": 8} and sum(report["classes"]["counts"]) == 360
     same = np.zeros([4, 4, 1], "uint8")
     samples = [Sample(same, 0, "a"), Sample(same.reshape(2, 8, 1), 0, "b"), Sample(same.copy(), 1, "c")]
-    [group] = inspect(Listed(samples))["duplicates"]
+    [group] = checked(Listed(samples))["duplicates"]
     assert group == {"pictures": ["a", "c"], "across_classes": True}
 
 
 def test_labels_out_of_range_are_named():
     samples = [Sample(jpeg(k), label, f"{k}") for k, label in enumerate((0, 4, 2, -1, 1))]
-    report = inspect(Listed(samples), class_num=4)
+    report = checked(Listed(samples), class_num=4)
     beyond = report["labels_out_of_range"]
     assert beyond["count"] == 2 and [(f["index"], f["label"]) for f in beyond["examples"]] == [(1, 4), (3, -1)]
     assert report["classes"]["counts"] == [1, 1, 1, 0] and report["classes"]["empty"] == [3]
-    assert inspect(Listed(samples[:3]))["labels_out_of_range"]["count"] == 0
+    assert checked(Listed(samples[:3]))["labels_out_of_range"]["count"] == 0
     several = [Sample(jpeg(0), (0, 7), "a"), Sample(jpeg(1), (1,), "b")]
-    beyond = inspect(Listed(several, 2), class_num=3)["labels_out_of_range"]
+    beyond = checked(Listed(several, 2), class_num=3)["labels_out_of_range"]
     assert beyond["examples"] == [{"index": 0, "name": "a", "label": 7}]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_often_wrong_is_counted_and_its_first_named(monkeypatch, workers):
     """The first by their place in the data set, whatever process finds them first, and no more are kept."""
-    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 7)
-    monkeypatch.setattr("plsc.datatools.inspect._MOST_DAMAGED", 12)
+    monkeypatch.setattr("plsc.datatools.inspection._CHUNK", 7)
+    monkeypatch.setattr("plsc.datatools.inspection._MOST_DAMAGED", 12)
     pixels = np.zeros([2, 2, 1], "uint8")
     samples = [Sample(pixels, 5, f"{k}") if k % 2 else DataError(f"{k}: gone") for k in range(200)]
-    report = inspect(Listed(samples), class_num=3, workers=workers)
+    report = checked(Listed(samples), class_num=3, workers=workers)
     assert report["damaged"]["count"] == 100 and report["labels_out_of_range"]["count"] == 100
     assert [found["index"] for found in report["damaged"]["examples"]] == list(range(0, 24, 2))
     assert [found["index"] for found in report["labels_out_of_range"]["examples"]] == list(range(1, 21, 2))
 
 
 def test_the_command_line_says_that_not_all_damaged_pictures_are_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("plsc.datatools.inspect._MOST_DAMAGED", 25)
+    monkeypatch.setattr("plsc.datatools.inspection._MOST_DAMAGED", 25)
     (tmp_path / "ant").mkdir()
     for k in range(30):
         (tmp_path / "ant" / f"{k:02d}.jpg").write_bytes(b"")
@@ -737,7 +749,7 @@ def test_duplicates_are_those_that_a_dictionary_finds(drawn):
         for group in expected.values()
         if len(group) > 1
     ]
-    assert inspect(Listed(samples))["duplicates"] == expected
+    assert checked(Listed(samples))["duplicates"] == expected
 
 
 class Numbered:
@@ -756,7 +768,7 @@ def test_checking_keeps_little_of_each_sample():
     """36 bytes are kept of each, and sorting them takes some times that; an object each would take more."""
     tracemalloc.start()
     try:
-        report = inspect(Numbered())
+        report = checked(Numbered())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -805,9 +817,9 @@ def test_counts_above_thresholds_match_numpy_and_add_up(weights):
 
 
 def test_weighted_labels_are_tabled_over_chunks(monkeypatch):
-    monkeypatch.setattr("plsc.datatools.inspect._CHUNK", 2)
+    monkeypatch.setattr("plsc.datatools.inspection._CHUNK", 2)
     samples = [Sample(jpeg(k), (0, 1), f"{k}", (0.3, 0.06 * k)) for k in range(5)]
-    table = inspect(Listed(samples, 2), workers=2)["thresholds"]
+    table = checked(Listed(samples, 2), workers=2)["thresholds"]
     assert [row["kept"] for row in table] == [1.0, 1.0, 1.0, 1.0]
     assert [row["labels_per_kept"] for row in table] == [(5 + n) / 5 for n in (4, 3, 1, 0)]
 
@@ -820,7 +832,7 @@ def test_the_command_line_of_check(flawed, folder, tmp_path):
         "12 samples, 10 of them readable",
         "the smallest is cow with 1, the largest ant with 6, 6.0 times as many",
         f"damaged: {flawed}/cow/empty.jpg: the file is empty",
-        "2 pictures are there more than once, 2 copies in all; 1 of them with different labels",
+        "there more than once: 2 pictures, with 2 copies; 1 of them with different labels",
         f"different labels: {flawed}/ant/0.jpg = {flawed}/bee/same.jpg",
         f"1 x CMYK, converted to RGB: {flawed}/bee/cmyk.jpg",
     ):
@@ -995,15 +1007,15 @@ def test_the_command_line_of_show(tmp_path, process_state, capsys):
         assert sheet.width > 1000 and sheet.height > 300
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 10
     for wrong, said in (
-        (["--count", "0"], "--count is 0"),
-        (["--copies", "0"], "--copies is 0"),
+        (["--count", "0"], "--count: '0'"),
+        (["--copies", "0"], "--copies: '0'"),
         (["--count", "2000"], "--count"),
         (["--output", "sheet.jpg"], "sheet.jpg"),
     ):
-        assert main(["data", "show", "-c", recipe, *wrong]) == 2
+        assert exit_code("data", "show", "-c", recipe, *wrong) == 2
         assert said in capsys.readouterr().err
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="--quality is 101"):
+    with pytest.raises(ConfigError, match="quality: got 101"):
         Settings(quality=101)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc import build
+from plsc import build, datatools
 from plsc.config import load
 from plsc.data import split as split_module
 from plsc.data.byte_file import ByteFile
@@ -458,3 +458,69 @@ def test_what_is_no_data_set_is_refused_with_what_it_lacks():
         sample_of(Tuples([0]), 0)
     check_protocol(Plain([0]))
     assert sample_of(Plain([0]), 0).name == "Plain, sample 0"
+
+
+# -- plsc data split --------------------------------------------------------------------------
+
+
+def test_a_folder_is_divided_into_lists_like_val_fraction(tmp_path):
+    """The same pictures, and a run on the lists knows the classes' names."""
+    root = tmp_path / "pic tures"
+    write_pictures(root, 3, 10, size=(8, 8))
+    done = plsc(
+        "data", "split", "--folder", root, "--output", tmp_path / "lists", "--val-fraction", "0.2", "--seed", "5"
+    )
+    assert "24 pictures in " in done.stdout and "6 pictures in " in done.stdout and "classes.txt" in done.stdout
+    folder = ImageFolder(str(root))
+    for name, indices in zip(("train_list.txt", "val_list.txt"), split(folder, 0.2, 5), strict=True):
+        listed = ImageNetDataset(
+            str(root), str(tmp_path / "lists" / name), class_names=str(tmp_path / "lists" / "classes.txt")
+        )
+        assert listed.class_names == folder.class_names
+        assert [(listed.name(k), listed[k].label) for k in range(len(listed))] == [
+            (folder.name(i), folder[i].label) for i in indices
+        ]
+
+
+def test_a_list_is_divided_line_by_line(tmp_path):
+    """Of several labels too, with its delimiter; both parts together are the list."""
+    lines = ["1,2", "1", "2", "2,3", "1,3", "3"]
+    data = list_data(tmp_path, lines, delimiter="\t", multi_label=True)
+    counts = datatools.split(data, tmp_path / "lists", val_fraction=0.4)
+    parts = [(tmp_path / "lists" / name).read_text().splitlines() for name in ("train_list.txt", "val_list.txt")]
+    assert counts == {"train_list.txt": len(parts[0]), "val_list.txt": len(parts[1])} and all(parts)
+    assert sorted(parts[0] + parts[1]) == sorted((tmp_path / "list.txt").read_text().splitlines())
+    assert not (tmp_path / "lists" / "classes.txt").exists()
+
+
+def test_lists_that_are_there_are_kept(tmp_path):
+    data = list_data(tmp_path, ["0", "0", "1", "1"])
+    (tmp_path / "val_list.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"val_list\.txt: is there already"):
+        datatools.split(data, tmp_path)
+    assert (tmp_path / "val_list.txt").read_text() == "mine" and not (tmp_path / "train_list.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a line\nbreak.png", "bytes \udcff.png"])
+def test_names_of_any_bytes_stand_in_lists_but_for_line_breaks(tmp_path, name):
+    for k in range(2):
+        write_pictures(tmp_path / "pictures", 1, 2, size=(8, 8))
+        (tmp_path / "pictures" / "class_0" / f"{k}{name}").write_bytes(
+            (tmp_path / "pictures" / "class_0" / "000.jpg").read_bytes()
+        )
+    data = ImageFolder(str(tmp_path / "pictures"))
+    if "\n" in name:
+        with pytest.raises(DataError, match="line break"):
+            datatools.split(data, tmp_path / "lists")
+        assert not (tmp_path / "lists" / "train_list.txt").exists()
+        return
+    datatools.split(data, tmp_path / "lists")
+    listed = ImageNetDataset(str(tmp_path / "pictures"), str(tmp_path / "lists" / "train_list.txt"))
+    assert all(listed[k].image for k in range(len(listed)))
+
+
+def test_other_data_sets_have_no_lines():
+    with pytest.raises(ConfigError, match="Digits has no lines for list files"):
+        datatools.split(Digits(), "lists")
+    with pytest.raises(ConfigError, match=r"split\.val_fraction: got 1"):
+        datatools.split(Digits(), "lists", val_fraction=1.0)

@@ -32,7 +32,7 @@ ALLOWED = {
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
     "api": SHARED | {"config"},
     "convert": SHARED | {"model_card", "weights"},
-    "datatools": SHARED | {"data"},
+    "datatools": SHARED | ROOMS | {"build"},
     "build": SHARED | ROOMS | {"model_card"},
     "loading": SHARED | ROOMS | {"build", "components", "model_card"},
     "runtimes": SHARED,

@@ -1,25 +1,27 @@
-"""Prepare a data set as shards, read one through for damage, or see what the model receives.
+"""Prepare a data set as shards, read one through for damage, divide one, or see what the model receives.
 
 prepare writes webdataset tar shards with pictures resized once; check names every damaged picture,
-duplicate and class imbalance; show draws the pictures behind augmentation and mixing.
+duplicate and class imbalance; split writes list files for training and validation; show draws the
+pictures after augmentation and mixing.
 """
 
 import argparse
-import dataclasses
-import json
-import os
+import math
+from dataclasses import replace
 from pathlib import Path
 
-from plsc.cli.common import add_config_arguments, checked_output, load_config
-from plsc.errors import ConfigError, DataError
+from plsc.cli.common import above_zero, add_config_arguments, checked_output, load_config
+from plsc.data.words import counted
+from plsc.errors import ConfigError
 
 EXAMPLES = """\
   plsc data check --folder flowers/train
   plsc data prepare --folder flowers/train --output flowers/shards --short-side 256
+  plsc data split --folder flowers --output flowers/lists --val-fraction 0.1
   plsc data check -c my_run.yaml --mode Eval --output report.json
   plsc data show -c my_run.yaml --count 32 --output sheet.png
 
-`plsc data prepare --help` and so on tell more of each.
+`plsc data prepare --help` and its like describe each.
 """
 
 _PREPARE = """\
@@ -33,14 +35,21 @@ A start that was interrupted is continued by the same command. Exit code 1: pict
 """
 
 _CHECK = """\
-Read and decode every picture of a data set and report what is damaged, double or odd, and how classes are filled.
+Read and decode every picture of a data set and report what is damaged, double or unusual, and how classes are filled.
 
-Of labels with probabilities (label_mode soft, no label_prob_threshold) it also tells what a least probability
+Of labels with probabilities (label_mode soft, no label_prob_threshold) it also reports what a least probability
 would leave. Exit code 1: pictures are damaged, or labels out of range.
 """
 
+_SPLIT = """\
+Divide a folder of class folders, or a list, into train_list.txt and val_list.txt, each class in proportion.
+
+They are the samples that val_fraction with this val_seed in a recipe's data sets leaves for training and takes
+for evaluation. Where classes have names, classes.txt has them.
+"""
+
 _SHOW = """\
-Draw what the model really receives: pictures behind transforms, normalisation, Mixup and CutMix, with labels.
+Draw what the model really receives: pictures after transforms, normalisation, Mixup and CutMix, with labels.
 
 Each row is a batch of its own, mixed by its own draw; --copies shows the same pictures in several epochs.
 """
@@ -69,13 +78,16 @@ def run(arguments) -> int:
 def _prepare_arguments(parser):
     _add_source(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for this data set's shards alone")
-    parser.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="default: 256")
-    parser.add_argument("--quality", type=int, default=80, help="of the JPEGs written, 1 to 100; default: 80")
+    parser.add_argument("--short-side", type=above_zero, default=256, metavar="PIXELS", help="default: 256")
+    parser.add_argument(
+        "--quality", type=_whole(1, 100), default=80, help="of the JPEGs written, 1 to 100; default: 80"
+    )
     parser.add_argument(
         "--shard-size",
-        default="1000",
+        type=_shard_size,
+        default=1000,
         metavar="N|NMB",
-        help="samples of a shard, or with MB behind it its size in 10^6 bytes, about; default: 1000",
+        help="samples of a shard, or followed by MB about its size in 10^6 bytes; default: 1000",
     )
     parser.add_argument(
         "--shuffle",
@@ -84,52 +96,42 @@ def _prepare_arguments(parser):
         help="mix the order of samples before they are dealt to shards. Training reads the samples of a few shards at "
         "a time, so each shard should hold all classes. Default: --shuffle",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the mixed order; default: 0")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of the mixed order; default: 0")
     parser.add_argument("--name", default="shard", help="how the shards' names begin: NAME-000000.tar; default: shard")
     _add_workers(parser)
 
 
-def _prepare(arguments) -> int:
-    from plsc.datatools.prepare import MANIFEST, Settings, prepare, samples_of
+def _shard_size(text: str) -> int | float:
+    """--shard-size: samples, or as a float megabytes."""
+    number = text.strip().upper()
+    try:
+        size = float(number.removesuffix("MB")) if number.endswith("MB") else int(number)
+        if not 0 < size < math.inf:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples, nor of megabytes such as 500MB") from None
+    return size
 
-    data, source, _ = _source(arguments)
-    size, megabytes = _shard_size(arguments.shard_size)
-    settings = Settings(
+
+def _prepare(arguments) -> int:
+    from plsc import datatools
+
+    source, size = _source(arguments), arguments.shard_size
+    settings = datatools.Settings(
         short_side=arguments.short_side,
         quality=arguments.quality,
-        shard_size=size,
         shuffle=arguments.shuffle,
         seed=arguments.seed,
         name=arguments.name,
     )
-    if megabytes:
-        settings = dataclasses.replace(settings, shard_size=samples_of(data, megabytes, settings))
-    with _progress(len(data), "preparing") as bar:
-        manifest = prepare(
-            data, arguments.output, settings, source=source, workers=_workers(arguments), progress=bar.update
-        )
-    skipped = manifest["skipped"]
-    _print_damaged(skipped, len(skipped))
-    left_out = f", {len(skipped):,} damaged pictures left out" if skipped else ""
-    print(
-        f"{manifest['count']:,} samples in {len(manifest['shards']):,} shards, {manifest['bytes'] / 1e6:,.1f} MB"
-        f"{left_out}; see {Path(arguments.output) / MANIFEST}"
-    )
-    return 1 if skipped else 0
-
-
-def _shard_size(text: str) -> tuple[int, float | None]:
-    """--shard-size → (samples, megabytes); megabytes where the text ends in MB."""
-    number = text.strip().upper()
-    try:
-        if number.endswith("MB"):
-            megabytes = float(number.removesuffix("MB"))
-            if not 0 < megabytes < float("inf"):
-                raise ValueError
-            return 1, megabytes
-        return int(number), None
-    except ValueError:
-        raise ConfigError(f"--shard-size is {text!r}; give a number of samples, or megabytes such as 500MB") from None
+    if isinstance(size, float):
+        size = datatools.samples_of(source, size, settings)
+    settings = replace(settings, shard_size=size)
+    with _progress(source, "preparing") as bar:
+        manifest = datatools.prepare(source, arguments.output, settings, workers=arguments.workers, progress=bar.update)
+    print(datatools.summary(manifest))
+    print(f"see {Path(arguments.output) / 'manifest.json'}")
+    return 1 if manifest["skipped"] else 0
 
 
 # -- check ------------------------------------------------------------------------------------
@@ -142,107 +144,53 @@ def _check_arguments(parser):
 
 
 def _check(arguments) -> int:
-    from plsc.datatools.inspect import inspect
+    from plsc import datatools
+    from plsc.files import write_json
 
     output = checked_output("--output", arguments.output, (".json",)) if arguments.output else None
-    data, source, class_num = _source(arguments)
-    with _progress(len(data), "reading") as bar:
-        report = inspect(data, class_num=class_num, workers=_workers(arguments), progress=bar.update)
-    _print_report(report)
+    source = _source(arguments)
+    with _progress(source, "reading") as bar:
+        report = datatools.check(source, workers=arguments.workers, progress=bar.update)
+    print(datatools.summary(report))
     if output:
-        _write_report({"source": source, **report}, output)
+        try:
+            write_json(output, {"source": source.description, **report})
+        except OSError as error:
+            raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
+        print(f"written to {output}")
     return 1 if report["damaged"]["count"] or report["labels_out_of_range"]["count"] else 0
 
 
-def _write_report(report: dict, output: Path):
-    try:
-        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
-    print(f"written to {output}")
+# -- split ------------------------------------------------------------------------------------
 
 
-_SHOWN = 20  # of a long list; the JSON has more
+def _split_arguments(parser):
+    _add_files(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the list files")
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        metavar="FRACTION",
+        help="of each class, for val_list.txt: at least one picture, where a class has two; default: 0.1",
+    )
+    parser.add_argument("--seed", type=_whole(0), default=0, help="draws the pictures; default: 0")
 
 
-def _print_report(report: dict):
-    print(f"{report['samples']:,} samples, {report['readable']:,} of them readable")
-    for kind, count in report["kinds"].items():
-        print(f"  {count:>9,}  {kind}")
-    if report["sizes"]:
-        print("pixels             min   median      max")
-        for side, of in report["sizes"].items():
-            print(f"  {side.replace('_', ' '):<12} {of['min']:>7,} {of['median']:>8,.0f} {of['max']:>8,}")
-    for remark, found in report["oddities"].items():
-        _say(f"{found['count']:,} x {remark}: {_some(found['examples'], found['count'], 3)}")
-    _print_classes(report["classes"])
-    _print_duplicates(report["duplicates"])
-    damaged, beyond = report["damaged"], report["labels_out_of_range"]
-    _print_damaged(damaged["examples"], damaged["count"])
-    if damaged["count"] > len(damaged["examples"]):
-        print(f"damaged pictures are counted; the report lists the first {len(damaged['examples']):,}")
-    for found in beyond["examples"]:
-        _say(f"label out of range: {found['name']}: {found['label']}")
-    _print_rest(beyond["count"] - len(beyond["examples"]))
-    if report["thresholds"]:
-        print("label probability   labels per kept picture   pictures kept")
-        for row in report["thresholds"]:
-            print(f"  at least {row['threshold']:.2f} {row['labels_per_kept']:>20.2f} {100 * row['kept']:>21.1f} %")
+def _split(arguments) -> int:
+    from plsc import datatools
 
-
-def _print_classes(classes: dict):
-    counts, names = classes["counts"], classes["names"]
-
-    def named(label: int) -> str:
-        return names[label] if names is not None and label < len(names) else f"class {label}"
-
-    if classes["ratio"] is None:
-        return
-    smallest, largest = classes["smallest"], classes["largest"]
-    if counts[smallest] == counts[largest]:
-        print(f"{len(counts):,} classes, none with more pictures than {counts[largest]:,}")
-    else:
-        _say(
-            f"{len(counts):,} classes: the smallest is {named(smallest)} with {counts[smallest]:,}, the largest "
-            f"{named(largest)} with {counts[largest]:,}, {classes['ratio']:.1f} times as many"
+    source = _source(arguments)
+    with _progress(source, "writing") as bar:
+        counts = datatools.split(
+            source, arguments.output, val_fraction=arguments.val_fraction, seed=arguments.seed, progress=bar.update
         )
-    empty = classes["empty"]
-    if empty:
-        _say(f"{len(empty):,} classes are empty: {_some([named(label) for label in empty], len(empty), 10)}")
-
-
-def _print_duplicates(groups: list[dict]):
-    if not groups:
-        return
-    extra = sum(len(group["pictures"]) - 1 for group in groups)
-    across = [group for group in groups if group["across_classes"]]
-    print(f"{len(groups):,} pictures are there more than once, {extra:,} copies in all", end="")
-    print(f"; {len(across):,} of them with different labels" if across else "")
-    for group in sorted(groups, key=lambda group: not group["across_classes"])[:_SHOWN]:
-        remark = "different labels: " if group["across_classes"] else ""
-        _say(f"  {remark}{' = '.join(group['pictures'])}")
-    _print_rest(len(groups) - _SHOWN)
-
-
-def _print_damaged(found: list[dict], count: int):
-    shown = found[:_SHOWN]
-    for picture in shown:
-        _say(f"damaged: {picture['reason']}")
-    _print_rest(count - len(shown))
-
-
-def _print_rest(count: int):
-    if count > 0:
-        print(f"  … and {count:,} more")
-
-
-def _say(text: str):
-    """Print a line with names of files, whose bytes need not be text."""
-    print(text.encode("utf-8", "backslashreplace").decode())
-
-
-def _some(names: list[str], count: int, most: int) -> str:
-    return ", ".join(names[:most]) + (", …" if count > most else "")
+    for name, count in counts.items():
+        print(f"{counted(count, 'picture')} in {Path(arguments.output) / name}")
+    root = source.description.get("root", source.description.get("image_root"))
+    names = f", class_names: {Path(arguments.output) / 'classes.txt'}" if source.data.class_names else ""
+    print(f"in a recipe: name: ImageNetDataset, image_root: {root}, cls_label_path: one of these{names}")
+    return 0
 
 
 # -- show -------------------------------------------------------------------------------------
@@ -251,9 +199,13 @@ def _some(names: list[str], count: int, most: int) -> str:
 def _show_arguments(parser):
     add_config_arguments(parser)
     _add_mode(parser)
-    parser.add_argument("--count", type=int, default=32, metavar="N", help="pictures on the sheet; default: 32")
+    parser.add_argument("--count", type=above_zero, default=32, metavar="N", help="pictures on the sheet; default: 32")
     parser.add_argument(
-        "--copies", type=int, default=1, metavar="N", help="epochs to show of each picture, side by side; default: 1"
+        "--copies",
+        type=above_zero,
+        default=1,
+        metavar="N",
+        help="epochs to show of each picture, side by side; default: 1",
     )
     parser.add_argument("--output", default="sheet.png", metavar="FILE", help="a .png or .svg file; default: sheet.png")
 
@@ -262,11 +214,7 @@ def _show(arguments) -> int:
     from plsc.visualize import sheet
 
     output = checked_output("--output", arguments.output, sheet.ENDINGS)
-    for name in ("count", "copies"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     config = load_config(arguments.config, arguments.override, arguments.imports)
-    _section(config, arguments.mode)
     from plsc.engine import tracking
     from plsc.visualize.contact_sheet import draw_contact_sheet
 
@@ -282,8 +230,12 @@ def _show(arguments) -> int:
 def _add_source(parser):
     add_config_arguments(parser, required=False)
     _add_mode(parser)
-    parser.add_argument("--folder", metavar="DIR", help="instead of a recipe: pictures in one folder a class")
-    parser.add_argument("--list", metavar="FILE", help="instead of a recipe: a list file with one `path label` a line")
+    _add_files(parser, "instead of a recipe: ")
+
+
+def _add_files(parser, instead: str = ""):
+    parser.add_argument("--folder", metavar="DIR", help=f"{instead}pictures in one folder a class")
+    parser.add_argument("--list", metavar="FILE", help=f"{instead}a list file with one `path label` a line")
     parser.add_argument("--root", metavar="DIR", help="where the paths of --list begin; default: the list's folder")
     parser.add_argument(
         "--delimiter", default=" ", metavar="TEXT", help="between path and label in --list; default: one space"
@@ -299,80 +251,51 @@ def _add_mode(parser):
 
 def _add_workers(parser):
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes; 0 works in this one; default: one for each core"
+        "--workers", type=_whole(0), metavar="N", help="processes; 0 works in this one; default: one for each core"
     )
 
 
-def _workers(arguments) -> int:
-    from plsc import environment
+def _whole(least: int, most: float = math.inf):
+    """A type for argparse: whole numbers from `least` to `most`."""
 
-    workers = environment.available_cores() if arguments.workers is None else arguments.workers
-    if workers < 0:
-        raise ConfigError(f"--workers is {workers}; it cannot be negative")
-    return workers
+    def parsed(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
+        return int(text)
+
+    return parsed
 
 
-def _source(arguments) -> tuple:
-    """(data set, what it is as plain values, number of classes where a recipe says it)."""
-    given = [name for name in ("config", "folder", "list") if getattr(arguments, name) is not None]
+def _source(arguments):
+    """The plsc.datatools.Source that a command is given."""
+    from plsc import datatools
+
+    given = [option for option in ("config", "folder", "list") if vars(arguments).get(option) is not None]
     if len(given) != 1:
-        raise ConfigError("say where the pictures are with one of -c RECIPE, --folder DIR and --list FILE")
-    if arguments.config:
-        data, source, class_num = _recipe_source(arguments)
-    else:
-        data, source = _folder_source(arguments.folder) if arguments.folder else _list_source(arguments)
-        class_num = None
-    if len(data) == 0:
-        raise DataError(f"{source['dataset']}: holds no samples")
-    return data, source, class_num
-
-
-def _recipe_source(arguments) -> tuple:
+        options = "-c RECIPE, --folder DIR and --list FILE" if "mode" in arguments else "--folder DIR and --list FILE"
+        raise ConfigError(f"give one of {options}: where the pictures are")
+    if arguments.folder:
+        return datatools.from_folder(arguments.folder)
+    if arguments.list:
+        options = {"delimiter": arguments.delimiter, "multi_label": arguments.multi_label}
+        return datatools.from_list(arguments.list, arguments.root, **options)
     config = load_config(arguments.config, arguments.override, arguments.imports)
-    section = _section(config, arguments.mode)
-    from plsc import build
     from plsc.engine import tracking
-    from plsc.registry import DATASETS
 
     tracking.start_logging(None)
-    data = build.component(config, DATASETS, section.dataset)
-    described = config.to_dict()["DataLoader"][arguments.mode]["dataset"]
-    source = {key: value for key, value in described.items() if not key.endswith("transform_ops")}
-    return data, {"dataset": source.pop("name"), **source}, build.class_num(config)
+    return datatools.from_recipe(config, arguments.mode)
 
 
-def _section(config, mode: str):
-    if mode not in config.DataLoader:
-        raise ConfigError(f"DataLoader.{mode} is missing in the recipe")
-    return config.DataLoader[mode]
-
-
-def _folder_source(folder: str) -> tuple:
-    from plsc.data.datasets import ImageFolder
-
-    return ImageFolder(folder), {"dataset": "ImageFolder", "root": os.path.abspath(folder)}
-
-
-def _list_source(arguments) -> tuple:
-    from plsc.data.datasets import ImageNetDataset
-
-    if not arguments.delimiter:
-        raise ConfigError("--delimiter is empty; it is what stands between path and label")
-    root = arguments.root or str(Path(arguments.list).parent)
-    how = {"delimiter": arguments.delimiter, "multi_label": arguments.multi_label}
-    data = ImageNetDataset(root, arguments.list, **how)
-    places = {"image_root": os.path.abspath(root), "cls_label_path": os.path.abspath(arguments.list)}
-    return data, {"dataset": "ImageNetDataset", **places, **how}
-
-
-def _progress(total: int, description: str):
+def _progress(source, description: str):
     from plsc.engine.tracking import progress_bar
 
-    return progress_bar(total, description=description)
+    return progress_bar(len(source.data), description=description)
 
 
 _ACTIONS = {
     "prepare": (_PREPARE, _prepare_arguments, _prepare),
     "check": (_CHECK, _check_arguments, _check),
+    "split": (_SPLIT, _split_arguments, _split),
     "show": (_SHOW, _show_arguments, _show),
 }

@@ -1,7 +1,6 @@
-"""Names of classes: read from a text file, shown in messages."""
+"""Names of classes in a text file."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from plsc.errors import DataError
@@ -30,8 +29,3 @@ def read_class_names(path, count: int | None = None) -> list[str]:
     if count is not None and len(names) != count:
         raise DataError(f"{path}: has {len(names)} class names, the model {count} classes")
     return names
-
-
-def some(names: Sequence, most: int = 10) -> str:
-    """The first of some names, and their number where there are more: "a, b, … (12 in all)"."""
-    return ", ".join(map(str, names[:most])) + (f", … ({len(names):,} in all)" if len(names) > most else "")

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import cv2
 
 from plsc import environment
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
 _REPORT_SECONDS = 0.2
 
@@ -19,19 +19,29 @@ class Stopped(Exception):
     """Raised in a task whose results nobody waits for any more; it cleans up and passes it on."""
 
 
-def each(function: Callable, tasks: Iterable, *, workers: int, progress=lambda count: None) -> Iterator:
+def each(
+    function: Callable,
+    tasks: Iterable,
+    *,
+    workers: int | None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Iterator:
     """Results of `function(task, tick)` for each task, in the order they are finished.
 
     Args:
         function: handed to forked processes as it is, so it may hold the data set. It calls `tick(count)`,
             by default 1, for pictures it is done with, which raises Stopped when the whole is broken off.
         tasks: small values; only as many as the processes need are taken at a time.
-        workers: processes; 0 works in this one.
+        workers: processes; 0 works in this one, None takes one for each core.
         progress: called with the number of pictures done since it was last called.
 
     Raises:
         DataError: a process was killed. What `function` raises comes through.
     """
+    if workers is None:
+        workers = environment.available_cores()
+    if workers < 0:
+        raise ConfigError(f"{workers} worker processes cannot be had; 0 works in this one")
     if workers == 0:
         for task in tasks:
             yield function(task, lambda count=1: progress(count))

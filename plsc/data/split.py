@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from plsc import environment
-from plsc.data.class_names import some
 from plsc.data.datasets.base import Dataset, labels_of
 from plsc.data.datasets.combine import knows_labels
 from plsc.data.index import cached
 from plsc.data.parallel import each
+from plsc.data.words import some
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import numpy as np
 
-from plsc.data.class_names import some
 from plsc.data.datasets.base import (
     Dataset,
     Labelled,
@@ -17,6 +16,7 @@ from plsc.data.datasets.base import (
     sample_of,
     shard_sizes,
 )
+from plsc.data.words import some
 from plsc.errors import ConfigError, DataError
 from plsc.registry import DATASETS, ListOf
 

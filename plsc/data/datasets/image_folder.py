@@ -8,8 +8,8 @@ from typing import Annotated
 
 import numpy as np
 
-from plsc.data.class_names import some
 from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.words import some
 from plsc.errors import DataError
 from plsc.registry import DATASETS, InputPath
 

@@ -4,7 +4,7 @@ A shard NAME-000000.tar holds KEY.jpg with KEY.cls (the class), or with KEY.json
 pictures have several labels; KEY is the picture's number in the data set. Equal input and settings give equal
 bytes: tar headers carry no time and no owner.
 
-Each shard is written beside its place and renamed, then noted in shards.jsonl, so that whatever ends the
+Each shard is written under another name and renamed, then noted in shards.jsonl, so that whatever ends the
 work, all but the shards in the making stay. manifest.json comes last: where it is, the shards are complete.
 """
 
@@ -15,93 +15,97 @@ import hashlib
 import io
 import itertools
 import json
-import os
-import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
+from plsc.bounds import NonNegative, Positive
 from plsc.data.datasets.base import Dataset, Sample
 from plsc.data.parallel import each
 from plsc.data.transforms.geometry import ResizeImage
-from plsc.datatools.inspect import picture
-from plsc.errors import ConfigError, DataError
+from plsc.datatools.inspection import picture
+from plsc.datatools.sources import Source
+from plsc.errors import DataError
+from plsc.files import parse_json, replacing_file, write_json
+from plsc.signatures import holding_bounds
 
 JOURNAL, MANIFEST = "shards.jsonl", "manifest.json"
 _MOST_DAMAGED = 100  # in a row: then it is the storage, not the pictures
 _MEASURED = 64  # pictures that the size of a shard in bytes is estimated from
 
 
+@partial(holding_bounds, name="Settings")
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What decides the shards' content; a restart with other settings is refused.
 
     Attributes:
         short_side: pixels; larger pictures are resized to it, bicubic and antialiased.
-        quality: of the JPEGs written, 1 to 100.
+        quality: of the JPEGs written.
         shard_size: samples of a shard.
         shuffle: write samples in an order drawn from `seed`, else in the data set's. Reading takes a shard's
             samples together, so each should hold all classes.
-        name: how the shards' names begin.
+        name: how the shards' names begin: letters, digits, - and _.
     """
 
-    short_side: int = 256
-    quality: int = 80
-    shard_size: int = 1000
+    short_side: Positive = 256
+    quality: Annotated[int, Field(ge=1, le=100)] = 80
+    shard_size: Positive = 1000
     shuffle: bool = True
-    seed: int = 0
-    name: str = "shard"
-
-    def __post_init__(self):
-        if self.short_side < 1:
-            raise ConfigError(f"--short-side is {self.short_side}; it must be at least 1 pixel")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality is {self.quality}; JPEG's quality is between 1 and 100")
-        if self.shard_size < 1:
-            raise ConfigError(f"--shard-size is {self.shard_size}; it must be at least 1 sample")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}; it cannot be negative")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise ConfigError(f"--name is {self.name!r}; it is made of letters, digits, - and _")
+    seed: NonNegative = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "shard"
 
 
 def prepare(
-    data: Dataset, output, settings: Settings, *, source: dict, workers: int = 0, progress=lambda count: None
-) -> dict:
-    """Write the shards that are not there yet, then the manifest.
+    data: Dataset | Source,
+    output: str | Path,
+    settings: Settings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Write a data set as webdataset shards, those that are not there yet, then their manifest.
 
     Args:
-        output: the folder; it holds nothing but this data set's shards.
-        source: plain values that say what `data` is; a restart from another one is refused.
-        workers, progress: see plsc.data.parallel. Finished shards of an earlier start count as progress.
+        data: the data set, or a Source of one, whose description the manifest has.
+        output: the folder; it holds nothing but this data set's shards. A start that was interrupted is continued;
+            one from another source or with other settings is refused.
+        settings: None: the defaults.
+        workers: processes; 0 works in this one, None takes one for each core.
+        progress: called with the number of samples written since it was last called, finished shards of an
+            earlier start included.
 
     Returns:
-        The manifest: settings, source, count, bytes, class_names, class_counts (a list), shards with file,
-        count, bytes and sha256, and skipped: index and reason of each damaged picture.
+        The manifest, as manifest.json has it: settings, source, count, bytes, class_names, class_counts (a list),
+        shards with file, count, bytes and sha256, and skipped: index and reason of each damaged picture.
 
     Raises:
         DataError: other settings than an earlier start's, no readable picture, no room on the disk.
     """
-    output = Path(output).expanduser()
-    begun = {"settings": dataclasses.asdict(settings), "source": {**source, "samples": len(data)}}
-    begun = json.loads(json.dumps(begun))  # as the journal will say it
+    source, settings = Source.of(data), settings or Settings()
+    data, output = source.data, Path(output).expanduser()
+    begun = {"settings": dataclasses.asdict(settings), "source": {**source.description, "samples": len(data)}}
+    begun = json.loads(json.dumps(begun))  # as the journal will have it
     try:
         output.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_Journal(output, begun)) as journal:
             _write_missing(data, output, settings, journal, workers, progress)
             records = [journal.records[n] for n in sorted(journal.records)]
             manifest = _manifest(begun, records, journal.class_counts, data.class_names)
-            _write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            write_json(output / MANIFEST, manifest)
     except OSError as error:
         raise DataError(f"{error.filename or output}: {error.strerror or error}; the shards done are kept") from error
     return manifest
 
 
-def _write_missing(data, output: Path, settings: Settings, journal: "_Journal", workers: int, progress):
+def _write_missing(data, output: Path, settings: Settings, journal: "_Journal", workers: int | None, progress):
     """Write the shards that the journal does not know."""
     order = _order(len(data), settings)
     shards = range(-(-len(data) // settings.shard_size))
@@ -109,8 +113,6 @@ def _write_missing(data, output: Path, settings: Settings, journal: "_Journal", 
     missing = [n for n in shards if n not in journal.records]
     if missing:
         (output / MANIFEST).unlink(missing_ok=True)  # where it is, nothing is missing
-    for left in output.glob(f"{settings.name}-*.tar.writing"):  # of a start that was killed
-        left.unlink()
     progress(sum(len(pieces[n]) for n in journal.records))
 
     def write(number: int, tick) -> dict:
@@ -122,9 +124,9 @@ def _write_missing(data, output: Path, settings: Settings, journal: "_Journal", 
             journal.add(record)
 
 
-def samples_of(data: Dataset, megabytes: float, settings: Settings) -> int:
+def samples_of(data: Dataset | Source, megabytes: float, settings: Settings) -> int:
     """Samples of a shard of about so many megabytes (10^6 bytes), by pictures from all over the data set."""
-    sizes = []
+    data, sizes = Source.of(data).data, []
     for index in np.unique(np.linspace(0, len(data) - 1, _MEASURED).astype(np.int64)).tolist():
         with contextlib.suppress(DataError):
             members = _members(index, *picture(data, index), settings)
@@ -205,17 +207,11 @@ class _Counted:
 
 def _write_shard(path: Path, data: Dataset, indices, settings: Settings, tick) -> dict:
     """Write one shard; its record: file, bytes, sha256, count, class_counts, skipped. Of no sample there is no file."""
-    beside = path.with_suffix(".tar.writing")
-    try:
-        with open(beside, "wb") as file:
-            counted = _Counted(file)
-            record = _fill(counted, data, indices, settings, tick)
-            file.flush()
-            os.fsync(file.fileno())
-        if record["count"]:
-            beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing_file(path) as writing, open(writing, "wb") as file:
+        counted = _Counted(file)
+        record = _fill(counted, data, indices, settings, tick)
+    if not record["count"]:
+        path.unlink()
     return {"file": path.name, "bytes": counted.bytes, "sha256": counted.sha256, **record}
 
 
@@ -254,7 +250,7 @@ def _order(samples: int, settings: Settings) -> np.ndarray:
 def _manifest(begun: dict, records: list[dict], class_counts: Counter, class_names: list[str] | None) -> dict:
     count = sum(r["count"] for r in records)
     if not count:
-        raise DataError("none of the pictures can be read; shards.jsonl says why")
+        raise DataError("none of the pictures can be read; shards.jsonl has the reasons")
     number = max([len(class_names or ()), *(label + 1 for label in class_counts)])
     shards = [{key: r[key] for key in ("file", "count", "bytes", "sha256")} for r in records if r["count"]]
     return {
@@ -265,15 +261,15 @@ def _manifest(begun: dict, records: list[dict], class_counts: Counter, class_nam
         "class_names": class_names,
         "class_counts": [class_counts[label] for label in range(number)],
         "shards": shards,
-        "skipped": sorted((found for r in records for found in r["skipped"]), key=lambda found: found["index"]),
+        "skipped": sorted((picture for r in records for picture in r["skipped"]), key=lambda picture: picture["index"]),
     }
 
 
-# -- what a restart finds ---------------------------------------------------------------------
+# -- what an earlier start has done ---------------------------------------------------------
 
 
 class _Journal:
-    """shards.jsonl: a first line that says what was begun, then one for each finished shard.
+    """shards.jsonl: a first line with what was begun, then one for each finished shard.
 
     Attributes:
         records: number of each shard that is there, as it was written → its record, without class_counts: of
@@ -289,13 +285,13 @@ class _Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{folder}: another `plsc data prepare` is at work there") from None
+            raise DataError(f"{folder}: another preparation is at work there") from None
         self.records, self.class_counts = {}, Counter()
         _, before = next(self._lines(), (0, None))
         if before is None:
-            found = next(folder.glob("*.tar"), None)
-            if found:
-                raise DataError(f"{found}: is not of this data set; choose an empty folder as --output")
+            foreign = next(folder.glob("[!.]*.tar"), None)
+            if foreign:
+                raise DataError(f"{foreign}: is not of this data set; choose an empty folder for the shards")
             self._append(begun)
         else:
             _refuse_change(folder, before, begun)
@@ -313,17 +309,14 @@ class _Journal:
         return itertools.islice(self._lines(), 1, None)
 
     def _lines(self) -> Iterator[tuple[int, dict]]:
-        """(place in the file, what it says) of each line; one cut short by a kill is cut off."""
+        """(place in the file, content) of each line; one cut short by a kill is cut off."""
         self._file.seek(0)
         place = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 self._file.truncate(place)
                 return
-            try:
-                yield place, json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{self._file.name}: damaged: {error}; choose another --output") from error
+            yield place, parse_json(line, dict, where=self._file.name, error=DataError)
             place += len(line)
 
     def _append(self, line: dict):
@@ -358,11 +351,5 @@ def _refuse_change(folder: Path, before: dict, now: dict):
     if changed:
         raise DataError(
             f"{folder}: was begun with {'; '.join(changed)}. Go on with the settings of the first start, or choose "
-            "another --output"
+            "another folder"
         )
-
-
-def _write_whole(path: Path, text: str):
-    beside = path.with_suffix(".writing")
-    beside.write_text(text, encoding="utf-8")
-    beside.rename(path)

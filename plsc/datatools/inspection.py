@@ -3,16 +3,18 @@
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from plsc.data.datasets.base import Dataset, Sample, name_of
+from plsc.data.datasets.base import Dataset, Sample, name_of, sample_of
 from plsc.data.fetch import DAMAGE
 from plsc.data.parallel import each
 from plsc.data.transforms.decode import decode
+from plsc.datatools.sources import Source
 from plsc.errors import DataError
 
 THRESHOLDS = (0.05, 0.10, 0.20, 0.25)  # COYO-Labeled-300M's own table has these
@@ -21,7 +23,7 @@ _EXAMPLES = 10  # kept of each oddity, and of labels out of range
 _MOST_DAMAGED = 100_000  # listed; all are counted
 _ENDINGS = {
     "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},  # a JPEG with further pictures behind it, as some cameras write
+    "MPO": {".jpg", ".jpeg"},  # a JPEG followed by further pictures, as some cameras write
     "PNG": {".png"},
     "GIF": {".gif"},
     "WEBP": {".webp"},
@@ -34,26 +36,37 @@ def picture(data: Dataset, index: int) -> tuple[Sample, np.ndarray]:
     """A sample with its pixels [H, W, C] uint8. Raises DataError that names the picture."""
     sample = None
     try:
-        sample = data[index]
+        sample = sample_of(data, index)
         return sample, sample.image if isinstance(sample.image, np.ndarray) else decode(sample.image)
     except DAMAGE as error:
         raise DataError(f"{sample.name}: {error}" if sample else str(error)) from error
 
 
-def inspect(data: Dataset, *, class_num: int | None = None, workers: int = 0, progress=lambda count: None) -> dict:
+def check(
+    data: Dataset | Source,
+    *,
+    class_num: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
     """Read and decode every sample.
 
     Args:
-        class_num: labels must be below; None takes the number of the data set's class names, if it has any.
-        workers, progress: see plsc.data.parallel.
+        data: the data set, or a Source of one.
+        class_num: labels must be below; None takes the Source's, else the number of the data set's class names,
+            if it has any.
+        workers: processes; 0 works in this one, None takes one for each core.
+        progress: called with the number of samples read since it was last called.
 
     Returns:
-        A report of plain values: samples, readable, damaged, labels_out_of_range, duplicates, classes, sizes,
-        kinds, oddities, and thresholds where labels have weights. damaged, labels_out_of_range and each oddity
-        have a count and the first of them as examples, at most 100,000 damaged pictures and 10 of the others.
+        A report of plain values, which JSON can hold: samples and readable are counts; damaged,
+        labels_out_of_range and each remark of `oddities` have a count and the first of them as examples, at most
+        100,000 damaged pictures and 10 of the others; duplicates are groups of equal pictures; classes, sizes and
+        kinds describe the whole; thresholds is a table where labels have weights, else None.
     """
-    names = data.class_names
-    limit = class_num if class_num is not None else len(names) if names is not None else None
+    source = Source.of(data)
+    data, names = source.data, source.data.class_names
+    limit = class_num or source.class_num or (len(names) if names is not None else None)
     chunk = max(_CHUNK, len(data) // 10_000)
     tasks = (range(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk))
     parts = each(lambda indices, tick: _look(data, indices, limit, tick), tasks, workers=workers, progress=progress)
@@ -65,29 +78,29 @@ def inspect(data: Dataset, *, class_num: int | None = None, workers: int = 0, pr
         "samples": len(data),
         "readable": int(readable.sum()),
         "damaged": whole.damaged.summary(),
-        "labels_out_of_range": whole.beyond.summary(),
+        "labels_out_of_range": whole.out_of_range.summary(),
         "duplicates": _duplicates(data, whole, readable),
         "classes": class_summary(whole.classes, names, limit),
         "sizes": _size_summary(whole.sizes[readable]),
         "kinds": dict(whole.kinds.most_common()),
-        "oddities": {remark: found.summary() for remark, found in whole.odd.items()},
+        "oddities": {remark: some.summary() for remark, some in whole.odd.items()},
         "thresholds": threshold_table(whole.above, whole.weighted),
     }
 
 
 @dataclass
 class _Some:
-    """The first of things found, at most `most`, and how many there are."""
+    """The first of some things, at most `most`, and how many there are."""
 
     most: int = _EXAMPLES
     count: int = 0
     first: list = field(default_factory=list)
 
-    def append(self, found):
-        self.update(_Some(count=1, first=[found]))
+    def append(self, thing) -> None:
+        self.update(_Some(count=1, first=[thing]))
 
-    def update(self, later: "_Some"):
-        """Add what was found later."""
+    def update(self, later: "_Some") -> None:
+        """Add those of later samples."""
         self.count += later.count
         self.first += later.first[: self.most - len(self.first)]
 
@@ -97,7 +110,7 @@ class _Some:
 
 @dataclass
 class _Part:
-    """What was found in a range of samples.
+    """What a range of samples is like.
 
     Attributes:
         start: the first sample.
@@ -111,7 +124,7 @@ class _Part:
     labels: np.ndarray
     sizes: np.ndarray
     damaged: _Some = field(default_factory=lambda: _Some(_MOST_DAMAGED))
-    beyond: _Some = field(default_factory=_Some)
+    out_of_range: _Some = field(default_factory=_Some)
     classes: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)
     odd: dict[str, _Some] = field(default_factory=dict)  # remark → names
@@ -120,7 +133,7 @@ class _Part:
 
     @classmethod
     def of(cls, indices: range) -> "_Part":
-        """Nothing found yet in these samples."""
+        """Of samples that are not read yet."""
         n = len(indices)
         return cls(
             start=indices.start,
@@ -130,16 +143,16 @@ class _Part:
         )
 
     def add(self, part: "_Part"):
-        """Add what was found in a part of these samples, behind the parts added before."""
+        """Add a part of these samples, which comes after the parts added before."""
         first = part.start - self.start
         rows = slice(first, first + len(part.labels))
         self.digests[rows], self.labels[rows], self.sizes[rows] = part.digests, part.labels, part.sizes
         self.damaged.update(part.damaged)
-        self.beyond.update(part.beyond)
+        self.out_of_range.update(part.out_of_range)
         self.classes.update(part.classes)
         self.kinds.update(part.kinds)
-        for remark, found in part.odd.items():
-            self.odd.setdefault(remark, _Some()).update(found)
+        for remark, some in part.odd.items():
+            self.odd.setdefault(remark, _Some()).update(some)
         self.above = self.above + part.above
         self.weighted += part.weighted
 
@@ -187,7 +200,7 @@ def _count_labels(part: _Part, index: int, sample: Sample, limit: int | None):
     labels = sample.label if isinstance(sample.label, tuple) else (sample.label,)
     for label in labels:
         if label < 0 or (limit is not None and label >= limit):
-            part.beyond.append({"index": index, "name": sample.name, "label": int(label)})
+            part.out_of_range.append({"index": index, "name": sample.name, "label": int(label)})
         else:
             part.classes[label] += 1
 
@@ -261,21 +274,21 @@ def _count_kind(part: _Part, sample: Sample):
 
 
 def _remarks(image: Image.Image, name: str) -> list[str]:
-    said = []
+    remarks = []
     if image.mode == "CMYK":
-        said.append("CMYK, converted to RGB")
+        remarks.append("CMYK, converted to RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        said.append("transparent, the alpha channel is dropped")
+        remarks.append("transparent, the alpha channel is dropped")
     if image.mode.startswith(("I", "F")):
-        said.append("more than 8 bits a channel, scaled to 8")
+        remarks.append("more than 8 bits a channel, scaled to 8")
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        said.append("animated, the first frame is taken")
+        remarks.append("animated, the first frame is taken")
     if image.getexif().get(0x0112, 1) != 1:
-        said.append("turned as its EXIF orientation says")
+        remarks.append("turned, by its EXIF orientation")
     ending = "." + name.rpartition(".")[2].lower()
     if ending in set.union(*_ENDINGS.values()) and ending not in _ENDINGS.get(image.format, {ending}):
-        said.append(f"{image.format} by content, {ending} by name")
-    return said
+        remarks.append(f"{image.format} by content, {ending} by name")
+    return remarks
 
 
 def _duplicates(data, whole: _Part, readable: np.ndarray) -> list[dict]:
