@@ -56,13 +56,19 @@ class Model(Protocol):
         """Put a new classifier in place; 0 leaves it out, so that forward gives what it would have seen."""
         ...
 
-    def named_parameters(self) -> "Iterator[tuple[str, paddle.Tensor]]": ...
+    def named_parameters(self) -> "Iterator[tuple[str, paddle.Tensor]]":
+        """As paddle.nn.Layer has it."""
+        ...
 
-    def state_dict(self) -> "dict[str, paddle.Tensor]": ...
+    def state_dict(self) -> "dict[str, paddle.Tensor]":
+        """As paddle.nn.Layer has it."""
+        ...
 
-    def eval(self) -> None: ...
+    def eval(self) -> None:
+        """As paddle.nn.Layer has it."""
 
-    def train(self) -> None: ...
+    def train(self) -> None:
+        """As paddle.nn.Layer has it."""
 
 
 @runtime_checkable
