@@ -48,6 +48,29 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    exports: bool = False,
+    several: bool = False,
+    default: str = "Global.pretrained_model",
+) -> None:
+    """--weights and --ema, as in every command that reads weights.
+
+    Args:
+        exports: whether an export will do, too. several: whether --weights may be repeated.
+    """
+    text = f"a run directory, a checkpoint{', an export' if exports else ''} or anybody's weights (docs/checkpoints.md)"
+    if several:
+        text += "; may be given several times"
+        parser.add_argument(
+            "--weights", action="append", default=[], metavar="PATH", help=f"{text}; default: {default}"
+        )
+    else:
+        parser.add_argument("--weights", metavar="PATH", help=f"{text}; default: {default}")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+
+
 def unknown(value: str, choices: Iterable[str]) -> str:
     """The message for a value that is none of the choices."""
     from plsc.registry import nearest

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from plsc import environment, places
 from plsc.cli.common import (
     add_config_arguments,
+    add_weights_arguments,
     checked_output,
     hint_at_averaged,
     print_table,
@@ -44,15 +45,7 @@ _MOST_CLASSES = 50  # of a confusion matrix that is printed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a run directory, a checkpoint folder, anybody's weights (docs/checkpoints.md) or an export; may be given "
-        "several times; default: Global.pretrained_model",
-    )
-    parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
+    add_weights_arguments(parser, exports=True, several=True)
     parser.add_argument(
         "--resolution",
         type=several_above_zero,

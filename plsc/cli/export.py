@@ -11,6 +11,7 @@ from plsc import environment, runtimes
 from plsc.cli.common import (
     above_zero,
     add_config_arguments,
+    add_weights_arguments,
     hint_at_averaged,
     optional_config,
     positive,
@@ -30,13 +31,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md), with -c for how "
-        "pictures enter; default: Global.pretrained_model",
-    )
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+    add_weights_arguments(parser)
     parser.add_argument("--format", choices=("paddle", "onnx"), help="default: Export.export_type, else paddle")
     parser.add_argument(
         "--output", metavar="FOLDER", help="default with -c: the folder export in Global.output_dir; else required"

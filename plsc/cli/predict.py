@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from plsc.cli.common import (
     above_zero,
     add_config_arguments,
+    add_weights_arguments,
     checked_output,
     hint_at_averaged,
     optional_config,
@@ -50,14 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures; folders are read with those below them, quoted patterns are expanded, - takes paths from "
         "standard input, one a line",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="a run directory, a checkpoint, an export, or anybody's weights (docs/checkpoints.md); default: "
-        "Global.pretrained_model",
-    )
+    add_weights_arguments(parser, exports=True)
     add_config_arguments(parser, required=False)
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
     parser.add_argument(
         "--resolution",
         type=above_zero,
@@ -172,8 +167,13 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
         from plsc.engine.distributed import select_device
 
         select_device(device)
-    part = "ema" if arguments.ema else "model"
-    predictor = load_predictor(weights, weights=part, img_size=arguments.resolution, config=config, device=device)
+    predictor = load_predictor(
+        weights,
+        weights="ema" if arguments.ema else "model",
+        img_size=arguments.resolution,
+        config=config,
+        device=device,
+    )
     hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
     return predictor
 

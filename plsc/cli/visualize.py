@@ -12,6 +12,7 @@ from plsc import environment
 from plsc.cli.common import (
     above_zero,
     add_config_arguments,
+    add_weights_arguments,
     checked_output,
     hint_at_averaged,
     load_config,
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _attention_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_weights(parser)
+    add_weights_arguments(parser)
     _add_resolution(parser, "another image size; the position embedding is resized, resize and crop follow")
     _add_pictures(parser, count="+", what="picture files")
     parser.add_argument(
@@ -104,7 +105,7 @@ def _attention(arguments: argparse.Namespace, output: Path) -> Path | None:
 
 
 def _position_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_weights(parser)
+    add_weights_arguments(parser)
     _add_resolution(parser, "the image size that the position embedding is resized to; default: 1.5 times its own")
     _add_pictures(parser, count="*", what="picture files to measure the attention distance on; the more, the smoother")
 
@@ -120,7 +121,7 @@ def _position(arguments: argparse.Namespace, output: Path) -> Path | None:
 
 
 def _filters_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_weights(parser)
+    add_weights_arguments(parser)
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--components", type=above_zero, default=28, metavar="N", help="how many principal components; default: 28"
@@ -138,7 +139,7 @@ def _filters(arguments: argparse.Namespace, output: Path) -> Path | None:
 
 
 def _patches_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_weights(parser, default="none, only the model of -c RECIPE")
+    add_weights_arguments(parser, default="none, only the model of -c RECIPE")
     _add_resolution(parser, "another image size; resize and crop follow")
     _add_pictures(parser, count="+", what="picture files")
 
@@ -196,15 +197,6 @@ def _curves(arguments: argparse.Namespace, output: Path) -> Path | None:
 
 
 # -- what they share ----------------------------------------------------------------------
-
-
-def _add_weights(parser: argparse.ArgumentParser, *, default: str = "Global.pretrained_model") -> None:
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help=f"a run directory, a checkpoint folder, or anybody's weights (docs/checkpoints.md); default: {default}",
-    )
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of the checkpoint")
 
 
 def _add_resolution(parser: argparse.ArgumentParser, what: str) -> None:
