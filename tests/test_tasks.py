@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 from safetensors.numpy import load_file
@@ -220,11 +221,38 @@ def test_losses_are_asked_for_where_the_task_takes_them():
 CONVNET = {"name": "NormalisedConvNet", "class_num": 10}
 
 
+def test_running_means_are_saved_and_restored():
+    """Stopped and continued, the run ends bit-equal, buffers included; evaluation of the checkpoint agrees."""
+    plsc.train(load(config("straight", model=CONVNET)))
+    plsc.train(load(config("broken", model=CONVNET, steps=3)))
+    result = plsc.train(load(config("broken", model=CONVNET, resume="auto")))
+    one, two = (load_file(f"{run}/checkpoints/step-00000006/model.safetensors") for run in ("straight", "broken"))
+    assert {"body.1._mean", "body.1._variance"} <= one.keys()
+    assert one.keys() == two.keys() and all(one[name].tobytes() == two[name].tobytes() for name in one)
+    assert np.abs(one["body.1._mean"]).max() > 0.01
+    assert plsc.evaluate("broken/checkpoints/latest")["loss"] == pytest.approx(result.last["loss"], rel=1e-5)
+
+
 def test_layer_decay_says_what_a_model_lacks():
     tree = config(model=CONVNET)
     tree["Optimizer"]["layer_decay"] = 0.7
     with pytest.raises(ConfigError, match=r"Optimizer.layer_decay.*NormalisedConvNet has no layer_id"):
         assemble(load(tree), World())
+
+
+@pytest.mark.parametrize("how", ["to_static", "recompute"])
+def test_a_model_without_blocks_is_one_block(how):
+    """Compiled or recomputed as a whole, it trains to the same losses."""
+    plain = {"name": "NormalisedConvNet", "class_num": 10}
+    plsc.train(load(config("plain", model=plain, steps=3)))
+    tree = config("other", model=plain, steps=3)
+    if how == "to_static":
+        tree["Global"]["to_static"] = True
+    else:
+        tree["DistributedStrategy"] = {"recompute": {}}
+    plsc.train(load(tree))
+    losses = [[record["loss"] for record in metrics(run)] for run in ("plain", "other")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_tokens_are_exempt_from_decay_where_a_model_names_them():
