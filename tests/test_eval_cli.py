@@ -14,7 +14,7 @@ import paddle
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
-from plsc import build, loading, places, predictor
+from plsc import loading, places, predictor
 from plsc.cli import main
 from plsc.cli.eval import confusion_text
 from plsc.config import load
@@ -309,7 +309,7 @@ def test_a_single_failure_is_raised_and_one_of_several_is_in_its_row(run):
 
 def test_missing_weights_are_told_before_data_is_read(run, picture_tree, monkeypatch):
     """Of every row, before the first is measured."""
-    monkeypatch.setattr(build, "dataset", lambda *_: pytest.fail("a data set was opened"))
+    monkeypatch.setattr("plsc.build.data.component", lambda *_, **__: pytest.fail("a data set was opened"))
     with pytest.raises(CheckpointError, match="gone: no such file"):
         evaluate("gone", pictures_config(picture_tree, Path("none")))
     damaged = Path("damaged.safetensors")

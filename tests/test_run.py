@@ -170,13 +170,13 @@ def test_missing_packages_are_reported_before_data_sets_are_opened(monkeypatch, 
     """The message names the extra to install."""
     modules = {"tensorboard": "tensorboardX", "wandb": "wandb", "visualdl": "visualdl"}
     monkeypatch.setitem(sys.modules, modules[loggers[0]], None)
-    monkeypatch.setattr("plsc.build.dataset", lambda *_, **__: pytest.fail("a data set was opened"))
+    monkeypatch.setattr("plsc.build.data.component", lambda *_, **__: pytest.fail("a data set was opened"))
     with pytest.raises(DeviceError, match=rf"pip install 'plsc\[{loggers[0]}\]'"):
         plsc.train(config(loggers=loggers))
 
 
 def test_missing_weights_are_reported_before_data_sets_are_opened(monkeypatch):
-    monkeypatch.setattr("plsc.build.dataset", lambda *_, **__: pytest.fail("a data set was opened"))
+    monkeypatch.setattr("plsc.build.data.component", lambda *_, **__: pytest.fail("a data set was opened"))
     for key in ("pretrained_model", "checkpoint"):
         with pytest.raises(ConfigError, match=f"Global.{key}: .*no-such"):
             plsc.train(config(**{key: "no-such-weights"}))

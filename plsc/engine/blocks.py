@@ -4,6 +4,7 @@ A model without blocks is treated as one block.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import paddle
 
@@ -12,7 +13,7 @@ from plsc.errors import ConfigError
 from plsc.models.base import HasBlocks, Randomness
 
 
-def blocks_of(model: paddle.nn.Layer) -> list[paddle.nn.Layer]:
+def blocks_of(model: Any) -> list[paddle.nn.Layer]:
     """The model's blocks; the model itself where it has none."""
     return list(model.blocks) if isinstance(model, HasBlocks) else [model]
 
@@ -52,7 +53,7 @@ def _recomputed(layer: paddle.nn.Layer, forward: Callable, on_cpu: bool) -> Call
     return run
 
 
-def compile_blocks(model: paddle.nn.Layer) -> int:
+def compile_blocks(model: Any) -> int:
     """Compile each block; returns how many. Gradients of a block still leave while the next runs."""
     blocks = blocks_of(model)
     for block in blocks:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from plsc import places
 from plsc.config import Config
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("plsc")
 
 Recipe = str | Path | Mapping[str, Any] | Config
+Part = Literal["model", "ema"]  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class _Prepared:
         )
 
 
-def _prepared(row: Row, config: Config, world: "World", class_names: str | Path | None, *, part: str) -> _Prepared:
+def _prepared(row: Row, config: Config, world: "World", class_names: str | Path | None, *, part: Part) -> _Prepared:
     """Everything up to the first batch, weights before data."""
     from plsc import build
     from plsc.data.class_names import read_class_names
@@ -321,7 +322,7 @@ class _Subject:
             raise CheckpointError(f"{self.path}: has {classes} classes, Model.class_num is {wanted}")
 
 
-def _loaded(row: Row, config: Config, part: str) -> _Subject:
+def _loaded(row: Row, config: Config, part: Part) -> _Subject:
     from plsc import build, loading
     from plsc.weights import read
 
@@ -332,7 +333,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
         network,
         source,
         strict=True,
-        resized=row.resized,
+        resized=row.resized is not None,
         position=loading.position_method(config, source),
     )
     for name, how in report.adapted.items():
@@ -341,7 +342,7 @@ def _loaded(row: Row, config: Config, part: str) -> _Subject:
     return _Subject(source.path, network, card, config)
 
 
-def _exported(row: Row, config: Config, part: str, world: "World") -> _Subject:
+def _exported(row: Row, config: Config, part: Part, world: "World") -> _Subject:
     import paddle
 
     from plsc import build, predictor

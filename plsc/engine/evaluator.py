@@ -14,6 +14,7 @@ from plsc.engine.distributed import World
 from plsc.engine.precision import Precision
 from plsc.engine.tracking import progress_bar
 from plsc.metrics import Attached, Mean, Metric
+from plsc.targets import Activation
 from plsc.tasks import Task
 
 
@@ -74,7 +75,7 @@ class Evaluator:
         world: World,
         precision: Precision,
         *,
-        weights_activation: str | None = None,
+        weights_activation: Activation | None = None,
     ) -> "Evaluator":
         """Over a feed, with the task, losses and metrics of the configuration's Eval lists.
 

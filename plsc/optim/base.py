@@ -25,7 +25,7 @@ class Schedule(Protocol):
 
 
 @runtime_checkable
-class WithWarmup(Protocol):
+class WithWarmup(Schedule, Protocol):
     """A schedule that says how long it warms up; a run that ends before is warned of."""
 
     warmup: int  # updates
