@@ -609,10 +609,11 @@ def test_a_compressed_tar_is_refused(tmp_path):
         (("0.json", b'{"labels": [1, 2], "label_probs": [0.5]}'), "has 2 labels but 1 probabilities"),
         (("0.json", b'{"labels": null}'), "cannot be read from its .json"),
         (("0.json", b'{"labels": [Infinity]}'), "cannot be read from its .json"),
-        (("0.json", b"[1]"), "no object"),
+        (("0.json", b"[1]"), "0.json: damaged: it holds no mapping"),
         (("0.json", b'{"labels": '), "cannot be indexed"),
         (("0.json", b'{"caption": "x"}'), r"has neither 0.cls nor 'labels' in 0.json"),
         (("0.json", b"\xff\xfe\x00"), "cannot be indexed"),
+        (("0.json", b"[" * 100_000), "0.json: damaged"),
         (("1.cls", b"1"), r"has neither 0.cls"),
     ],
 )
@@ -1433,7 +1434,7 @@ def test_indices_that_nobody_uses_are_removed_once_a_day(cache):
     os.utime(folder, (long_ago, long_ago))
     cached("new", {}, lambda: {"a": np.arange(3)})
     assert folder.is_dir()  # looked at today already
-    os.utime(cache / "index" / ".looked", (long_ago, long_ago))
+    os.utime(cache / "index" / ".cleaned", (long_ago, long_ago))
     os.utime(folder, (long_ago, long_ago))
     cached("newer", {}, lambda: {"a": np.arange(3)})
     assert not folder.is_dir()

@@ -9,8 +9,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -18,14 +19,14 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-_KEPT_SECONDS, _LOOKED_SECONDS = 60 * 24 * 3600.0, 24 * 3600.0
+_KEPT_SECONDS, _CLEANING_SECONDS = 60 * 24 * 3600.0, 24 * 3600.0
 
 
 def cache_folder() -> Path:
     """Where indices lie: $PLSC_CACHE, else plsc in the user's cache folder, else in the temporary one."""
-    said = os.environ.get("PLSC_CACHE")
-    if said:
-        return Path(said).expanduser()
+    chosen = os.environ.get("PLSC_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plsc"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,10 +37,10 @@ def cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"plsc-{os.getuid()}"
 
 
-def stamp(path) -> list:
-    """What tells a changed file: its size in bytes and time of change."""
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
+def stamp(path: str | Path) -> list[int]:
+    """What differs once a file has changed: its size in bytes and time of change."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -50,7 +51,7 @@ def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) 
 
     Args:
         place: what the index is of.
-        facts: plain values that tell whether it still holds: format, options, stamps of files.
+        facts: plain values that differ where it no longer holds: format, options, stamps of files.
         build: makes the arrays.
 
     Raises:
@@ -59,33 +60,34 @@ def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) 
     facts = {"place": place, **facts}
     key = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape")
     folder = cache_folder() / "index" / hashlib.sha256(key).hexdigest()[:32]
-    found = _mapped(folder, facts)
-    if found is not None:
-        return found
-    with _problems_told(folder.parent):
+    arrays = _mapped(folder, facts)
+    if arrays is not None:
+        return arrays
+    with _naming(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = open(f"{folder}.lock", "a")  # noqa: SIM115
     with lock:
         _wait_for(lock, place)
-        found = _mapped(folder, facts)
-        if found is None:
-            arrays = build()
-            with _problems_told(folder):
-                _write(folder, facts, arrays)
+        arrays = _mapped(folder, facts)
+        if arrays is None:
+            built = build()
+            with _naming(folder):
+                _write(folder, facts, built)
                 _remove_unused(folder.parent)
-            found = _mapped(folder, facts)
-    return found
+            arrays = _mapped(folder, facts)
+    return arrays
 
 
 @contextlib.contextmanager
-def _problems_told(folder: Path):
+def _naming(folder: Path) -> Iterator[None]:
+    """Context that makes a DataError of what the system refuses in a folder."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{folder}: cannot be used: {error}; PLSC_CACHE names another folder") from error
 
 
-def _wait_for(lock, place: str):
+def _wait_for(lock: TextIO, place: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,13 +97,13 @@ def _wait_for(lock, place: str):
         pass  # a file system without locks: each builds, and the last one stays
 
 
-def _remove_unused(parent: Path):
-    """Remove indices that were not used for long, and what killed processes left; once a day, since it looks at all."""
-    looked = parent / ".looked"
+def _remove_unused(parent: Path) -> None:
+    """Remove indices that were not used for long, and what killed processes left; once a day, since it visits all."""
+    cleaned = parent / ".cleaned"
     with contextlib.suppress(OSError):
-        if time.time() - looked.stat().st_mtime < _LOOKED_SECONDS:
+        if time.time() - cleaned.stat().st_mtime < _CLEANING_SECONDS:
             return
-    looked.touch()
+    cleaned.touch()
     before = time.time() - _KEPT_SECONDS
     for path in parent.iterdir():
         with contextlib.suppress(OSError):  # another process removes it, or uses it just now
@@ -112,7 +114,8 @@ def _remove_unused(parent: Path):
                     path.unlink()
 
 
-def _mapped(folder: Path, facts: dict):
+def _mapped(folder: Path, facts: dict) -> dict[str, np.ndarray] | None:
+    """The arrays that a folder holds, mapped; None where they are absent, damaged or of other facts."""
     try:
         kept = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if kept["facts"] != json.loads(json.dumps(facts)):
@@ -125,17 +128,22 @@ def _mapped(folder: Path, facts: dict):
             for name, filled in kept["arrays"].items()
         }
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):
-        return None  # absent or damaged; that too many files are open is no reason to build it anew
+        return None  # but that too many files are open is no reason to build it anew
 
 
-def _write(folder: Path, facts: dict, arrays: dict[str, np.ndarray]):
+def _write(folder: Path, facts: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Put a folder of arrays in place, whole.
+
+    Unlike files.replacing_folder it has a name of its own for each process, since some file systems have no locks, and
+    does not wait for the disk: a damaged index is built anew.
+    """
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
     fresh.chmod(folder.parent.stat().st_mode & 0o777)  # for a cache that several users share
     try:
         for name, array in arrays.items():
             np.save(fresh / f"{name}.npy", array)
-        said = {"facts": facts, "arrays": {name: bool(array.size) for name, array in arrays.items()}}
-        (fresh / "facts.json").write_text(json.dumps(said), encoding="utf-8")
+        content = {"facts": facts, "arrays": {name: bool(array.size) for name, array in arrays.items()}}
+        (fresh / "facts.json").write_text(json.dumps(content), encoding="utf-8")
         old = fresh.with_name(f"{fresh.name}-old")
         # moved, not removed: on NFS a folder whose files are mapped somewhere cannot be removed
         if folder.exists():

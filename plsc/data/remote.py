@@ -5,19 +5,20 @@ import fcntl
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from plsc.data.index import cache_folder
 from plsc.errors import ConfigError, DataError
+from plsc.files import WRITING, replacing_file
 
 _ATTEMPTS = 20
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path is an address, with a protocol before it."""
     return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
 
 
@@ -35,13 +36,13 @@ def _filesystem(address: str):
 
 
 def list_remote(pattern: str) -> list[str]:
-    """Addresses that a pattern stands for; one without wildcards is taken as it is."""
+    """Addresses that fit a pattern; one without wildcards is taken as it is."""
     wildcards = "*[" if pattern.startswith("http") else "*?["  # of a web address ? begins the query
     if not any(sign in pattern for sign in wildcards):
         return [pattern]
     filesystem, path = _filesystem(pattern)
     try:
-        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
+        return sorted(filesystem.unstrip_protocol(match) for match in filesystem.glob(path))
     except Exception as error:
         raise DataError(f"{pattern}: cannot be listed: {error}") from error
 
@@ -82,21 +83,17 @@ class LocalCopies:
 
     def _fetch(self, address: str, copy: Path):
         filesystem, path = _filesystem(address)
-        descriptor, part = tempfile.mkstemp(dir=self.folder, prefix=".part-")
-        os.close(descriptor)
         try:
-            filesystem.get_file(path, part)
-            size = filesystem.info(path).get("size")
-            if size is not None and size != os.path.getsize(part):
-                raise OSError(f"{os.path.getsize(part)} of {size} bytes came")
-            os.rename(part, copy)
+            with replacing_file(copy) as writing:
+                filesystem.get_file(path, str(writing))
+                size = filesystem.info(path).get("size")
+                if size is not None and size != writing.stat().st_size:
+                    raise OSError(f"{writing.stat().st_size} of {size} bytes came")
         except Exception as error:
             raise DataError(f"{address}: cannot be fetched: {error}") from error
-        finally:
-            Path(part).unlink(missing_ok=True)
 
     def _make_room(self, newest: Path):
-        for left in self.folder.glob(".part-*"):  # of downloads that were killed
+        for left in self.folder.glob(f"{WRITING}*"):  # of downloads that were killed
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
                     left.unlink()
@@ -106,8 +103,8 @@ class LocalCopies:
         for path in self.folder.iterdir():
             if not path.name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                    found = path.stat()
-                    copies.append((found.st_mtime_ns, found.st_size, path))
+                    status = path.stat()
+                    copies.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
             if total <= self.limit:

@@ -7,7 +7,6 @@ shards is here, and the same for all of them.
 import glob
 import hashlib
 import inspect
-import json
 import logging
 import os
 import resource
@@ -28,6 +27,7 @@ from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
 from plsc.environment import available_cores
 from plsc.errors import ConfigError, DataError
+from plsc.files import read_json
 from plsc.registry import InputPath
 
 log = logging.getLogger("plsc")
@@ -308,15 +308,13 @@ def _absolute(file: str) -> str:
 
 def _manifest_names(shard: str) -> list[str] | None:
     """Class names in the manifest.json that `plsc data prepare` leaves beside its shards."""
-    manifest = Path(shard).parent / "manifest.json"
-    if is_remote(shard) or not manifest.is_file():
-        if not is_remote(shard) and manifest.with_name("shards.jsonl").is_file():
-            raise DataError(f"{manifest.parent}: its shards are not complete; run the same plsc data prepare again")
+    if is_remote(shard):
         return None
-    try:
-        return json.loads(manifest.read_text(encoding="utf-8")).get("class_names")
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{manifest}: damaged: {error}") from error
+    folder = Path(shard).parent
+    manifest = read_json(folder / "manifest.json", dict, error=DataError)
+    if manifest is None and (folder / "shards.jsonl").is_file():
+        raise DataError(f"{folder}: its shards are not complete; run the same plsc data prepare again")
+    return manifest and manifest.get("class_names")
 
 
 def open_shards(

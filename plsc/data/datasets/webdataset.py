@@ -1,6 +1,5 @@
 """Tar shards as webdataset and img2dataset write them: KEY.jpg beside KEY.cls or KEY.json."""
 
-import json
 import tarfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from plsc.data.datasets.image_folder import EXTENSIONS
 from plsc.data.datasets.labels import Labels
 from plsc.data.datasets.shards import Format, in_shards
 from plsc.errors import DataError
+from plsc.files import parse_json
 from plsc.registry import DATASETS
 
 
@@ -31,7 +31,7 @@ class _Tar(Format):
                 image = next((members[e] for e in members if f".{e}" in EXTENSIONS), None)
                 if image is None:
                     continue  # img2dataset also writes what it could not fetch
-                entry = self._label_member(file, members)
+                entry = self._label_member(file, key, members)
                 if entry is None:
                     raise DataError(f"{key}: has neither {key}.cls nor {self.label_key!r} in {key}.json")
                 kind, member = entry
@@ -45,11 +45,13 @@ class _Tar(Format):
             "best": np.array(probabilities, dtype=np.float32),
         }
 
-    def _label_member(self, file: ByteFile, members: dict):
+    def _label_member(self, file: ByteFile, key: str, members: dict) -> tuple[str, tarfile.TarInfo] | None:
+        """(kind, member) of what has a sample's labels."""
         if "json" in members:
-            found = _parsed(file.read(members["json"].offset_data, members["json"].size))
-            if self.label_key in found:
-                return "json", members["json"]
+            member = members["json"]
+            content = file.read(member.offset_data, member.size)
+            if self.label_key in parse_json(content, dict, where=f"{key}.json", error=DataError):
+                return "json", member
         return ("cls", members["cls"]) if "cls" in members else None
 
     def open(self, path: Path) -> ByteFile:
@@ -67,8 +69,8 @@ class _Tar(Format):
         try:
             if kind == "cls":
                 return Labels(tuple(int(part) for part in text.decode().split(",")))
-            found = _parsed(text)
-            ids, probs = found[self.label_key], found.get(self.prob_key)
+            content = parse_json(text, dict, where=f"{key}.json", error=DataError)
+            ids, probs = content[self.label_key], content.get(self.prob_key)
             ids = tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
             probs = None if probs is None else tuple(float(p) for p in probs)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -76,13 +78,6 @@ class _Tar(Format):
         if probs is not None and len(probs) != len(ids):
             raise DataError(f"{key}: has {len(ids)} labels but {len(probs)} probabilities")
         return Labels(ids, probs)
-
-
-def _parsed(text: bytes) -> dict:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("its JSON is no object")
-    return found
 
 
 def _samples(path: Path):
