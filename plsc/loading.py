@@ -93,7 +93,7 @@ class LoadedModel:
 
 
 def load_model(
-    path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None
+    path: str | Path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None
 ) -> LoadedModel:
     """The model that a file, checkpoint or run directory holds, ours or foreign: the one way from weights to a model.
 

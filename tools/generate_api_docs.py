@@ -56,10 +56,7 @@ def page() -> str:
     """
     members: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name in plsc.__all__:
-        try:
-            value = getattr(plsc, name)
-        except (ImportError, AttributeError):  # not written yet
-            continue
+        value = getattr(plsc, name)
         if not name.startswith("__"):
             members[_section_of(value)][name] = value
     parts = [_HEAD, *_contents(members)]

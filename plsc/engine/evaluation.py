@@ -154,7 +154,8 @@ def evaluate_all(
     """Measure every combination of weights, data sets and resolutions.
 
     Args:
-        data: a mapping gives the data sets names; else see `evaluate`, as for the other arguments.
+        weights, data, resolutions: none, one or several of what `evaluate` takes; a mapping gives the data sets names.
+        config, overrides, imports, ema, metrics, real, class_names: as in `evaluate`, for all rows.
         on_row: called by the first process after each row, with all rows so far.
 
     Returns:
@@ -163,6 +164,10 @@ def evaluate_all(
     Raises:
         PlscError: the only row fails, or no row can be configured; or, of several processes, any row while it is
             measured.
+
+    Example:
+        for row in evaluate_all(["output/a", "output/b"], resolutions=[224, 384]):
+            print(row.weights, row.resolution, row.error or row["top1"])
     """
     request = Request(weights, config, overrides, imports, data, resolutions, ema, metrics, real)
     rows = plan(request)
