@@ -127,6 +127,8 @@ def write_timings(timings: Sequence[Timing], path: str | Path) -> None:
 
 
 def _contenders(path: str, img_size: int | None, device: str) -> list[_Contender]:
+    import paddle
+
     from plsc import loading, predictor, runtimes
     from plsc.engine.blocks import compile_blocks
 
@@ -134,6 +136,7 @@ def _contenders(path: str, img_size: int | None, device: str) -> list[_Contender
         exported = predictor.load_predictor(path, img_size=img_size, device=device)
         return [_Contender(path, runtimes.NAMES[exported.kind], exported)]
     compiled, plain = (loading.load_model(path, img_size=img_size) for _ in range(2))
+    assert isinstance(compiled.network, paddle.nn.Layer)
     compile_blocks(compiled.network)
     return [
         _Contender(path, runtime, predictor.of_network(loaded))

@@ -278,8 +278,9 @@ def _source(arguments):
     if arguments.folder:
         return datatools.from_folder(arguments.folder)
     if arguments.list:
-        options = {"delimiter": arguments.delimiter, "multi_label": arguments.multi_label}
-        return datatools.from_list(arguments.list, arguments.root, **options)
+        return datatools.from_list(
+            arguments.list, arguments.root, delimiter=arguments.delimiter, multi_label=arguments.multi_label
+        )
     config = load_config(arguments.config, arguments.override, arguments.imports)
     from plsc.engine import tracking
 

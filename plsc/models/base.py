@@ -10,7 +10,7 @@ factory whose arguments are the fields of its spec:
 What is not offered is not needed until something asks for it; the message then names the missing ability.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Model(Protocol):
     The classifier's parameters are called head.*, unless the model's family says otherwise (plsc.weights.Family).
 
     Attributes:
-        spec: follows reset_classifier.
+        spec: a Spec, which follows reset_classifier.
     """
 
-    spec: Spec
+    spec: Any  # of the model's own class; a type checker would let Spec match no frozen dataclass
 
     def forward(self, x: "paddle.Tensor") -> "paddle.Tensor":
         """Images [B, C, H, W] float32, normalised → logits [B, class_num]: forward_head(forward_features(x))."""
@@ -56,7 +56,7 @@ class Model(Protocol):
         """Put a new classifier in place; 0 leaves it out, so that forward gives what it would have seen."""
         ...
 
-    def named_parameters(self) -> "Iterator[tuple[str, paddle.Tensor]]":
+    def named_parameters(self) -> "Iterable[tuple[str, paddle.Tensor]]":
         """As paddle.nn.Layer has it."""
         ...
 
@@ -64,10 +64,10 @@ class Model(Protocol):
         """As paddle.nn.Layer has it."""
         ...
 
-    def eval(self) -> None:
+    def eval(self) -> object:
         """As paddle.nn.Layer has it."""
 
-    def train(self) -> None:
+    def train(self) -> object:
         """As paddle.nn.Layer has it."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from plsc.data.device import DeviceInput
 from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.models.base import AttentionMaps, Model
 from plsc.models.spec import pair
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
@@ -48,19 +49,22 @@ def model_input(preprocess: Preprocess, picture: Picture) -> paddle.Tensor:
     return DeviceInput(preprocess).normalize(paddle.to_tensor(np.ascontiguousarray(picture.pixels[np.newaxis])))
 
 
-def attention_weights(network: VisionTransformer, image: paddle.Tensor) -> list[np.ndarray]:
+def attention_weights(network: Model, image: paddle.Tensor) -> list[np.ndarray]:
     """One image [1, C, height, width] → [H, N, N] of each layer, float32; rows sum to one."""
+    assert isinstance(network, AttentionMaps)
     return [to_numpy(layer)[0] for layer in network.attention_maps(image)]
 
 
 @paddle.no_grad()
-def look(network: VisionTransformer, preprocess: Preprocess, picture: Picture) -> Seen:
+def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
     """Run the model on one picture."""
-    spec = network.spec
+    spec: Any = network.spec  # see subject.PatchSpec
     image = model_input(preprocess, picture)
     weights = attention_weights(network, image)
     tokens = network.forward_features(image)
-    pool_weights = to_numpy(network.attn_pool.attention_map(tokens))[0] if spec.pool == "map" else None
+    pool_weights = None
+    if isinstance(network, VisionTransformer) and spec.pool == "map":
+        pool_weights = to_numpy(network.attn_pool.attention_map(tokens))[0]
     reading = rollout.reading(spec.pool, tokens.shape[1], spec.prefix_tokens, pool_weights)
     prediction = int(network.forward_head(tokens).argmax()) if spec.class_num else None
     return Seen(weights, reading, prediction)
@@ -151,13 +155,13 @@ def draw_attention(
         draw_attention(plsc.load_model("deit.npz", img_size=448, config=config), ["rose.jpg"], "heads.svg", by="head")
     """
     subject = subject_of(model, class_names=class_names)
-    subject.require_attention()
+    network = subject.attentive()
     view = View(subject.spec, by=by, layer=layer, raw=raw)
     view.check(pictures=len(pictures))
-    return _draw(subject, view, read_pictures(subject, pictures), Path(output))
+    return _draw(subject, network, view, read_pictures(subject, pictures), Path(output))
 
 
-def _draw(subject: Subject, view: View, pictures: Sequence[Picture], output: Path) -> Path:
+def _draw(subject: Subject, network: Model, view: View, pictures: Sequence[Picture], output: Path) -> Path:
     spec, names = subject.spec, view.names
     side_by_side, columns, lines = sheet.arrange(len(pictures), 1 + len(names))
     rows = lines * -(-len(pictures) // side_by_side)
@@ -172,7 +176,7 @@ def _draw(subject: Subject, view: View, pictures: Sequence[Picture], output: Pat
     for axis in axes.flat:
         sheet.without_frame(axis)
     for i, picture in enumerate(pictures):
-        seen = look(subject.network, subject.card.preprocess, picture)
+        seen = look(network, subject.preprocess, picture)
         top, left = (i // side_by_side) * lines, (i % side_by_side) * columns
         first, *others = axes[top : top + lines, left : left + columns].flat
         first.imshow(picture.shown)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -173,9 +174,9 @@ def _finish(axis: Axes, panel: _Panel) -> None:
     """Title, units, scale and grid of a panel."""
     axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel("update")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    sheet.whole_numbers(axis.xaxis)
     axis.set_ylabel(panel.label)
-    if panel.scale == "log" and axis.lines and min(min(line.get_ydata()) for line in axis.lines) > 0:
+    if panel.scale == "log" and axis.lines and min(np.min(np.asarray(line.get_ydata())) for line in axis.lines) > 0:
         axis.set_yscale("log")
         for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             formatter(lambda value, _: f"{value:g}")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from plsc.data.preprocess import Preprocess
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.visualize import sheet
 from plsc.visualize.attention import attention_weights, model_input
 from plsc.visualize.pictures import Picture, patch_stride
 
@@ -65,7 +66,7 @@ def draw_distances(axis: Axes, distances: np.ndarray, spec: ViTSpec, pictures: i
     axis.set_title(f"Attention distance, mean of {pictures} picture{'s' if pictures > 1 else ''}", fontsize=10)
     axis.set_xlabel("layer")
     axis.set_ylabel("mean attention distance (pixels)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    sheet.whole_numbers(axis.xaxis)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="lower right")

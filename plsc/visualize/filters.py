@@ -101,8 +101,7 @@ def draw_filters(model: Drawable, output: str | Path, *, count: int = USUAL_COUN
         ConfigError: the model has no patch embedding, or the components do not fit on a sheet.
     """
     subject = subject_of(model)
-    subject.require_vit("patch embedding")
-    filters, whose = pixel_filters(subject.network)
+    filters, whose = pixel_filters(subject.vit("patch embedding"))
     components, shares = principal_components(filters, count)
     columns = min(len(components), USUAL_COLUMNS if count <= USUAL_COUNT else 12)
     rows = -(-len(components) // columns)
@@ -111,7 +110,7 @@ def draw_filters(model: Drawable, output: str | Path, *, count: int = USUAL_COUN
     height, width = filters.shape[2:]
     title = f"{subject.name}: filters of the {whose} ({len(filters)} of {width} × {height} px), principal components"
     figure = sheet.new(columns * side + 4.6, max(3.6, rows * (side + 0.28)) + 0.5, title)
-    left, right = figure.subfigures(1, 2, width_ratios=[columns * side, 4.4])
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[columns * side, 4.4]))
     axes = left.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         sheet.without_frame(axis)

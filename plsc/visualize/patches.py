@@ -43,7 +43,7 @@ def draw_patches(model: Drawable, pictures: Sequence[str | Path], output: str | 
         DataError: a file is no picture, or does not fit the model.
     """
     subject = subject_of(model)
-    subject.require_vit("patches")
+    subject.check_vit("patches")
     sheet.check_count(3 * len(pictures), "give fewer pictures")
     spec, seen = subject.spec, read_pictures(subject, pictures)
     height, width = pair(spec.img_size)

@@ -77,14 +77,13 @@ def draw_position(
         DataError: a file is no picture, or does not fit the model.
     """
     subject = subject_of(model)
-    subject.require_vit("position embedding")
-    resized, network = resized_spec(subject.spec, img_size), subject.network
+    network, resized = subject.vit("position embedding"), resized_spec(subject.spec, img_size)
     distances = None
     if pictures:
-        distances = distance.measure(network, subject.card.preprocess, read_pictures(subject, pictures))
+        distances = distance.measure(network, subject.preprocess, read_pictures(subject, pictures))
     table = to_numpy(network.pos_embed)
     figure = sheet.new(14, 11.8, f"{subject.name}: how its patches differ")
-    first, second, third = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95])
+    first, second, third = np.asarray(figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 0.95]))
     _draw_grids(first, table, subject.spec, resized, subject.card.position or "bicubic")
     _draw_rows(second, table[0], subject.spec)
     left, right = third.subplots(1, 2, width_ratios=[1, 2])
@@ -147,7 +146,7 @@ def _draw_rows(figure: FigureBase, rows: np.ndarray, spec: ViTSpec) -> None:
     sheet.bar(figure, middle, low=-1, high=1, colours="RdBu_r", label="value")
     for axis in (left, middle, right):
         for numbers in (axis.xaxis, axis.yaxis):
-            numbers.get_major_locator().set_params(integer=True)
+            sheet.whole_numbers(numbers)
 
 
 def _similarity_bar(figure: FigureBase, axis: Axes, low: float) -> None:

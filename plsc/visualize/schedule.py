@@ -71,7 +71,8 @@ def draw_schedule(config: Config, output: str | Path, *, steps: int | None = Non
     spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)
     drawn = np.unique([*spread, min(warmup, length.steps - 1)]).tolist()  # the peak itself is among them
     rates = [schedule(step) for step in drawn]
-    figure = sheet.new(9, 4.8, f"{sheet.end_of(config.source.name)}: learning rate, {config.LRScheduler.name}")
+    name = f", {config.LRScheduler.name}" if config.LRScheduler else ""
+    figure = sheet.new(9, 4.8, f"{sheet.end_of(config.source.name)}: learning rate{name}")
     axis = figure.subplots()
     if warmup:
         axis.axvspan(0, warmup, color="C1", alpha=0.15, linewidth=0, label=f"warm-up, {warmup:,} updates")
@@ -81,13 +82,15 @@ def draw_schedule(config: Config, output: str | Path, *, steps: int | None = Non
     axis.plot(drawn[-1], rates[-1], "s", color="C2", label=f"last {rates[-1]:.3g} at update {drawn[-1]:,}")
     axis.set_xlabel(f"update (of {length.steps:,})")
     axis.set_ylabel("learning rate")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    sheet.whole_numbers(axis.xaxis)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
     per_epoch = length.steps_per_epoch
     if per_epoch < length.steps:
-        epochs = axis.secondary_xaxis("top", functions=(lambda step: step / per_epoch, lambda epoch: epoch * per_epoch))
+        epochs = axis.secondary_xaxis(
+            "top", functions=(lambda step: np.divide(step, per_epoch), lambda epoch: np.multiply(epoch, per_epoch))
+        )
         epochs.set_xlabel(f"epoch (of {per_epoch:,} updates)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)

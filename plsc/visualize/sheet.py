@@ -6,15 +6,18 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from plsc.errors import ConfigError
 
@@ -136,7 +139,7 @@ def bar(
     label: str,
     ticks: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
-    **place: float,
+    **place: Any,
 ) -> None:
     """A colour bar beside axes, for values from `low` to `high`."""
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
@@ -167,6 +170,11 @@ def number_tiles(axis: Axes, shown: Sequence[Sequence[int] | np.ndarray], sides:
         spine.set_visible(False)
     axis.set_xlabel("patch column")
     axis.set_ylabel("patch row")
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def without_frame(axis: Axes) -> None:

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 from plsc import build, loading, places
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
+from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
 from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
-from plsc.models import ViTSpec
+from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.base import AttentionMaps, Model
 from plsc.registry import missing_members
 from plsc.visualize import sheet
@@ -50,14 +51,33 @@ class Subject:
         name = self.card.class_name(index)
         return f"class {index}" if name == str(index) else name.split(",")[0]
 
-    def require_attention(self) -> None:
-        """Raise ConfigError where the model's attention cannot be drawn."""
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures enter the model. Raises ConfigError where it is unknown."""
+        if self.card.preprocess is None:
+            raise ConfigError(
+                f"{self.name}: does not state how pictures enter the model (resize, crop, mean, std); give -c RECIPE, "
+                "whose DataLoader.Eval does, for instance -c DeiT_tiny_patch16_224_eval for ImageNet's mean and std"
+            )
+        return self.card.preprocess
+
+    def attentive(self) -> Model:
+        """The model, whose attention can be drawn. Raises ConfigError where it cannot."""
         missing = [f"{name}()" for name in missing_members(self.network, AttentionMaps)]
         missing += [f"spec.{name}" for name in missing_members(self.spec, PatchSpec)]
-        if missing:
+        if missing or self.network is None:
             raise ConfigError(f"{self._kind} has no {', '.join(missing)}, from which attention is drawn")
+        if not isinstance(self.spec, ViTSpec) and self.spec.pool not in ("token", "avg"):
+            raise ConfigError(f"{self._kind}: spec.pool is {self.spec.pool!r}; attention is drawn of token and avg")
+        return self.network
 
-    def require_vit(self, what: str) -> None:
+    def vit(self, what: str) -> VisionTransformer:
+        """The model, a Vision Transformer, of which `what` is drawn. Raises ConfigError where it is another one."""
+        self.check_vit(what)
+        assert isinstance(self.network, VisionTransformer)
+        return self.network
+
+    def check_vit(self, what: str) -> None:
         """Raise ConfigError where the model is no Vision Transformer, of which `what` is drawn."""
         if not isinstance(self.spec, ViTSpec):
             raise ConfigError(f"{self._kind} is no Vision Transformer and has no {what} to draw")
@@ -121,9 +141,4 @@ def read_pictures(subject: Subject, paths: Iterable[str | Path]) -> list[Picture
         ConfigError: it is unknown how pictures enter the model.
         DataError: a file is no picture, or does not fit the model.
     """
-    if subject.card.preprocess is None:
-        raise ConfigError(
-            f"{subject.name}: does not state how pictures enter the model (resize, crop, mean, std); give -c RECIPE, "
-            "whose DataLoader.Eval does, for instance -c DeiT_tiny_patch16_224_eval for ImageNet's mean and std"
-        )
-    return [read_picture(path, subject.card.preprocess, subject.spec) for path in paths]
+    return [read_picture(path, subject.preprocess, subject.spec) for path in paths]
