@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
 from plsc.models.base import Model
 from plsc.models.spec import parameter_count
-from plsc.registry import MODELS
+from plsc.registry import MODELS, missing_members
 from plsc.tensors import assign
 from plsc.weights import Report, Source, adapt, read
 from plsc.weights.families import family_of, family_of_spec
@@ -59,7 +60,7 @@ def create_model(
     checker = Checker(source)
     part = checker.named(MODELS, source.tree["Model"], ("Model",))
     checker.raise_problems()
-    network = MODELS.get(part.name).build(part.arguments)
+    network = _built(part.name, part.arguments)
     if pretrained is not None:
         weights = read(pretrained, names=network.state_dict().keys())
         report = load_pretrained(network, weights, position=weights.card.position or "bicubic")
@@ -152,9 +153,19 @@ def _as_written(source: Source, img_size: int | None) -> Model:
             _check_count(source, family.spec(**fields))
         if img_size is not None and "img_size" in fields:
             fields["img_size"] = img_size
-        return MODELS.get(card.model).factory(**fields)
+        return _built(card.model, fields)
     except (TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{source.path}: does not describe a {card.model}: {error}") from error
+
+
+def _built(name: str, fields: Mapping[str, Any]) -> Model:
+    """A registered model. Raises ConfigError where what is registered makes no model."""
+    network = MODELS.get(name).factory(**fields)
+    missing = missing_members(network, Model)
+    if missing:
+        needed = ", ".join(missing)
+        raise ConfigError(f"{name} lacks {needed}, which a model needs; plsc.models.base.Model says what they are")
+    return network
 
 
 def _check_count(source: Source, spec: Any) -> None:

@@ -36,6 +36,7 @@ def in_paddle_inference(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     kind, _, number = paddle.get_device().partition(":")
     if kind == "cpu":
         config.set_cpu_math_library_num_threads(environment.thread_count())
+        config.delete_pass("conv_activation_onednn_fuse_pass")  # with a leaky ReLU Paddle 3.3 ends the process in it
         if file.suffix == ".pdmodel":
             config.disable_mkldnn()  # Paddle 2's oneDNN cannot add the resized positions of a dynamic export
     elif kind == "gpu":

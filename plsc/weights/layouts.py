@@ -241,6 +241,8 @@ def read_arrays(
             unknown[name] = tensor
             continue
         ours, number, count, turn = place
+        if number in pieces.get(ours, ()):
+            raise CheckpointError(f"{name} and another array are both {ours}")
         if turn.dimensions not in (None, len(tensor.shape)):
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}; it needs {turn.dimensions} dimensions")
         try:
