@@ -31,6 +31,14 @@ PACKAGES = {
 }
 
 
+EXECUTOR_FLAGS = (
+    # Paddle 3's executor otherwise draws random numbers in an order that changes from run to run
+    "FLAGS_new_executor_sequential_run",
+    # its threads otherwise spin while they wait: a third of the processor time of a compiled step
+    "FLAGS_new_executor_serial_run",
+)
+
+
 def how_to_install(device: str) -> str:
     """The line that brings a Paddle for `device`."""
     kind = device.split(":")[0]
@@ -97,10 +105,8 @@ def prepare(*, cpu_threads: int | None = None) -> None:
     if _is_amd():
         # Paddle's MKLML picks its slowest kernels on AMD; its AVX2 path is 2.5 to 5 times faster.
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    # Paddle 3's executor otherwise draws random numbers in an order that changes from run to run.
-    os.environ.setdefault("FLAGS_new_executor_sequential_run", "1")
-    # Its threads otherwise spin while they wait: a third of the processor time of a compiled step.
-    os.environ.setdefault("FLAGS_new_executor_serial_run", "1")
+    for name in EXECUTOR_FLAGS:
+        os.environ.setdefault(name, "1")
     os.environ.setdefault("GLOG_minloglevel", "2")
     require_system_libraries()
 

@@ -201,6 +201,35 @@ print("THREADS", os.environ["OMP_NUM_THREADS"], os.environ["FLAGS_new_executor_s
 """
 
 
+PADDLE_FIRST = """
+import paddle, plsc, sys
+config = plsc.load_config(sys.argv[1], overrides={"Global.output_dir": sys.argv[2], "Global.cpu_threads": 3})
+plsc.train(config)
+assert not paddle.get_flags("FLAGS_new_executor_sequential_run")["FLAGS_new_executor_sequential_run"]
+"""
+
+
+def test_a_program_that_imports_paddle_first(tmp_path):
+    """Compiled blocks draw random numbers in the same order; a number of threads that cannot be set is warned of."""
+    tree = tiny_digits()
+    tree["Model"] |= {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
+    tree["Global"] |= {"max_train_step": 8, "to_static": True}
+    recipe = write_config(tmp_path / "run.yaml", tree)
+    (tmp_path / "script.py").write_text(PADDLE_FIRST)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(recipe), str(tmp_path / "first")],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Global.cpu_threads: has no effect: Paddle was imported before" in done.stdout
+    plsc.train(load(str(recipe), {"Global.output_dir": str(tmp_path / "prepared")}))
+    losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in ("first", "prepared")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 8
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
 def test_a_program_prepares_paddle_and_trains_twice(tmp_path, processes):
     """In a process of its own, and under the launcher, where the second run meets in the same store."""

@@ -184,9 +184,7 @@ def compare_parts(config: Config, train: Dataset, evaluation: Dataset) -> None:
     """Warn where training and evaluation see the same pictures, or slices that do not have the same classes."""
     parts = {mode: config.DataLoader[mode].dataset for mode in ("Train", "Eval")}
     if parts["Train"] == parts["Eval"] and not _uses(parts["Eval"], "val_fraction"):
-        log.warning(
-            "DataLoader.Train and DataLoader.Eval read the same pictures: the accuracy is not that on new ones"
-        )
+        log.warning("DataLoader.Train and DataLoader.Eval read the same pictures: the accuracy is not that on new ones")
     if parts["Train"] != parts["Eval"] and all(_uses(part, "val_fraction") for part in parts.values()):
         log.warning(
             "DataLoader.Train.dataset and DataLoader.Eval.dataset both have val_fraction, but are not alike: what one "

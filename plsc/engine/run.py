@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,12 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
             stack.enter_context(tracking.logging_to(folder / "train.log" if first else None, verbose=first))
         except OSError as error:
             raise config.error(("Global", "output_dir"), f"{folder} cannot be written: {error.strerror}") from error
+        threads = os.environ.get("OMP_NUM_THREADS")
+        if g.cpu_threads and threads != str(g.cpu_threads):
+            text = (
+                f"has no effect: Paddle was imported before, and computes with {threads or 'its own number of'} threads"
+            )
+            log.warning("%s", config.source.located(("Global", "cpu_threads"), text))
         world = stack.enter_context(joined(config))
         for note in config.notes:
             log.info("%s", note)
@@ -137,6 +144,10 @@ def _flags(config: "Config") -> Iterator[None]:
 
     before: dict[str, Any] = {}
     try:
+        for name in environment.EXECUTOR_FLAGS:
+            if name not in os.environ:  # Paddle was imported before plsc could set it
+                before |= paddle.get_flags(name)
+                paddle.set_flags({name: True})
         for key, value in config.Global.flags.items():
             name = key if key.startswith("FLAGS_") else f"FLAGS_{key}"
             try:
