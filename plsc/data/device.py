@@ -1,6 +1,7 @@
 """A batch of arrays → tensors on the device, normalised."""
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import paddle
@@ -26,7 +27,7 @@ class DeviceInput:
         self._factor = paddle.to_tensor((scale / std).reshape([1, -1, 1, 1]).astype("float32"))
         self._offset = paddle.to_tensor((-mean / std).reshape([1, -1, 1, 1]))
         self._then = list(then)
-        self._uploads = deque()
+        self._uploads: deque[tuple[Any, dict[str, paddle.Tensor]]] = deque()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, paddle.Tensor]:
         """image [B, H, W, C] uint8 → [B, C, H, W] float32; the other arrays as they are."""
@@ -42,7 +43,7 @@ class DeviceInput:
             return {name: paddle.to_tensor(array) for name, array in batch.items()}
         pinned = {name: paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()) for name, array in batch.items()}
         tensors = {name: tensor.cuda(blocking=False) for name, tensor in pinned.items()}
-        done = paddle.device.cuda.Event()
+        done: Any = paddle.device.cuda.Event()  # typed without its methods
         done.record()
         # pinned memory must not be used again before its copy is done
         self._uploads.append((done, pinned))

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -59,26 +59,30 @@ class Fetcher:
     ):
         self.dataset, self.transforms, self.drawn, self.seed = dataset, fuse(transforms), list(drawn), seed
         self.class_num, self.damaged = class_num, damaged
-        self._fields = None
+        self._fields: dict[str, Field] | None = None
         self._bits = np.random.Philox(key=0)
-        self._begin, self._generator = self._bits.state, np.random.Generator(self._bits)
+        self._begin: dict[str, Any] = dict(self._bits.state)
+        self._generator = np.random.Generator(self._bits)
 
     def fields(self) -> dict[str, Field]:
         """The arrays of a batch, from a first sample that is fetched."""
         if self._fields is None:
-            shape = self._first_readable(Draw(0, 0))[0].image.shape
-            self._fields = {"image": Field(shape, "uint8"), "index": Field((), "int64"), "valid": Field((), "bool")}
-            for transform in self.drawn:
-                for name, of in transform.fields(*shape).items():
-                    if name in self._fields:
-                        raise ConfigError(f"{type(transform).__name__}: another array of the batch is called {name!r}")
-                    self._fields[name] = Field(*of)
-            if self.dataset.max_labels == 1:
-                self._fields["label"] = Field((), "int64")
-            else:
-                self._fields["label_ids"] = Field((self.dataset.max_labels,), "int32")
-                self._fields["label_weights"] = Field((self.dataset.max_labels,), "float32")
+            self._fields = self._fields_of(self._first_readable(Draw(0, 0))[0].image.shape)
         return self._fields
+
+    def _fields_of(self, shape: tuple[int, ...]) -> dict[str, Field]:
+        fields = {"image": Field(shape, "uint8"), "index": Field((), "int64"), "valid": Field((), "bool")}
+        for transform in self.drawn:
+            for name, of in transform.fields(*shape).items():
+                if name in fields:
+                    raise ConfigError(f"{type(transform).__name__}: another array of the batch is called {name!r}")
+                fields[name] = Field(*of)
+        if self.dataset.max_labels == 1:
+            fields["label"] = Field((), "int64")
+        else:
+            fields["label_ids"] = Field((self.dataset.max_labels,), "int32")
+            fields["label_weights"] = Field((self.dataset.max_labels,), "float32")
+        return fields
 
     def store(self, arrays: dict[str, np.ndarray], row: int, draw: Draw) -> list[str]:
         """Fill row `row` of a batch's arrays; returns what was skipped, one message a sample.
@@ -112,7 +116,7 @@ class Fetcher:
 
     def _first_readable(self, draw: Draw) -> tuple[Fetched, list[str]]:
         """The sample of a draw; with damaged: skip, else the next that can be read. And what was skipped."""
-        skipped = []
+        skipped: list[str] = []
         while True:
             try:
                 return self._fetch(draw), skipped
@@ -128,7 +132,7 @@ class Fetcher:
         sample = None
         try:
             sample = sample_of(self.dataset, draw.index)
-            image = sample.image
+            image: Any = sample.image
             generator = self.generator(draw)
             for transform in self.transforms:
                 image = transform(image, generator)
@@ -141,9 +145,9 @@ class Fetcher:
                 f"{sample.name}: the transforms leave {type(image).__name__}, not pixels; begin them with DecodeImage"
             )
         self._check_labels(sample)
-        draws = {}
-        for transform in self.drawn:
-            draws.update(transform.draw(generator, *image.shape))
+        draws: dict[str, np.ndarray] = {}
+        for drawn in self.drawn:
+            draws.update(drawn.draw(generator, *image.shape))
         return Fetched(image, sample, draws)
 
     def _check_labels(self, sample: Sample):
@@ -160,7 +164,8 @@ class Fetcher:
         """The random generator of one draw: a function of (seed, epoch, index, copy). The next call ends it."""
         key = [(self.seed << 32 | draw.epoch) & (2**64 - 1), (draw.index << 16 | draw.copy) & (2**64 - 1)]
         # one generator set anew costs a fraction of making one, which asks the system for entropy
-        self._bits.state = {**self._begin, "state": {"counter": self._begin["state"]["counter"], "key": key}}
+        state: Any = {**self._begin, "state": {"counter": self._begin["state"]["counter"], "key": key}}
+        self._bits.state = state
         return self._generator
 
 

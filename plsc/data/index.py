@@ -75,6 +75,7 @@ def cached(place: str, facts: dict, build: Callable[[], dict[str, np.ndarray]]) 
                 _write(folder, facts, built)
                 _remove_unused(folder.parent)
             arrays = _mapped(folder, facts)
+            assert arrays is not None, "what has been written is there"
     return arrays
 
 

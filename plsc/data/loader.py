@@ -18,15 +18,16 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from typing import NoReturn
 
 import cv2
 import numpy as np
 
 from plsc import environment
-from plsc.data.datasets.base import reads_groups
+from plsc.data.datasets.base import reads_groups, shard_sizes
 from plsc.data.fetch import Fetcher, Field
 from plsc.data.sampler import Draw
 from plsc.errors import DataError, PlscError
@@ -114,10 +115,13 @@ class Loader:
         self._slots_count = prefetch_batches + 1
         self._on_skip, self._on_wait = on_skip, on_wait
         data = fetcher.dataset
-        self._group_ends = np.cumsum(data.shard_sizes) if reads_groups(data) else None
-        self._slots, self._workers, self._pipes = [], [], []
+        sizes = shard_sizes(data) if reads_groups(data) else None
+        self._group_ends = None if sizes is None else np.cumsum(sizes)
+        self._slots: list[dict[str, np.ndarray]] = []
+        self._workers: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
         self._tickets = itertools.count()
-        self._open = {}  # ticket → (slot, chunks still missing)
+        self._open: dict[int, list[int]] = {}  # ticket → (slot, chunks still missing)
         self.skipped = 0
 
     def run(self, batches: Iterable[list[Draw]]) -> Iterator[dict[str, np.ndarray]]:
@@ -164,7 +168,8 @@ class Loader:
         while self._open:  # what an iteration left unfinished still writes to its slots
             self._receive()
         batches = iter(batches)
-        free, ready = deque(range(len(self._slots))), deque()
+        free: deque[int] = deque(range(len(self._slots)))
+        ready: deque[tuple[int, int]] = deque()
         while True:
             while free:
                 draws = next(batches, None)
@@ -219,13 +224,13 @@ class Loader:
         """Take in one or more finished chunks."""
         started = time.monotonic()
         while True:
-            sentinels = {worker.sentinel: worker for worker in self._workers}
+            sentinels = [worker.sentinel for worker in self._workers]
             ready = wait([*self._pipes, *sentinels], timeout=_REPORT_AFTER_SECONDS)
             if ready:
                 break
             waited = time.monotonic() - started
             self._on_wait(f"waiting for input for {waited:.0f} s; is the storage of the data set slow or gone?")
-        pipes = [item for item in ready if item not in sentinels]
+        pipes = [pipe for pipe in self._pipes if pipe in ready]
         for pipe in pipes:
             try:
                 ticket, messages, skipped, error = pipe.recv()
@@ -240,9 +245,9 @@ class Loader:
             if self._open[ticket][1] == 0:
                 del self._open[ticket]
         if not pipes:
-            self._fail(sentinels[ready[0]])
+            self._fail(next(worker for worker in self._workers if worker.sentinel in ready))
 
-    def _fail(self, worker):
+    def _fail(self, worker: BaseProcess) -> NoReturn:
         """Raise DataError of a worker that ended by itself, and how."""
         worker.join(timeout=1.0)
         code = worker.exitcode
@@ -300,7 +305,8 @@ def _work(number: int, pipe, inherited, fetcher: Fetcher, slots):
             ticket, slot, rows, draws = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)
-        skipped, error = [], None
+        skipped: list[str] = []
+        error: tuple[type[Exception], str] | None = None
         try:
             for row, draw in zip(rows, draws, strict=True):
                 skipped += fetcher.store(slots[slot], row, draw)

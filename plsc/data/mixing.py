@@ -70,6 +70,16 @@ class _Mixer:
     def __init__(self, alpha: float, prob: float, epsilon: float, mode: str):
         self.alpha, self.prob, self.epsilon, self.mode = alpha, prob, epsilon, mode
 
+    def mix(
+        self, image: paddle.Tensor, other: paddle.Tensor, share: float, rng: np.random.Generator
+    ) -> tuple[paddle.Tensor, float]:
+        """A batch mixed with its partners; and the share of the first pictures' targets."""
+        raise NotImplementedError
+
+    def mixture(self, size: int, height: int, width: int, rng: np.random.Generator) -> _Mixture:
+        """A mixture of its own for each sample."""
+        raise NotImplementedError
+
     @paddle.no_grad()
     def __call__(self, image, target, rng: np.random.Generator):
         """Images [B, C, H, W] and dense targets [B, classes] → mixed ones."""
@@ -78,7 +88,7 @@ class _Mixer:
         if self.mode == "elem":
             size = image.shape[0]
             mixed = rng.random(size) < self.prob
-            mixture = self.mixture(size, *image.shape[2:], rng)
+            mixture = self.mixture(size, image.shape[2], image.shape[3], rng)
             return mixture.where(mixed, _Mixture.none(size)).apply(image, target, rng)
         if rng.random() >= self.prob:
             return image, target
@@ -115,9 +125,8 @@ class Cutmix(_Mixer):
         top, bottom, left, right = self.box(image.shape[2], image.shape[3], share, rng)
         mask = np.zeros(image.shape[2:], dtype="float32")
         mask[top:bottom, left:right] = 1.0
-        mask = paddle.to_tensor(mask)
         kept = 1.0 - (bottom - top) * (right - left) / (image.shape[2] * image.shape[3])
-        return image + (other - image) * mask, kept
+        return image + (other - image) * paddle.to_tensor(mask), kept
 
     def mixture(self, size: int, height: int, width: int, rng) -> _Mixture:
         """Each sample's own box."""
@@ -180,10 +189,10 @@ class TransformOpSampler:
         mixture, smoothing = _Mixture.none(size), np.zeros((size, 1), "float32")
         for mixer, start, stop in zip(self.mixers, edges[:-1], edges[1:], strict=True):
             chosen = (start <= points) & (points < stop)
-            mixture = mixer.mixture(size, *image.shape[2:], rng).where(chosen, mixture)
+            mixture = mixer.mixture(size, image.shape[2], image.shape[3], rng).where(chosen, mixture)
             smoothing[chosen] = mixer.epsilon
         image, target = mixture.apply(image, target, rng)
         if smoothing.any():  # of both labels of a mixture alike
-            smoothing = paddle.to_tensor(smoothing)
-            target = target * (1.0 - smoothing) + smoothing / target.shape[1]
+            epsilon = paddle.to_tensor(smoothing)
+            target = target * (1.0 - epsilon) + epsilon / target.shape[1]
         return image, target

@@ -3,9 +3,10 @@
 import itertools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import cv2
 
@@ -24,8 +25,8 @@ def each(
     tasks: Iterable,
     *,
     workers: int | None,
-    progress: Callable[[int], None] = lambda count: None,
-) -> Iterator:
+    progress: Callable[[int], object] = lambda count: None,
+) -> Generator[Any, None, None]:
     """Results of `function(task, tick)` for each task, in the order they are finished.
 
     Args:
@@ -69,24 +70,26 @@ def each(
         executor.shutdown(cancel_futures=True)
 
 
-_function = _done = _stop = None  # of a worker's process
+_worker: tuple[Callable, Any, Any]  # of a worker's process: function, count of what is done, event that stops it
 
 
-def _begin(function, done, stop):
-    global _function, _done, _stop
-    _function, _done, _stop = function, done, stop
+def _begin(function: Callable, done: Any, stop: Any) -> None:
+    global _worker
+    _worker = function, done, stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
     environment.die_with_parent()
     cv2.setNumThreads(0)
 
 
-def _run(task):
-    return _function(task, _tick)
+def _run(task: Any) -> Any:
+    function, _, _ = _worker
+    return function(task, _tick)
 
 
-def _tick(count: int = 1):
-    if _stop.is_set():
+def _tick(count: int = 1) -> None:
+    _, done, stop = _worker
+    if stop.is_set():
         raise Stopped
-    with _done.get_lock():
-        _done.value += count
+    with done.get_lock():
+        done.value += count

@@ -5,8 +5,9 @@ remember which crop and which mean a model was trained with.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from plsc.data.transforms import (
     ToTensor,
 )
 from plsc.data.transforms.base import DeviceTransform, InputStep, Transform
+from plsc.data.transforms.geometry import Backend, Interpolation
 from plsc.errors import ConfigError
 
 
@@ -38,8 +40,8 @@ class Preprocess:
 
     resize: int | tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
-    interpolation: str = "bicubic"
-    backend: str = "pil"
+    interpolation: Interpolation = "bicubic"
+    backend: Backend = "pil"
     scale: float = 1.0 / 255.0
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -49,36 +51,37 @@ class Preprocess:
     round_corner: bool = False
 
     @classmethod
-    def of(cls, transforms) -> "Preprocess":
+    def of(cls, transforms: Iterable[Any]) -> "Preprocess":
         """From evaluation transforms. Raises ConfigError for any that are not of the standard chain."""
         chain = [DecodeImage, ResizeImage, CenterCropImage, NormalizeImage]
         host, normalize, drawn = split_transforms(transforms)
-        found, order = {}, []
+        fields: dict[str, Any] = {}
+        order = []
         for transform in [*host, *([normalize] if normalize else []), *drawn]:
             order.append(next((kind for kind in chain if isinstance(transform, kind)), type(transform)))
             if isinstance(transform, DecodeImage):
-                found["rgb"] = transform.to_rgb
+                fields["rgb"] = transform.to_rgb
             elif isinstance(transform, ResizeImage):
-                found["resize"] = transform.size or transform.resize_short
-                found["interpolation"], found["backend"] = transform.interpolation, transform.backend
-                found["keep_above"] = transform.keep_above
-                found["truncate"] = transform.truncate
+                fields["resize"] = transform.size or transform.resize_short
+                fields["interpolation"], fields["backend"] = transform.interpolation, transform.backend
+                fields["keep_above"] = transform.keep_above
+                fields["truncate"] = transform.truncate
             elif isinstance(transform, CenterCropImage):
-                found["crop"] = (transform.height, transform.width)
-                found["round_corner"] = transform.round_corner
+                fields["crop"] = (transform.height, transform.width)
+                fields["round_corner"] = transform.round_corner
             elif isinstance(transform, NormalizeImage):
-                found.update(scale=transform.scale, mean=transform.mean, std=transform.std)
+                fields.update(scale=transform.scale, mean=transform.mean, std=transform.std)
         if [kind for kind in chain if kind in order] != order:
             given = ", ".join(kind.__name__ for kind in order)
             raise ConfigError(
                 "DataLoader.Eval.dataset.transform_ops: evaluation takes DecodeImage, ResizeImage, CenterCropImage and "
                 f"NormalizeImage, each at most once and in this order, beside ToCHWImage or ToTensor; not {given}"
             )
-        return cls(**found)
+        return cls(**fields)
 
-    def host_transforms(self) -> list:
+    def host_transforms(self) -> list[Callable[..., Any]]:
         """The part before the device: bytes or pixels → pixels of the model's input size."""
-        steps = [DecodeImage(to_rgb=self.rgb)]
+        steps: list[Callable[..., Any]] = [DecodeImage(to_rgb=self.rgb)]
         if self.resize is not None:
             size = None if isinstance(self.resize, int) else (self.resize[1], self.resize[0])
             short = self.resize if isinstance(self.resize, int) else None
@@ -89,26 +92,29 @@ class Preprocess:
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
         """One picture → pixels [H, W, C] uint8."""
-        for step in self.host_transforms():
-            image = step(image, None)
-        return image
+        first, *others = self.host_transforms()
+        pixels: np.ndarray = first(image, None)
+        for step in others:
+            pixels = step(pixels, None)
+        return pixels
 
     def enlarged(self, new: int, old: int) -> "Preprocess":
         """For a model of `new` pixels instead of `old`: resize and crop change in proportion."""
         sizes = ("resize", "crop", "keep_above")
         return dataclasses.replace(self, **{name: enlarged(getattr(self, name), new, old) for name in sizes})
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As preprocess.json has it."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Preprocess":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
         """What `to_dict` gave, also where JSON made lists of its tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
-def enlarged(pixels, new: int, old: int):
+def enlarged(pixels: Any, new: int, old: int) -> Any:
     """A number of pixels, or a tuple of such, for an image size of `new` instead of `old`; None stays."""
     if isinstance(pixels, tuple):
         return tuple(enlarged(side, new, old) for side in pixels)
@@ -123,17 +129,20 @@ class SplitTransforms(NamedTuple):
         drawn: what the device does after it, with draws that come with the samples (random erasing).
     """
 
-    host: list
+    host: list[Transform]
     normalize: NormalizeImage | None
-    drawn: list
+    drawn: list[DeviceTransform]
 
 
-def split_transforms(transforms) -> SplitTransforms:
+def split_transforms(transforms: Iterable[Any]) -> SplitTransforms:
     """Where each transform runs.
 
     Raises ConfigError where one is on the wrong side of NormalizeImage.
     """
-    host, normalize, drawn, as_tensor = [], None, [], False
+    host: list[Transform] = []
+    normalize: NormalizeImage | None = None
+    drawn: list[DeviceTransform] = []
+    as_tensor = False
     for transform in transforms:
         name = type(transform).__name__
         if not isinstance(transform, (DeviceTransform, InputStep)):
@@ -162,5 +171,6 @@ def split_transforms(transforms) -> SplitTransforms:
         elif not isinstance(transform, ToCHWImage):
             if any(type(other) is type(transform) for other in drawn):
                 raise ConfigError(f"transform_ops: {name} is there twice; keep one")
+            assert isinstance(transform, DeviceTransform), name
             drawn.append(transform)
     return SplitTransforms(host, normalize, drawn)

@@ -7,7 +7,7 @@ done, so a resumed run and its workers need nothing else.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     """One sample of one batch: the randomness of its augmentation is that of (seed, epoch, index, copy)."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment] # a field of this name hides tuple.index, which nobody needs
     copy: int = 0
     valid: bool = True
 
@@ -124,11 +124,15 @@ class EpochSampler:
             )
         whole, rest = divmod(size, self.global_batch)
         self.steps_per_epoch = whole if drop_last or not rest else whole + 1
-        self._order = (None, None)
+        self._order: tuple[int | None, Any] = (None, None)
 
     def identity(self) -> dict:
         """See Sampler."""
-        shards = None if self.shard_sizes is None else hashlib.sha256(np.asarray(self.shard_sizes, "<i8")).hexdigest()
+        shards = (
+            None
+            if self.shard_sizes is None
+            else hashlib.sha256(np.asarray(self.shard_sizes, "<i8").tobytes()).hexdigest()
+        )
         return {
             "samples": self.size,
             "shards": shards,

@@ -102,7 +102,7 @@ def split(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
     if len(classes) <= _LARGE:
         parts = _drawn_parts(classes, fraction, seed)
     else:
-        facts = {"labels": hashlib.sha256(classes).hexdigest(), "fraction": fraction, "seed": seed}
+        facts = {"labels": hashlib.sha256(classes.tobytes()).hexdigest(), "fraction": fraction, "seed": seed}
         parts = cached("val_fraction", facts, lambda: _drawn_parts(classes, fraction, seed))
     if not len(parts["held"]):
         raise DataError("val_fraction holds nothing out: no class has two samples")

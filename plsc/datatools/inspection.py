@@ -128,7 +128,7 @@ class _Part:
     classes: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)
     odd: dict[str, _Some] = field(default_factory=dict)  # remark → names
-    above: np.ndarray | int = 0
+    above: np.ndarray = field(default_factory=lambda: np.zeros((len(THRESHOLDS), 2), np.int64))
     weighted: int = 0
 
     @classmethod
@@ -222,7 +222,7 @@ def class_summary(counts: dict[int, int], names: list[str] | None, class_num: in
         "names": names,
         "smallest": smallest,
         "largest": largest,
-        "ratio": filled[largest] / filled[smallest] if present else None,
+        "ratio": filled[largest] / filled[smallest] if largest is not None and smallest is not None else None,
         "empty": [label for label in range(number) if not filled[label]],
     }
 
@@ -286,7 +286,7 @@ def _remarks(image: Image.Image, name: str) -> list[str]:
     if image.getexif().get(0x0112, 1) != 1:
         remarks.append("turned, by its EXIF orientation")
     ending = "." + name.rpartition(".")[2].lower()
-    if ending in set.union(*_ENDINGS.values()) and ending not in _ENDINGS.get(image.format, {ending}):
+    if ending in set.union(*_ENDINGS.values()) and ending not in _ENDINGS.get(image.format or "", {ending}):
         remarks.append(f"{image.format} by content, {ending} by name")
     return remarks
 

@@ -179,7 +179,7 @@ def _members(index: int, sample: Sample, pixels: np.ndarray, settings: Settings)
     except DataError as error:
         raise DataError(f"{sample.name}: {error}") from error
     if isinstance(sample.label, tuple):
-        labels = {"labels": list(sample.label)}
+        labels: dict[str, list] = {"labels": list(sample.label)}
         if sample.weights is not None:
             labels["label_probs"] = list(sample.weights)
         return [(f"{key}.jpg", jpeg), (f"{key}.json", json.dumps(labels).encode())]
@@ -217,7 +217,9 @@ def _write_shard(path: Path, data: Dataset, indices, settings: Settings, tick) -
 
 def _fill(file, data: Dataset, indices, settings: Settings, tick) -> dict:
     """Write samples into a tar file: their count and class_counts, and the damaged ones as skipped."""
-    classes, skipped, in_a_row = Counter(), [], 0
+    classes: Counter[int] = Counter()
+    skipped: list[dict] = []
+    in_a_row = 0
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
         for index in map(int, indices):
             try:
@@ -286,7 +288,8 @@ class _Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{folder}: another preparation is at work there") from None
-        self.records, self.class_counts = {}, Counter()
+        self.records: dict[int, dict] = {}
+        self.class_counts: Counter[int] = Counter()
         _, before = next(self._lines(), (0, None))
         if before is None:
             foreign = next(folder.glob("[!.]*.tar"), None)

@@ -27,7 +27,7 @@ class Source:
     @classmethod
     def of(cls, data: "Dataset | Source") -> "Source":
         """A data set as a source, described by its type; a source as it is."""
-        return data if isinstance(data, cls) else cls(data, {"dataset": type(data).__name__})
+        return data if isinstance(data, Source) else cls(data, {"dataset": type(data).__name__})
 
 
 def from_folder(root: str | Path) -> Source:
@@ -49,7 +49,7 @@ def from_list(
         DataError: the list or its first picture cannot be read.
     """
     root = Path(path).parent if root is None else root
-    options = {"delimiter": delimiter, "multi_label": multi_label}
+    options: dict[str, Any] = {"delimiter": delimiter, "multi_label": multi_label}
     places = {"image_root": os.path.abspath(root), "cls_label_path": os.path.abspath(path)}
     data = ImageNetDataset(str(root), str(path), **options)
     return Source(data, {"dataset": "ImageNetDataset", **places, **options})

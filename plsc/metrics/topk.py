@@ -19,7 +19,7 @@ class TopkAcc(Sums):
     all of them count. The first k is the one that picks the best checkpoint.
     """
 
-    def __init__(self, topk: Positive | Annotated[list[Positive], Field(min_length=1)] = (1, 5)):  # type: ignore[assignment]
+    def __init__(self, topk: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 5)):
         self.topk = [topk] if isinstance(topk, int) else list(topk)
         self.names = [f"top{k}" for k in self.topk]
         super().__init__([len(self.topk) + 1])

@@ -121,7 +121,7 @@ def check_protocol(data: object) -> None:
             f"{kind} is no data set: it needs __len__, __getitem__, class_names and max_labels; derive it from "
             "plsc.data.datasets.Dataset, which has the latter two"
         )
-    methods = {
+    methods: dict[str, object] = {
         "name(index)": data.name if isinstance(data, Named) else None,
         "labels_of(indices)": data.labels_of if isinstance(data, Labelled) else None,
         "check(class_num)": data.check if isinstance(data, LabelChecked) else None,

@@ -134,7 +134,9 @@ def _members(layout: _Layout, source: Path, wanted: list[str]) -> Iterator[tuple
                     continue
                 if member.size > _LARGEST_MEMBER:
                     raise DataError(f"{source}: {member.name} has {member.size:,} bytes, more than any official one")
-                yield name, archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                assert content is not None, "of files, which isfile() says it is"
+                yield name, content.read()
             while archive.fileobj.read(1 << 20):
                 pass  # gzip's checksum stands at the end
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

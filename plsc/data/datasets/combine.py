@@ -74,7 +74,7 @@ class Renumbered(Subset):
     def __init__(self, data: Dataset, class_names: list[str]):
         super().__init__(data, range(len(data)))
         place = {name: number for number, name in enumerate(class_names)}
-        self._numbers = np.array([place[name] for name in data.class_names])
+        self._numbers = np.array([place[name] for name in data.class_names or ()])
         self.class_names = class_names
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
@@ -83,12 +83,11 @@ class Renumbered(Subset):
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        several = isinstance(sample.label, tuple)
-        labels = sample.label if several else (sample.label,)
+        labels = sample.label if isinstance(sample.label, tuple) else (sample.label,)
         if not all(0 <= label < len(self._numbers) for label in labels):
             raise DataError(f"{sample.name}: its label is {max(labels)}, of {len(self._numbers)} classes with names")
         numbers = tuple(int(self._numbers[label]) for label in labels)
-        return sample._replace(label=numbers if several else numbers[0])
+        return sample._replace(label=numbers if isinstance(sample.label, tuple) else numbers[0])
 
 
 def numbered_as(data: Dataset, class_names: list[str] | None, owner: str) -> Dataset:
@@ -143,8 +142,8 @@ class Stack(Dataset):
         if all(s is None for s in sizes):
             self.shard_sizes = None
         else:
-            sizes = [[len(d)] if s is None else s for s, d in zip(sizes, datasets, strict=True)]
-            self.shard_sizes = np.concatenate([np.asarray(s, dtype=np.int64) for s in sizes])
+            whole = [[len(d)] if s is None else s for s, d in zip(sizes, datasets, strict=True)]
+            self.shard_sizes = np.concatenate([np.asarray(s, dtype=np.int64) for s in whole])
 
     def check(self, class_num: int) -> None:
         for data in self.datasets:

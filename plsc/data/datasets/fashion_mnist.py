@@ -60,8 +60,8 @@ class FashionMNIST(InMemory):
 def _locate(root: Path, names: tuple[str, str], download: bool) -> list[Path]:
     """The files of a split, all of them in root or in Debian's folder, or fetched."""
     for folder in (root, DEBIAN):
-        paths = [_found(folder, name) for name in names]
-        if all(paths):
+        paths = [path for path in (_found(folder, name) for name in names) if path]
+        if len(paths) == len(names):
             if folder == DEBIAN != root:
                 log.info("FashionMNIST: %s is not in %s; taken from %s", names[0], root, DEBIAN)
             return paths

@@ -25,7 +25,7 @@ class ImageFolder(Dataset):
     A folder without a picture is no class: a warning names it.
     """
 
-    def __init__(self, root: Annotated[str, InputPath()], extensions: list[str] = EXTENSIONS):
+    def __init__(self, root: Annotated[str, InputPath()], extensions: tuple[str, ...] = EXTENSIONS):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"{root}: no such folder; ImageFolder.root holds one folder a class")

@@ -1,6 +1,5 @@
 """Pictures named in a list file: one `path label` a line, as ImageNet comes in PLSC."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -170,13 +169,13 @@ class ImageNetDataset(Dataset):
                 labels = padded([tuple(dict.fromkeys(map(int, text.split(b",")))) for text in texts])
             else:
                 labels = np.array(list(map(int, texts)), dtype=np.int64)
-            wrong = labels.min(initial=0) < (-1 if self.multi_label else 0)
+            if labels.min(initial=0) >= (-1 if self.multi_label else 0):
+                return labels
         except ValueError:
-            wrong = True
-        if wrong:
-            for index in indices.tolist():
-                self._parse(index)  # raises the error that names the line
-        return labels
+            pass
+        for index in indices.tolist():
+            self._parse(index)  # raises the error that names the line
+        raise AssertionError("a line was refused and then taken")
 
     def _label_texts(self, first: int, last: int) -> list[bytes]:
         """What follows the path in the lines of samples `first` … `last`."""
@@ -192,7 +191,5 @@ class ImageNetDataset(Dataset):
         try:
             image = path.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"{path}: {os.strerror(error.errno)} (line {self._line(index)} of {self.list_path})"
-            ) from error
+            raise DataError(f"{path}: {error.strerror} (line {self._line(index)} of {self.list_path})") from error
         return Sample(image, labels if self.multi_label else labels[0], str(path))

@@ -70,7 +70,7 @@ class LabelPolicy:
             order = [k for k in order if np.float32(weights[k]) >= self.threshold]
         if self.mode == "class":
             return ids[order[0]], None
-        best = {}
+        best: dict[int, float] = {}
         for k in order:
             best.setdefault(ids[k], weights[k])  # of a label named twice the more probable
         chosen = dict(list(best.items())[: self._most])

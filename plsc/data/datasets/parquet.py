@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ class _Parquet(Format):
 
     def __init__(self, image_key: str, label_key: str, prob_key: str | None, cached_row_groups: int):
         self.image_key, self.label_key, self.prob_key = image_key, label_key, prob_key
-        self.cached_row_groups, self._kept = cached_row_groups, OrderedDict()
+        self.cached_row_groups = cached_row_groups
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
         self.options = {"image_key": image_key, "label_key": label_key, "prob_key": prob_key}
         self._label_columns = (label_key, prob_key) if prob_key else (label_key,)
 

@@ -195,7 +195,10 @@ class Shards(Dataset):
     def _with_local(self, shard: int, use: Callable):
         """use(path of the file, or of its copy)"""
         file = self.files[shard]
-        return self._copies.with_copy(file, use) if is_remote(file) else use(Path(file))
+        if not is_remote(file):
+            return use(Path(file))
+        assert self._copies is not None, "remote shards have copies"
+        return self._copies.with_copy(file, use)
 
     def _index(self, shard: int) -> dict[str, np.ndarray]:
         file = self.files[shard]
@@ -288,7 +291,7 @@ class Shards(Dataset):
         return self._opened[shard]
 
     def _remedy(self, shard: int) -> str:
-        if is_remote(self.files[shard]):
+        if self._copies is not None and is_remote(self.files[shard]):
             return f"delete {cache_folder() / 'index'} and {self._copies.folder}, and start again"
         return "start again"
 
@@ -359,6 +362,6 @@ def in_shards(make_format: Callable[..., Format]):
         of_format = {name: arguments.pop(name) for name in own if name in arguments}
         return open_shards(make_format(**of_format), **arguments)
 
-    factory.__signature__ = signature
+    factory.__signature__ = signature  # type: ignore[attr-defined]
     factory.__name__, factory.__doc__ = make_format.__name__, make_format.__doc__
     return factory

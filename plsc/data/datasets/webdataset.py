@@ -2,6 +2,7 @@
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,9 @@ class _Tar(Format):
 
 def _samples(path: Path):
     """(key, {extension: member}) of a tar's samples in order."""
-    key, members = None, {}
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
+    tar: Any  # typed without firstmember and members
     try:
         with tarfile.open(path, "r:") as tar:
             empty = tar.firstmember is None  # where Python 3.10 fails to look for a next one

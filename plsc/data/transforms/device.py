@@ -17,8 +17,8 @@ class NormalizeImage(InputStep):
     def __init__(
         self,
         scale: float = 1.0 / 255.0,
-        mean: Annotated[list[float], Field(min_length=1)] = (0.485, 0.456, 0.406),
-        std: list[PositiveFloat] = (0.229, 0.224, 0.225),
+        mean: Annotated[tuple[float, ...], Field(min_length=1)] = (0.485, 0.456, 0.406),
+        std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225),
     ):
         if len(mean) != len(std):
             raise ConfigError(f"NormalizeImage has {len(mean)} means and {len(std)} standard deviations")
@@ -31,8 +31,8 @@ class Normalize(NormalizeImage):
 
     def __init__(
         self,
-        mean: Annotated[list[float], Field(min_length=1)] = (0.0, 0.0, 0.0),
-        std: list[PositiveFloat] = (1.0, 1.0, 1.0),
+        mean: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0, 0.0, 0.0),
+        std: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0),
     ):
         super().__init__(scale=1.0, mean=mean, std=std)
 

@@ -4,7 +4,7 @@ Paddle is imported where the device works: what only prepares pictures does with
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from plsc.data.transforms.base import DeviceTransform
 from plsc.data.transforms.draws import log_uniform
 from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 _TILE_KEY = 0x706C7363  # fixes the noise of mode pixel, for ever and on every machine
 
@@ -41,7 +44,7 @@ class RandomErasing(DeviceTransform):
         sl: Fraction = 0.02,
         sh: Fraction = 0.4,
         r1: PartOfWhole = 0.3,
-        mean: list[float] = (0.0,),
+        mean: tuple[float, ...] = (0.0,),
         attempt: Positive = 100,
         use_log_aspect: bool = False,
         mode: Literal["const", "rand", "pixel"] = "const",
@@ -51,7 +54,8 @@ class RandomErasing(DeviceTransform):
             raise ConfigError(f"RandomErasing.sl is {sl}, which is above sh, {sh}")
         self.probability, self.area, self.attempts, self.count = EPSILON, (sl, sh), attempt, count
         self.aspect, self.use_log_aspect, self.mode, self.mean = (r1, 1.0 / r1), use_log_aspect, mode, tuple(mean)
-        self._tile, self._tile_of = None, None
+        self._tile: Tensor | None = None
+        self._tile_of: tuple[int, int, int] | None = None
 
     def fields(self, height: int, width: int, channels: int) -> dict[str, tuple[tuple, str]]:
         """Name → (shape, type) of the arrays that every sample carries for a picture of this size.
@@ -63,7 +67,7 @@ class RandomErasing(DeviceTransform):
             raise ConfigError(
                 f"RandomErasing.mean has {len(self.mean)} values; it takes one, or {channels}: one a channel"
             )
-        fields = {"erase_boxes": ((self.count, 4), "int16")}
+        fields: dict[str, tuple[tuple[int, ...], str]] = {"erase_boxes": ((self.count, 4), "int16")}
         if self.mode == "rand":
             fields["erase_values"] = ((self.count, channels), "float32")
         elif self.mode == "pixel":
@@ -127,7 +131,7 @@ class RandomErasing(DeviceTransform):
         import paddle
 
         channels, height, width = image.shape[1:]
-        if self._tile_of != (height, width, channels):
+        if self._tile is None or self._tile_of != (height, width, channels):
             rng = np.random.Generator(np.random.Philox(key=_TILE_KEY))
             self._tile = paddle.to_tensor(rng.standard_normal((4 * height * width, channels), dtype=np.float32))
             self._tile_of = (height, width, channels)

@@ -1,5 +1,8 @@
 """Decoding and random cropping in one: only what the crop needs of a JPEG is decoded."""
 
+from collections.abc import Sequence
+
+from plsc.data.transforms.base import Transform
 from plsc.data.transforms.decode import DecodeImage, decode_region, jpeg_header
 from plsc.data.transforms.geometry import RandomCrop
 
@@ -29,8 +32,8 @@ class DecodeAndCrop:
         return next((factor for factor in (8, 4, 2) if times >= factor), 1)
 
 
-def fuse(transforms: list) -> list:
-    """The transforms with DecodeImage and a crop right behind it made one."""
+def fuse(transforms: Sequence[Transform]) -> list[Transform]:
+    """The transforms with DecodeImage and a crop right after it made one."""
     if len(transforms) > 1 and isinstance(transforms[0], DecodeImage) and isinstance(transforms[1], RandomCrop):
-        return [DecodeAndCrop(*transforms[:2]), *transforms[2:]]
+        return [DecodeAndCrop(transforms[0], transforms[1]), *transforms[2:]]
     return list(transforms)

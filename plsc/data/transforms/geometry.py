@@ -52,8 +52,8 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str, backe
         out = cv2.resize(image, (width, height), interpolation=_CV2[interpolation])
         return out if out.ndim == 3 else out[..., np.newaxis]  # cv2 drops a single channel
     if image.shape[2] == 1:
-        out = Image.fromarray(image[..., 0]).resize((width, height), _PIL[interpolation])
-        return np.asarray(out)[..., np.newaxis]
+        grey = Image.fromarray(image[..., 0]).resize((width, height), _PIL[interpolation])
+        return np.asarray(grey)[..., np.newaxis]
     return np.asarray(Image.fromarray(image).resize((width, height), _PIL[interpolation]))
 
 
@@ -93,17 +93,18 @@ class ResizeImage:
         if self.size is not None:
             height, width = self.size
         else:
+            assert self.resize_short is not None
             short = min(image.shape[:2])
             if self.keep_above is not None and self.keep_above <= short <= self.resize_short:
                 return image
-            height, width = (self._scaled(side, short) for side in image.shape[:2])
+            height, width = (self._scaled(side, short, self.resize_short) for side in image.shape[:2])
         return resize(image, height, width, self.interpolation, self.backend)
 
-    def _scaled(self, side: int, short: int) -> int:
-        """A side's new length in pixels, where the short one becomes resize_short."""
+    def _scaled(self, side: int, short: int, new_short: int) -> int:
+        """A side's new length in pixels, where the short one becomes new_short."""
         if self.truncate:
-            return int(self.resize_short * side / short)
-        return max(1, round(side * (self.resize_short / short)))
+            return int(new_short * side / short)
+        return max(1, round(side * (new_short / short)))
 
 
 @TRANSFORMS.register()
@@ -177,7 +178,7 @@ class RandomCrop(abc.ABC):
         return resize(crop, self.height, self.width, interpolation, self.backend)
 
     def __call__(self, image, rng):
-        top, left, height, width = self.box(*image.shape[:2], rng)
+        top, left, height, width = self.box(image.shape[0], image.shape[1], rng)
         return self.resized(image[top : top + height, left : left + width], rng)
 
 

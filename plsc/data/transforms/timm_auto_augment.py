@@ -5,8 +5,9 @@ ranges and kinds of the operations; PLSC's TimmAutoAugment is a copy of an early
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator
@@ -178,7 +179,7 @@ _TABLES = {
     "3a": (policies.THREE_AUGMENT, "Posterize"),
 }
 # what may follow the name, with the type of its number
-_PARTS = {
+_PARTS: dict[str, dict[str, type[int] | type[float]]] = {
     "rand": {"m": float, "n": int, "p": float, "mstd": float, "mmax": float, "inc": int, "w": int},
     "augmix": {"m": float, "w": int, "d": int, "a": float, "b": int, "mstd": float},
     **{name: {"mstd": float} for name in _TABLES},
@@ -196,23 +197,24 @@ def _parse(text: str) -> tuple[str, dict]:
     name, *parts = text.split("-")
     if name not in _PARTS:
         raise ConfigError(f"TimmAutoAugment.config_str is {text!r}; it begins with one of {', '.join(_PARTS)}")
-    values = {}
+    values: dict[str, Any] = {}
     for part in parts:
         if name == "rand" and part[:1] == "t" and part[1:] in _SETS:
             values["t"] = part[1:]
             continue
-        found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-        kind = _PARTS[name].get(found[1]) if found else None
-        if kind is None or (kind is int and "." in found[2]):
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+        kind = _PARTS[name].get(match[1]) if match else None
+        if match is None or kind is None or (kind is int and "." in match[2]):
             known = [f"{key}<{'whole ' if kind is int else ''}number>" for key, kind in _PARTS[name].items()]
             known += [f"t{key}" for key in _SETS] if name == "rand" else []
             raise ConfigError(f"TimmAutoAugment.config_str: {part!r} is no part of {name}; it takes {', '.join(known)}")
-        values[found[1]] = kind(found[2])
+        values[match[1]] = kind(match[2])
     return name, values
 
 
 def _rand_augment(style: _Style, values: dict) -> _RandAugment:
-    kinds, weights = policies.RANDOM, None
+    kinds: Sequence[str] = policies.RANDOM
+    weights: Sequence[float] | None = None
     if values.get("inc"):
         kinds = [_increasing(kind) for kind in kinds]
     if "t" in values:
@@ -271,7 +273,7 @@ class TimmAutoAugment:
         self,
         config_str: str = "rand-m9-mstd0.5-inc1",
         interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic",
-        mean: Annotated[list[Fraction], AfterValidator(_one_or_three)] = (0.485, 0.456, 0.406),
+        mean: Annotated[tuple[Fraction, ...], AfterValidator(_one_or_three)] = (0.485, 0.456, 0.406),
     ):
         name, values = _parse(config_str)
         style = _Style(
@@ -281,6 +283,7 @@ class TimmAutoAugment:
             highest_level=values.get("mmax") or _STRONGEST,
             translation=0.3 if name == "augmix" else 0.45,
         )
+        self.augment: Callable[[np.ndarray, np.random.Generator], np.ndarray]
         if name == "rand":
             self.augment = _rand_augment(style, values)
         elif name == "augmix":
