@@ -6,7 +6,7 @@ exit code 2. Anything else that escapes is a fault of plsc itself: traceback, ex
 
 
 class PlscError(Exception):
-    """A condition the user can mend; its text says what, where and how."""
+    """A condition the user can correct; its text says what, where and how."""
 
 
 class ConfigError(PlscError):

@@ -258,7 +258,7 @@ def export(
         What the check found.
 
     Raises:
-        ConfigError: nothing says how pictures enter the model.
+        ConfigError: how pictures enter the model is unknown.
         CheckpointError: the model cannot be exported so, or something else stands in the output's place.
         DeviceError: a library is missing, or does not compute what the model does; nothing is written then.
     """
@@ -312,7 +312,7 @@ def _check_output(output: Path) -> None:
 
 
 def _check_model(loaded: loading.LoadedModel, format: str, precision: str) -> None:
-    """Raise for what can be told before anything is computed."""
+    """Raise for what is known before anything is computed."""
     path = loaded.path
     loaded.check_head()
     if loaded.card.preprocess is None:
@@ -378,16 +378,16 @@ def _check_preprocess(loaded: loading.LoadedModel) -> None:
     (picture,) = sample_pictures(1, _channels(loaded))
     height, width = loaded.card.img_size
     remedy = (
-        f"the model takes {height}x{width}: mend resize or crop, in the preprocess.json beside the weights or, where "
-        "these say nothing, in the recipe's DataLoader.Eval"
+        f"the model takes {height}x{width}: correct resize or crop, in the preprocess.json beside the weights or, "
+        "where these say nothing, in the recipe's DataLoader.Eval"
     )
     try:
-        found = preprocess(_large(picture, preprocess, (height, width))).shape[:2]
+        sides = preprocess(_large(picture, preprocess, (height, width))).shape[:2]
     except DataError as error:
         raise CheckpointError(f"{loaded.path}: its preprocessing refuses every picture: {error}; {remedy}") from error
-    if found != (height, width):
+    if sides != (height, width):
         raise CheckpointError(
-            f"{loaded.path}: its preprocessing makes pictures of {found[0]}x{found[1]} pixels; {remedy}"
+            f"{loaded.path}: its preprocessing makes pictures of {sides[0]}x{sides[1]} pixels; {remedy}"
         )
 
 
@@ -460,20 +460,22 @@ def _check(network, exported: predictor.Predictor, cases: list[Case], precision:
     An export of float16 weights is compared with the model that has the same weights as float32, to the tolerance,
     and with the model as it was, to HALF_TOLERANCE.
     """
-    found = []
+    comparisons = []
     for case in cases:
         logits = exported.run(case.images)
         if precision == "fp16":
             rounded = Case(case.images, _logits(network, case.images))
-            found.append(Comparison.of(logits, rounded, "its float16 weights, computed in float32", tolerance))
+            comparisons.append(Comparison.of(logits, rounded, "its float16 weights, computed in float32", tolerance))
             bound = HALF_TOLERANCE * float(np.abs(case.expected).max())
-            found.append(Comparison.of(logits, case, "the float32 model", bound))
+            comparisons.append(Comparison.of(logits, case, "the float32 model", bound))
         else:
-            found.append(Comparison.of(logits, case, "the model", tolerance))
-    if not all(comparison.agrees for comparison in found):
-        told = "".join(f"\n  {comparison}" for comparison in found)
-        raise DeviceError(f"the {exported.kind} export does not compute what the model does; nothing is written:{told}")
-    return found
+            comparisons.append(Comparison.of(logits, case, "the model", tolerance))
+    if not all(comparison.agrees for comparison in comparisons):
+        listed = "".join(f"\n  {comparison}" for comparison in comparisons)
+        raise DeviceError(
+            f"the {exported.kind} export does not compute what the model does; nothing is written:{listed}"
+        )
+    return comparisons
 
 
 def _description(loaded: loading.LoadedModel, format: str, precision: str, dynamic: bool, batch: int | None) -> dict:
@@ -500,7 +502,7 @@ def _store_half(network, path: Path) -> None:
     try:
         store_half(network)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error} holds values beyond float16; choose --precision fp32") from error
+        raise CheckpointError(f"{path}: {error} holds values outside float16; choose --precision fp32") from error
 
 
 def _write_graph(network, folder: Path, description: dict) -> None:
@@ -513,7 +515,7 @@ def _write_graph(network, folder: Path, description: dict) -> None:
     paddle2onnx = _import_paddle2onnx()
     description["versions"]["paddle2onnx"] = paddle2onnx.__version__
     file = folder / ONNX_MODEL
-    with captured_output() as said:
+    with captured_output() as printed:
         try:
             # another optimize_tool would install packages by itself
             paddle2onnx.export(
@@ -524,7 +526,7 @@ def _write_graph(network, folder: Path, description: dict) -> None:
                 optimize_tool="None",
             )
         except Exception as error:  # it logs what went wrong, and then stumbles over the missing result
-            raise DeviceError(f"paddle2onnx cannot convert the model:\n{said()}") from error
+            raise DeviceError(f"paddle2onnx cannot convert the model:\n{printed()}") from error
     _tidy(file, _norm_epsilon(network))
     for left in folder.glob("inference.*"):
         left.unlink()
@@ -547,7 +549,7 @@ def _norm_epsilon(network) -> float | None:
 
 
 def _tidy(file: Path, epsilon: float | None) -> None:
-    """Name what a user of an ONNX file sees, drop constants that nothing reads, and mend a fault of paddle2onnx.
+    """Name what a user of an ONNX file sees, drop constants that nothing reads, and repair a fault of paddle2onnx.
 
     Its 2.1.0 gives GroupNorm, which becomes InstanceNormalization, an epsilon from memory that was never written.
     """

@@ -43,8 +43,8 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a run's checkpoints folder, rising."""
     if not folder.is_dir():
         return []
-    found = (_STEP.fullmatch(entry.name) for entry in os.scandir(folder) if entry.is_dir())
-    return sorted(int(match.group(1)) for match in found if match)
+    matches = (_STEP.fullmatch(entry.name) for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def find(folder: Path, which: str) -> Path | None:

@@ -118,7 +118,7 @@ def captured_output() -> Iterator[Callable[[], str]]:
     kept = [os.dup(1), os.dup(2)]
     with tempfile.TemporaryFile() as file:
 
-        def said() -> str:
+        def printed() -> str:
             _flush()
             file.seek(0)
             return file.read().decode(errors="replace")
@@ -126,7 +126,7 @@ def captured_output() -> Iterator[Callable[[], str]]:
         try:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            yield said
+            yield printed
         finally:
             _flush()
             for number, descriptor in enumerate(kept, start=1):

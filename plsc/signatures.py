@@ -126,7 +126,7 @@ def is_bounded(annotation) -> bool:
 
 
 def holding_bounds(factory: Factory, name: str) -> Factory:
-    """The factory, which from now on refuses arguments beyond the bounds in its signature when it is called.
+    """The factory, which from now on refuses arguments out of the bounds in its signature when it is called.
 
     A class stays the same class, with another `__init__`.
 

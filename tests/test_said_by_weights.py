@@ -297,7 +297,7 @@ def test_eval_measures_the_recipes_pictures_and_says_where_the_checkpoints_were_
 def test_a_preprocessing_that_does_not_fit_is_not_exported(tmp_path, capsys, preprocess, told):
     path = write_model(tmp_path / "own.safetensors", preprocess=preprocess)
     error = said_on_error(capsys, "export", "--weights", path, "--output", "out")
-    assert told in error and "own.safetensors" in error and "mend resize or crop" in error
+    assert told in error and "own.safetensors" in error and "correct resize or crop" in error
     assert not Path("out").exists()
 
 

@@ -113,13 +113,13 @@ def descendants(pid: int) -> list[int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found, queue = [], [pid]
+    below, queue = [], [pid]
     while queue:
         parent = queue.pop()
         children = [child for child, of in parents.items() if of == parent]
-        found += children
+        below += children
         queue += children
-    return found
+    return below
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -240,13 +240,13 @@ class Job:
 
     def checkpoints(self) -> list[dict]:
         """trainer.json of all checkpoints, in the order of their steps."""
-        found = sorted((self.run / "checkpoints").glob("step-*/trainer.json"))
-        return [json.loads(path.read_text()) for path in found]
+        paths = sorted((self.run / "checkpoints").glob("step-*/trainer.json"))
+        return [json.loads(path.read_text()) for path in paths]
 
     def rank(self, name: str) -> int:
         """The rank that the launcher of a node gave its process last."""
-        found = re.findall(r"^PADDLE_TRAINER_ID=(\d+)$", (self.folder / name / "envlog.0").read_text(), re.MULTILINE)
-        return int(found[-1])
+        ranks = re.findall(r"^PADDLE_TRAINER_ID=(\d+)$", (self.folder / name / "envlog.0").read_text(), re.MULTILINE)
+        return int(ranks[-1])
 
     def restarts(self, name: str) -> int:
         """How often the launcher of a node gave up, and tools/restart.py started it again."""
@@ -441,11 +441,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         rehearse(job, arguments.patience, rank=arguments.rank, how=arguments.how)
-        found = check(job, uninterrupted(job, arguments.patience))
+        lines = check(job, uninterrupted(job, arguments.patience))
     except (Failed, subprocess.SubprocessError) as error:
         print(f"error: {error}\n  logs: {folder}", file=sys.stderr)
         return 1
-    print("\n" + "\n".join(textwrap.fill(line, 110, initial_indent="- ", subsequent_indent="  ") for line in found))
+    print("\n" + "\n".join(textwrap.fill(line, 110, initial_indent="- ", subsequent_indent="  ") for line in lines))
     if arguments.folder is None:
         shutil.rmtree(folder)
     return 0

@@ -20,7 +20,7 @@ _HEAD = """\
 
 _EXIT_CODES = """\
 Exit codes: 0 done; 1 done in part, as the command says, or a fault of plsc with its traceback; 2 something that the
-user can mend, with one message; 130 after Ctrl-C, 143 after SIGTERM.
+user can correct, with one message; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 

@@ -3,7 +3,7 @@
     python tools/restart.py python -m paddle.distributed.launch --nproc_per_node 2 tools/train.py \\
         -c digits -o Global.resume=auto
 
-Exit code 0 of the command ends this, and so does 2, an error that the user must mend. Everything else is tried again.
+Exit code 0 of the command ends this, and so does 2, an error for the user to correct. Everything else is tried again.
 SIGTERM and Ctrl-C are handed on as one SIGTERM; when the command has saved and ended, this ends too, with 143 or 130.
 """
 
@@ -54,7 +54,7 @@ class Restarting:
                 return 128 + self.asked if code in _ENDED_BY_SIGNAL else code
             failures = 1 if time.monotonic() - started > _LASTING_SECONDS else failures + 1
             if code == USER_ERROR or failures >= self.tries:
-                reason = "an error to mend" if code == USER_ERROR else f"{failures} failures in a row"
+                reason = "an error to correct" if code == USER_ERROR else f"{failures} failures in a row"
                 self._say(f"exit code {code}: {reason}, not started again")
                 return code
             self._say(f"exit code {code}: starting again in {self.pause:g} s (failure {failures} of {self.tries})")

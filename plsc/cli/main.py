@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can mend, 130 after Ctrl-C,
+        The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can correct, 130 after Ctrl-C,
         143 after SIGTERM.
     """
     with _signals():

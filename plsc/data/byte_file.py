@@ -15,10 +15,10 @@ class ByteFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes. Raises DataError where the file ends before."""
-        found = os.pread(self._descriptor, size, offset)
-        if len(found) != size:
-            raise DataError(f"{self.path}: ends at byte {offset + len(found)}; it was longer when it was indexed")
-        return found
+        content = os.pread(self._descriptor, size, offset)
+        if len(content) != size:
+            raise DataError(f"{self.path}: ends at byte {offset + len(content)}; it was longer when it was indexed")
+        return content
 
     def close(self):
         os.close(self._descriptor)

@@ -197,7 +197,7 @@ def _measured(
 ) -> Evaluation:
     """The result with its figures, or with what the row failed of.
 
-    Errors are raised where there is no other row, and where another process may be waiting in the midst of this one.
+    Errors are raised where there is no other row, and where another process may be waiting during this one.
     """
     prepared, error = None, row.error
     if row.config is not None:

@@ -45,7 +45,7 @@ def store_half(network) -> None:
     """Hold matrices and kernels as float16; they become float32 where they are used. Vectors stay float32.
 
     Raises:
-        ValueError: a weight is beyond float16; says which.
+        ValueError: a weight is outside float16; names it.
     """
     for prefix, layer in network.named_sublayers(include_self=True):
         names = [name for name, p in layer._parameters.items() if p is not None and p.ndim > 1]
@@ -155,7 +155,7 @@ def cubic_matrix(new, old: int):
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     weights = paddle.where(distance <= 1, near, far)
-    edge = np.clip(np.arange(-_REACH, old + _REACH), 0, old - 1)  # positions beyond the edge repeat it
+    edge = np.clip(np.arange(-_REACH, old + _REACH), 0, old - 1)  # positions outside the edge repeat it
     return paddle.matmul(weights, paddle.to_tensor(np.eye(old, dtype="float32")[edge]))
 
 

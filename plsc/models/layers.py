@@ -137,7 +137,7 @@ class Attention(nn.Layer):
         return self._out(mixed)
 
     def forward_with_weights(self, x):
-        """The output [B, N, C] and the attention weights [B, H, N, N] behind it."""
+        """The output [B, N, C] and the attention weights [B, H, N, N] that made it."""
         q, k, v = self._split(x)
         weights = self._weights(q, k)
         return self._out(self._mix(weights, v)), weights

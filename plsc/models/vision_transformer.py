@@ -121,9 +121,9 @@ class VisionTransformer(nn.Layer):
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise lr decay: 0 the embeddings, 1 … depth the blocks, depth + 1 the rest."""
-        found = re.match(r"blocks\.(\d+)\.", name)
-        if found:
-            return int(found.group(1)) + 1
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block:
+            return int(block.group(1)) + 1
         embeddings = ("patch_embed.", "cls_token", "reg_token", "pos_embed")
         return 0 if name.startswith(embeddings) else self.spec.depth + 1
 

@@ -169,8 +169,8 @@ def _read_torch_zip(path: Path) -> Container:
             return opened.read(f"{prefix}data/{entry.key}")
 
     def check(entry: Storage):
-        found = sizes.get(f"{prefix}data/{entry.key}")
-        if found is None or found < entry.count * item_bytes(entry.dtype):
+        size = sizes.get(f"{prefix}data/{entry.key}")
+        if size is None or size < entry.count * item_bytes(entry.dtype):
             raise CheckpointError(f"{path}: the values of storage {entry.key} are missing or truncated")
 
     return _torch_container(path, tree, storage, check)
@@ -362,6 +362,6 @@ def open_container(path: Path) -> Container:
         if head[:4] == b"\0\0\0\0":
             raise CheckpointError(f"{path}: Paddle's binary stream (use_binary_format), which is not read")
     except DAMAGE as error:
-        said = str(error) or type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or not a file of weights: {said}") from error
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path}: damaged, or not a file of weights: {reason}") from error
     raise CheckpointError(f"{path}: not a file of weights: neither npz, safetensors, torch, Paddle nor TensorFlow")

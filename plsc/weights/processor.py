@@ -89,30 +89,30 @@ class _Processor(_Part):
 def from_processor(config: dict) -> dict | None:
     """An image-processor config → fields of Preprocess; None where it is of another kind or does not say all."""
     try:
-        said = _Processor.model_validate(config)
+        stated = _Processor.model_validate(config)
     except ValidationError:
         return None
-    crops = said.do_center_crop
-    if crops is None and said.image_processor_type.startswith("ViT"):  # it knows no crop
+    crops = stated.do_center_crop
+    if crops is None and stated.image_processor_type.startswith("ViT"):  # it knows no crop
         crops = False
-    resize_is_whole = not said.do_resize or (said.size is not None and said.resample is not None)
-    crop_is_whole = crops is False or (crops and said.crop_size is not None)
+    resize_is_whole = not stated.do_resize or (stated.size is not None and stated.resample is not None)
+    crop_is_whole = crops is False or (crops and stated.crop_size is not None)
     if not (resize_is_whole and crop_is_whole):
         return None
-    if said.do_normalize and (said.image_mean is None or said.image_std is None or 0.0 in said.image_std):
+    if stated.do_normalize and (stated.image_mean is None or stated.image_std is None or 0.0 in stated.image_std):
         return None
     return {
-        "resize": _resize(said.size) if said.do_resize else None,
-        "crop": [said.crop_size.height, said.crop_size.width] if crops else None,
-        "interpolation": _INTERPOLATION.get(said.resample, "bicubic"),
+        "resize": _resize(stated.size) if stated.do_resize else None,
+        "crop": [stated.crop_size.height, stated.crop_size.width] if crops else None,
+        "interpolation": _INTERPOLATION.get(stated.resample, "bicubic"),
         "backend": "pil",
-        "scale": said.rescale_factor if said.do_rescale else 1.0,
-        "mean": said.image_mean if said.do_normalize else [0.0],
-        "std": said.image_std if said.do_normalize else [1.0],
+        "scale": stated.rescale_factor if stated.do_rescale else 1.0,
+        "mean": stated.image_mean if stated.do_normalize else [0.0],
+        "std": stated.image_std if stated.do_normalize else [1.0],
         "rgb": True,
         "keep_above": None,
-        "truncate": said.do_resize
-        and isinstance(said.size, _ShortSide),  # transformers cuts the long side's fraction off
+        "truncate": stated.do_resize
+        and isinstance(stated.size, _ShortSide),  # transformers cuts the long side's fraction off
         "round_corner": False,
     }
 

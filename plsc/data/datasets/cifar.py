@@ -98,11 +98,11 @@ def _read(layout: _Layout, root: str, split: str, download: bool) -> tuple[dict[
     source = _locate(layout, Path(root).expanduser(), download)
     inside = source / layout.folder if source.is_file() else source
     wanted = [layout.meta, *layout.splits[split]]
-    found = {name: _unpickled(data, inside / name) for name, data in _members(layout, source, wanted)}
-    missing = [name for name in wanted if name not in found]
+    members = {name: _unpickled(data, inside / name) for name, data in _members(layout, source, wanted)}
+    missing = [name for name in wanted if name not in members]
     if missing:
         raise DataError(f"{source}: holds no {layout.folder}/{missing[0]}; it is no archive of {layout.owner}")
-    return {inside / name: found[name] for name in layout.splits[split]}, found[layout.meta]
+    return {inside / name: members[name] for name in layout.splits[split]}, members[layout.meta]
 
 
 def _locate(layout: _Layout, root: Path, download: bool) -> Path:
@@ -160,7 +160,7 @@ def _text(value) -> str:
 
 def _images(batches: dict[Path, dict], meta: dict) -> np.ndarray:
     """[N, 32, 32, 3] uint8 of all members."""
-    found, expected = [], meta.get("num_cases_per_batch")
+    parts, expected = [], meta.get("num_cases_per_batch")
     for place, batch in batches.items():
         data = batch.get("data")
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _VALUES or data.dtype != np.uint8:
@@ -168,14 +168,14 @@ def _images(batches: dict[Path, dict], meta: dict) -> np.ndarray:
             raise DataError(f"{place}: its data is {shown}, not [n, {_VALUES}] uint8")
         if expected is not None and len(data) != expected:
             raise DataError(f"{place}: has {len(data)} pictures, but the archive says {expected}")
-        found.append(data)
-    planes = np.concatenate(found).reshape(-1, 3, _SIDE, _SIDE)  # red, green and blue, each row by row
+        parts.append(data)
+    planes = np.concatenate(parts).reshape(-1, 3, _SIDE, _SIDE)  # red, green and blue, each row by row
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
 def _labels(batches: dict[Path, dict], key: str, classes: int) -> np.ndarray:
     """[N] int64 of all members, one for each picture."""
-    found = []
+    parts = []
     for place, batch in batches.items():
         labels, count = batch.get(key), len(batch["data"])
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
@@ -186,8 +186,8 @@ def _labels(batches: dict[Path, dict], key: str, classes: int) -> np.ndarray:
             raise DataError(
                 f"{place}: its {key} reach from {min(labels)} to {max(labels)}; there are {classes} classes"
             )
-        found.append(np.array(labels, dtype="int64"))
-    return np.concatenate(found)
+        parts.append(np.array(labels, dtype="int64"))
+    return np.concatenate(parts)
 
 
 def _class_names(meta: dict, key: str, root: str) -> list[str]:

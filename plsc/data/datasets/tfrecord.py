@@ -191,11 +191,11 @@ def _feature(message):
 
 
 def _integers(wire: int, value):
-    found, at = [value] if wire == _VARINT else [], 0
+    integers, at = [value] if wire == _VARINT else [], 0
     while wire != _VARINT and at < len(value):
         number, at = _varint(value, at)
-        found.append(number)
-    return [n - (1 << 64) if n >= 1 << 63 else n for n in found]
+        integers.append(number)
+    return [n - (1 << 64) if n >= 1 << 63 else n for n in integers]
 
 
 def _crc_table() -> list[int]:

@@ -161,8 +161,8 @@ def _by_pillow(data: bytes) -> np.ndarray:
                 return np.repeat(upper[..., np.newaxis], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except _PILLOWS_ERRORS as error:
-        said = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-        raise DataError(f"not a readable picture: {said}") from error
+        reason = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
+        raise DataError(f"not a readable picture: {reason}") from error
 
 
 def decode_region(data: bytes, header: JpegHeader, box: tuple[int, int, int, int], factor: int = 1) -> np.ndarray:
