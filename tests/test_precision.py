@@ -66,6 +66,7 @@ class Amp:
 def amp(monkeypatch):
     recorder = Amp()
     inspect.signature(paddle.amp.GradScaler).bind(enable=True)
+    monkeypatch.setattr("plsc.engine.precision._missing", lambda dtype: None)
     monkeypatch.setattr(paddle.amp, "decorate", recorder.decorate)
     monkeypatch.setattr(paddle.amp, "auto_cast", recorder.auto_cast)
     monkeypatch.setattr(paddle.amp, "GradScaler", FakeScaler)
@@ -112,10 +113,11 @@ def test_o2_decorates_model_and_optimizer(amp, dtype, master_weight, master_grad
     precision = Precision(fp16, on_cpu=False)
     assert precision.active
     assert precision.keeps_masters is master_weight
-    assert precision.decorate("model", "optimizer") == ("model", "optimizer")
+    model = paddle.nn.Linear(1, 1)
+    assert precision.decorate(model, "optimizer") == (model, "optimizer")
     assert amp.calls["decorate"] == [
         dict(
-            models="model",
+            models=model,
             optimizers="optimizer",
             level="O2",
             dtype=dtype,

@@ -51,6 +51,8 @@ class Console(Callback):
         for name, value in record.items():
             if name != "epoch":
                 shown.append(_SHOWN[name](value) if name in _SHOWN else f"{name} {value:.4f}")
+        if "grad_norm" not in record:
+            shown.append("this update was skipped: its gradients overflowed")
         seconds_left = (run.total_steps - step) * run.global_batch / record["images_per_second"]
         log.info("  ".join([*shown, f"ETA {duration(seconds_left)}"]))
 

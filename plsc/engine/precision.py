@@ -2,16 +2,19 @@
 
 import contextlib
 import logging
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import paddle
+from paddle.amp.auto_cast import amp_global_state
 
 from plsc import compat
 from plsc.config import Config
 from plsc.config.schema import FP16, LossScaling
 from plsc.engine.distributed import World
-from plsc.errors import TrainingError
+from plsc.errors import DeviceError, TrainingError
 from plsc.optim import Optimizer
 
 log = logging.getLogger("plsc")
@@ -67,6 +70,9 @@ class Precision:
         fp16: the section, or None for float32.
         on_cpu: whether the device is the CPU.
         warn: whether a CPU's float32 is warned of; not where the device is what the machine has (`auto`).
+
+    Raises:
+        DeviceError: Paddle would compute in float32 on this device, another than the CPU.
     """
 
     def __init__(self, fp16: FP16 | None, on_cpu: bool, *, warn: bool = True):
@@ -78,6 +84,12 @@ class Precision:
                 "FP16 asks for %s %s, which Paddle does not have on CPU: this run computes in float32",
                 asked.dtype,
                 asked.level,
+            )
+        missing = _missing(self.fp16.dtype) if self.active else None
+        if missing:
+            raise DeviceError(
+                f"FP16.dtype is {self.fp16.dtype}, which Paddle does not have on {paddle.get_device()}: {missing}\n"
+                "  another FP16.dtype may be there; FP16.level=O0 computes in float32"
             )
         if self.fp16.level == "O2" and not self.fp16.master_weight:
             log.warning(
@@ -123,6 +135,8 @@ class Precision:
             return model, paddle_optimizer
         if paddle_optimizer is None:
             return paddle.amp.decorate(models=model, level="O2", dtype=self.fp16.dtype), None
+        if self.fp16.master_grad:
+            _release_with(model)
         return paddle.amp.decorate(
             models=model,
             optimizers=paddle_optimizer,
@@ -156,6 +170,7 @@ class Precision:
     def scale(self, loss: paddle.Tensor) -> paddle.Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
+    @paddle.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the loss scale, once per update and before clipping."""
         if self.scaler is None:
@@ -220,3 +235,30 @@ class Precision:
         self._scale.load_state_dict(state["scaler"])
         self._set_scale()
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+
+def _missing(dtype: str) -> str | None:
+    """Why Paddle computes in float32 on the present device where `dtype` is asked for; None where it does not.
+
+    Paddle itself only warns, and goes on.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with paddle.amp.auto_cast(dtype=dtype):
+                product = paddle.matmul(paddle.ones([1, 1]), paddle.ones([1, 1]))
+        except RuntimeError as error:  # the device lacks the kernel
+            return str(error).strip().splitlines()[0]
+    if product.dtype == getattr(paddle, dtype):
+        return None
+    return "; ".join(str(warning.message) for warning in caught) or "Paddle does not say why"
+
+
+def _release_with(model: paddle.nn.Layer) -> None:
+    """Let the weights of a model that is decorated with master_grad be freed with it. Call before decorate.
+
+    Paddle otherwise holds them for the life of the process, and those of every later run.
+    """
+    state = amp_global_state()
+    state.model_parameters = []
+    weakref.finalize(model, state.model_parameters.clear)
