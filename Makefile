@@ -11,7 +11,7 @@ RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
 PYTEST_FLAGS ?=
 
-.PHONY: help train test test-quick test-paddle26 test-parity lint format docs hooks benchmark clean
+.PHONY: help train test test-quick test-amp test-paddle26 test-parity lint format docs hooks benchmark clean
 
 help:  ## show this list
 	@echo "usage: make TARGET, with the variables PYTHON (for the environments), PYTEST_FLAGS, RUN and PROCESSES"
@@ -35,6 +35,10 @@ test: $(VENV)/ready  ## run all tests, two at a time
 
 test-quick: $(VENV)/ready  ## run the tests that take a moment each and start no processes
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not distributed and not shared" $(PYTEST_FLAGS)
+
+test-amp: $(VENV)/ready  ## run half precision and two devices on a pretend accelerator, built with g++
+	$(VENV)/bin/python tests/accelerator/build.py \
+	    $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/amp $(PYTEST_FLAGS)
 
 test-paddle26: $(VENV26)/ready  ## run the smoke tests on Paddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python -m pytest -m smoke $(PYTEST_FLAGS)

@@ -13,14 +13,31 @@ import logging
 import signal
 
 import numpy as np
+import paddle
 import pytest
 from PIL import Image
 
-from tests.helpers import SHARED
+from tests.accelerator.build import DEVICE, PROBLEM
+from tests.helpers import CHECKOUT, SHARED
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked `shared` skip, saying so, where the shared data is absent."""
+def pytest_report_header() -> str | None:
+    return None if _accelerated() else "tests/amp: left out without the pretend accelerator, see make test-amp"
+
+
+def _accelerated() -> bool:
+    """Whether tests/amp can run, or is asked for and must say why it cannot."""
+    return DEVICE in paddle.device.get_all_custom_device_type() or PROBLEM in os.environ
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of tests/amp are left out, tests marked `shared` skip, where what they need is absent."""
+    amp = [item for item in items if CHECKOUT / "tests" / "amp" in item.path.parents]
+    for item in amp:
+        item.add_marker(pytest.mark.amp)
+    if amp and not _accelerated():
+        config.hook.pytest_deselected(items=amp)
+        items[:] = [item for item in items if item not in set(amp)]
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"needs the data and weights of {SHARED.name}/ beside the checkout")
