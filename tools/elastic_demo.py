@@ -207,6 +207,7 @@ class Job:
     def start_node(self, name: str, etcd_address: str) -> subprocess.Popen:
         """A launcher of one process, started again by tools/restart.py where it gives up."""
         command = [sys.executable, str(CHECKOUT / "tools" / "restart.py"), "--pause", "1"]
+        command += ["--restart_on", "requested lease not found"]  # a launcher that was silent never registers again
         command += [sys.executable, "-m", "paddle.distributed.launch"]
         command += [
             "--master",
