@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from plsc import environment  # noqa: E402
-from plsc.engine.failures import USER_ERROR  # noqa: E402
+from plsc import environment
+from plsc.engine.failures import USER_ERROR
 
 _LASTING_SECONDS = 600.0
 # of a command that was asked to end: plsc's own, and the launcher's, which returns the bare number of the signal
