@@ -11,7 +11,7 @@ RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
 PYTEST_FLAGS ?=
 
-.PHONY: help train test test-quick test-amp test-paddle26 test-parity lint format docs hooks benchmark clean
+.PHONY: help train test test-long test-quick test-amp test-paddle26 test-parity lint format docs hooks benchmark clean
 
 help:  ## show this list
 	@echo "usage: make TARGET, with the variables PYTHON (for the environments), PYTEST_FLAGS, RUN and PROCESSES"
@@ -30,8 +30,11 @@ train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a 
 	PYTHONWARNINGS="ignore:No ccache found" $(VENV)/bin/python -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch \
 	    --nproc_per_node $(PROCESSES) tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
 
-test: $(VENV)/ready  ## run all tests, two at a time
-	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
+test: $(VENV)/ready  ## run the tests, two at a time
+	$(VENV)/bin/python -m pytest -n 2 -m "not long" $(PYTEST_FLAGS)
+
+test-long: $(VENV)/ready  ## run the tests that take more than half a minute each: PLSC's recipes, CIFAR-10, the notebook
+	$(VENV)/bin/python -m pytest -n 2 -m long $(PYTEST_FLAGS)
 
 test-quick: $(VENV)/ready  ## run the tests that take a moment each and start no processes
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not distributed and not shared" $(PYTEST_FLAGS)

@@ -67,7 +67,7 @@ def small_tree(tmp_path_factory, picture_tree):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_plscs_base_recipe_trains_then_fine_tunes(small_tree, tmp_path):
     """Two processes, two updates each: pre-training at 224 px, then fine-tuning at 384 px from it."""
@@ -85,7 +85,7 @@ def test_plscs_base_recipe_trains_then_fine_tunes(small_tree, tmp_path):
     assert metrics(second)[0]["loss"] == pytest.approx(6.9078, abs=1e-3)  # log 1000: a head of zeros
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [LARGE, LARGE_FT])
 def test_plscs_large_recipes_train(small_tree, tmp_path, name):
     """One process, two updates of one picture: several labels of 21,841 classes, and 384 px."""

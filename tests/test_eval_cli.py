@@ -734,7 +734,7 @@ def test_a_failing_picture_ends_all_processes(run, monkeypatch):
 
 
 @pytest.mark.shared
-@pytest.mark.slow
+@pytest.mark.long
 def test_deit_tiny_on_imagenet(tmp_path):
     """The figures of the shared data's README: top-1 68.4, top-5 91.2, ReaL 74.9 of the 475 with labels."""
     data = SHARED / "data" / "imagenet_val500"

@@ -114,7 +114,7 @@ def test_training_works_outside_the_checkout(wheel, tmp_path):
     assert (there / "output" / "digits" / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("command", [["train", "-c", "digits"], ["list", "models"]])
+@pytest.mark.parametrize("command", [["train", "-c", "digits"], ["list", "losses"]])
 def test_without_paddle_the_remedy_is_named(tmp_path, command):
     """No Paddle: one message that says what to install for cpu, gpu and xpu."""
     (tmp_path / "paddle.py").write_text("raise ModuleNotFoundError(\"No module named 'paddle'\", name='paddle')\n")

@@ -70,7 +70,7 @@ def test_fine_tuning_on_a_folder(tmp_path):
     assert len(text.splitlines()[-3:]) == 3 and all("loop" in line for line in text.splitlines()[-3:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path):
     import nbformat
     from nbclient import NotebookClient

@@ -462,7 +462,7 @@ def falls(records: list[dict]) -> bool:
     return all(later < earlier for earlier, later in itertools.pairwise(quarters))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_cifar10_itself_trains(tmp_path):
     """200 updates of the shipped recipe at a batch of 64, on the real pictures."""
@@ -476,7 +476,7 @@ def test_cifar10_itself_trains(tmp_path):
     assert evaluations[-1]["top1"] > 0.25, "chance is 0.1"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_fashion_mnist_itself_trains(tmp_path):
     """200 updates of the shipped recipe at a batch of 64, on the pictures of Debian's package."""
