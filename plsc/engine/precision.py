@@ -5,7 +5,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import paddle
 from paddle.amp.auto_cast import amp_global_state
@@ -237,7 +237,7 @@ class Precision:
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
 
-def _missing(dtype: str) -> str | None:
+def _missing(dtype: Literal["float16", "bfloat16"]) -> str | None:
     """Why Paddle computes in float32 on the present device where `dtype` is asked for; None where it does not.
 
     Paddle itself only warns, and goes on.
