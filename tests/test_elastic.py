@@ -24,7 +24,7 @@ DEMO = CHECKOUT / "tools" / "elastic_demo.py"
 # -- tools/restart.py -----------------------------------------------------------------------
 
 # writes a line into `starts` when it starts and into `signals` for every SIGTERM; the first argument is a list of exit
-# codes, one a start, "wait" for a command that runs until SIGTERM
+# codes, one a start, "wait" for a command that runs until SIGTERM, "ill" for one that says so before
 COMMAND = """\
 import signal, sys, time
 def handle(number, frame):
@@ -33,7 +33,9 @@ signal.signal(signal.SIGTERM, handle)
 open("starts", "a").write("x\\n")
 codes = sys.argv[1].split(",")
 code = codes[min(len(open("starts").readlines()), len(codes)) - 1]
-if code == "wait":
+if code == "ill":
+    print("a line", "requested lease not found", "and more", file=sys.stderr, flush=True)
+if code in ("wait", "ill"):
     while not __import__("os").path.exists("signals"):
         time.sleep(0.02)
     time.sleep(0.5)  # a second signal would arrive within this time
@@ -90,6 +92,26 @@ def test_a_signal_to_the_whole_group_reaches_the_command_once(tmp_path, number, 
     assert lines(tmp_path / "starts") == 1 and lines(tmp_path / "signals") == 1
 
 
+def test_a_command_that_says_it_is_ill_is_started_again(tmp_path):
+    started = restart(tmp_path, "ill,0", "--restart_on", "lease not found")
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 0, said
+    assert lines(tmp_path / "starts") == 2 and lines(tmp_path / "signals") == 1
+    assert "a line requested lease not found and more\n" in said, "the command's own words were not passed on"
+
+
+def test_a_failure_after_long_work_counts_as_the_first(tmp_path, monkeypatch, process_state):
+    spec = importlib.util.spec_from_file_location("restart", RESTART)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "command.py").write_text(COMMAND)
+    for seconds, code in ((-1.0, 0), (600.0, 1)):
+        monkeypatch.setattr(module, "_LASTING_SECONDS", seconds)
+        command = [sys.executable, "command.py", "1,1,1,0"]
+        assert module.Restarting(command, tries=2, pause=0.0).run() == code
+        (tmp_path / "starts").unlink()
+
+
 def test_a_signal_during_the_pause_ends_it(tmp_path):
     started = restart(tmp_path, "1", "--pause", "60")
     assert "starting again in 60 s" in started.stderr.readline()
@@ -129,7 +151,8 @@ def rehearsed(demo, folder: Path):
     for step, size in ((20, 2), (40, 1), (52, 1), (demo.STEPS, 2)):
         path = folder / "run" / "checkpoints" / f"step-{step:08d}" / "trainer.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"step": step, "world_size": size, "global_batch": demo.GLOBAL_BATCH}))
+        progress = {"step": step, "world_size": size, "global_batch": demo.GLOBAL_BATCH}
+        path.write_text(json.dumps({"parts": {"progress": progress}}))
     for name in demo.NAMES:
         (folder / f"{name}.log").write_text("restart.py: exit code 250: starting again in 1 s (failure 1 of 20)\n")
     return demo.Job(folder)
@@ -215,7 +238,7 @@ def test_a_job_goes_on_when_a_node_is_lost_and_comes_back(tmp_path):
 
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 161))
     checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step-*/trainer.json"))
-    trainers = [json.loads(path.read_text()) for path in checkpoints]
-    assert [size for size, _ in groupby(trainer["world_size"] for trainer in trainers)][-3:] == [2, 1, 2]
-    assert {trainer["global_batch"] for trainer in trainers} == {64}
-    assert trainers[-1]["step"] == 160
+    progress = [json.loads(path.read_text())["parts"]["progress"] for path in checkpoints]
+    assert [size for size, _ in groupby(stated["world_size"] for stated in progress)][-3:] == [2, 1, 2]
+    assert {stated["global_batch"] for stated in progress} == {64}
+    assert progress[-1]["step"] == 160

@@ -240,9 +240,9 @@ class Job:
         return max(self.steps(), default=0)
 
     def checkpoints(self) -> list[dict]:
-        """trainer.json of all checkpoints, in the order of their steps."""
+        """The progress that all checkpoints state, in the order of their steps."""
         paths = sorted((self.run / "checkpoints").glob("step-*/trainer.json"))
-        return [json.loads(path.read_text()) for path in paths]
+        return [json.loads(path.read_text())["parts"]["progress"] for path in paths]
 
     def rank(self, name: str) -> int:
         """The rank that the launcher of a node gave its process last."""
