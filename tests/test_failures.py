@@ -271,6 +271,30 @@ def test_a_second_run_in_the_same_folder_leaves_the_first_only(tmp_path):
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
 
+def test_a_job_that_is_started_again_waits_for_the_run_before_it(tmp_path):
+    """As where a scheduler replaces a job that is still saving: with resume=auto the new run goes on after its end."""
+    first, run = start(tmp_path, long_run())
+    wait_for_step(run, 3)
+    again = subprocess.Popen(
+        command(["train", "-c", tmp_path / "run.yaml", "-o", f"Global.output_dir={run}", "-o", "Global.resume=auto"]),
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "another run is at work" in again.stderr.readline()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=30) == 128 + signal.SIGTERM
+    step = metrics(run)[-1]["step"]
+    wait_for_step(run, step + 3)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=30)
+    assert again.returncode == 128 + signal.SIGTERM
+    steps = [record["step"] for record in metrics(run)]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step + 3
+
+
 @pytest.mark.distributed
 def test_failures_of_others_are_not_taken_for_the_runs(tmp_path):
     """Records of an earlier, larger run and of another command in the folder are ignored."""

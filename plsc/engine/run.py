@@ -4,10 +4,11 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from plsc import environment
 from plsc.errors import ConfigError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from plsc.engine.trainer import Trainer
 
 log = logging.getLogger("plsc")
+
+# a job that is started again may find the run before it, or a node that was cut off, still at its end
+_PREDECESSOR_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if first:
-                stack.enter_context(_locked(folder))
+                stack.enter_context(_locked(folder, _PREDECESSOR_SECONDS if g.resume == "auto" else 0.0))
             stack.enter_context(tracking.logging_to(folder / "train.log" if first else None, verbose=first))
         except OSError as error:
             raise config.error(("Global", "output_dir"), f"{folder} cannot be written: {error.strerror}") from error
@@ -163,16 +167,36 @@ def _flags(config: "Config") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run directory's lock: a second run in the same folder would destroy the first."""
+def _locked(folder: Path, patience: float) -> Iterator[None]:
+    """Hold the run directory's lock: a second run in the same folder would destroy the first.
+
+    Args:
+        patience: seconds to wait for the run that holds it.
+
+    Raises:
+        ConfigError: another run still holds it.
+    """
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"Global.output_dir: another run is at work in {folder}; choose another folder") from None
-        except OSError:
-            pass  # a file system without locks
+        until, waiting = time.monotonic() + patience, False
+        while not _lock(file):
+            if time.monotonic() > until:
+                raise ConfigError(f"Global.output_dir: another run is at work in {folder}; choose another folder")
+            if not waiting:
+                log.warning("another run is at work in %s; waiting up to %.0f s for its end", folder, patience)
+            waiting = True
+            time.sleep(0.5)
         yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether no other process holds the file's lock, which this one then has, where the file system has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
 
 
 def _summarise(result: TrainResult, total_steps: int) -> None:
