@@ -73,9 +73,13 @@ def test_each_yaml_is_a_valid_part_of_a_recipe(block, tmp_path):
 
 # -- what is not run ------------------------------------------------------------------------
 
-_LAUNCHER = ("--nproc_per_node", "--nnodes", "--master", "--devices", "--log_dir", "--log_level")
+_LAUNCHER = ("--nproc_per_node", "--nnodes", "--master", "--devices", "--log_dir", "--log_level", "--job_id")
+_LAUNCHER += ("--elastic_level", "--elastic_timeout", "--max_restart")
+_RESTART = ("--tries", "--pause", "--restart_on")
 # programs that pages name and that are not plsc's
 _OTHERS = {"cd", "curl", "docker", "export", "for", "git", "img2dataset", "mkdir", "rm", "source", "tar", "wget"}
+_OTHERS |= {"[", "apt-get", "break", "etcd", "exit", "head", "scontrol", "sleep"}
+_BEFORE_A_COMMAND = {"exec", "if", "srun", "until"}
 
 
 def commands(script: str) -> list[list[str]]:
@@ -105,7 +109,15 @@ def check_plsc(arguments: list[str]) -> None:
 def check_command(words: list[str]) -> None:
     """Raise where a command names what does not exist."""
     program, *arguments = words
-    if program == "plsc":
+    if program in _BEFORE_A_COMMAND:
+        check_command(arguments)
+    elif program == "python" and arguments[0] == "tools/restart.py":
+        rest = arguments[1:]
+        while rest[0].startswith("--"):
+            assert rest[0] in _RESTART, rest[0]
+            rest = rest[2:]
+        check_command(rest)
+    elif program == "plsc":
         check_plsc(arguments)
     elif program == "python" and arguments[:2] == ["-m", "paddle.distributed.launch"]:
         rest = arguments[2:]
