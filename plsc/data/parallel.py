@@ -70,7 +70,7 @@ def each(
         executor.shutdown(cancel_futures=True)
 
 
-_worker: tuple[Callable, Any, Any]  # of a worker's process: function, count of what is done, event that stops it
+_worker: Any = None  # of a worker's process: function, count of what is done, event that stops it
 
 
 def _begin(function: Callable, done: Any, stop: Any) -> None:
