@@ -7,6 +7,7 @@ With mode batch, one draw holds for all samples of a batch; with elem, each samp
 box and decision whether it is mixed at all, as in timm. A sample's partner is another of its batch.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -58,7 +59,7 @@ class _Mixture:
         return image, target * share + paddle.index_select(target, partner) * (1.0 - share)
 
 
-class _Mixer:
+class _Mixer(ABC):
     """A partner for each sample and a share: what Mixup and CutMix have in common.
 
     Args:
@@ -70,15 +71,15 @@ class _Mixer:
     def __init__(self, alpha: float, prob: float, epsilon: float, mode: str):
         self.alpha, self.prob, self.epsilon, self.mode = alpha, prob, epsilon, mode
 
+    @abstractmethod
     def mix(
         self, image: paddle.Tensor, other: paddle.Tensor, share: float, rng: np.random.Generator
     ) -> tuple[paddle.Tensor, float]:
         """A batch mixed with its partners; and the share of the first pictures' targets."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mixture(self, size: int, height: int, width: int, rng: np.random.Generator) -> _Mixture:
         """A mixture of its own for each sample."""
-        raise NotImplementedError
 
     @paddle.no_grad()
     def __call__(self, image, target, rng: np.random.Generator):
