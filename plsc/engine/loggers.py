@@ -134,10 +134,22 @@ def _curves(prefix: str, record: Mapping[str, float]) -> Iterator[tuple[str, flo
     yield from ((f"{prefix}/{name}", value) for name, value in record.items() if name != "epoch")
 
 
-class VisualDL(_Scalars):
-    """Curves for VisualDL in visualdl/ of the run directory."""
+class _Writer(_Scalars):
+    """Curves by a writer that has add_scalar and close."""
 
     _writer: Any = None  # before `start`
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class VisualDL(_Writer):
+    """Curves for VisualDL in visualdl/ of the run directory."""
 
     def __init__(self) -> None:
         self._visualdl = _module("visualdl")
@@ -145,36 +157,19 @@ class VisualDL(_Scalars):
     def start(self, run: RunInfo) -> None:
         self._writer = self._visualdl.LogWriter(logdir=str(run.run_directory / "visualdl"))
 
-    def add(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class TensorBoard(_Scalars):
+class TensorBoard(_Writer):
     """Curves for TensorBoard in tensorboard/ of the run directory."""
-
-    _writer: Any = None  # before `start`
 
     def __init__(self) -> None:
         self._tensorboard = _module("tensorboardX", "tensorboard")
 
     def start(self, run: RunInfo) -> None:
-        # points after the checkpoint that a run continues are hidden
         self._writer = self._tensorboard.SummaryWriter(
-            logdir=str(run.run_directory / "tensorboard"), purge_step=run.step + 1 if run.step else None
+            logdir=str(run.run_directory / "tensorboard"),
+            purge_step=run.step + 1 if run.step else None,  # hides points after the checkpoint that a run continues
+            filename_suffix=f".{run.step}",  # else files of one second have one name, and the later replaces the other
         )
-
-    def add(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 class WandB(_Scalars):
