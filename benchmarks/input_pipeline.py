@@ -117,10 +117,10 @@ def into_batch(data):
 
 def prepared_shards(data, folder: Path):
     from plsc.data.datasets.webdataset import WebDataset
-    from plsc.datatools.prepare import Settings, prepare
+    from plsc.datatools.shards import prepare
 
     os.environ["PLSC_CACHE"] = str(folder / "cache")
-    prepare(data, folder / "shards", Settings(), source={"benchmark": str(folder)})
+    prepare(data, folder / "shards")
     return WebDataset(files=str(folder / "shards" / "*.tar"))
 
 
