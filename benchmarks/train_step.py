@@ -35,7 +35,7 @@ def recipe(folder: Path, *, batch_size: int = BATCH, steps: int = 1000) -> dict:
             "save_interval": 0,
             "print_batch_step": 4,
         },
-        "Model": {"name": "ViT_tiny_patch16_224", "class_num": CLASSES},
+        "Model": {"name": "ViT_tiny_patch16_224", "img_size": SIZE, "class_num": CLASSES},
         "Loss": {"Train": [{"CELoss": {}}]},
         "LRScheduler": {"learning_rate": 1e-3},
         "Optimizer": {"name": "AdamW", "weight_decay": 0.05, "grad_clip": {"clip_norm": 1.0}},
@@ -94,7 +94,7 @@ def bare_loop():
 
     from plsc.loading import create_model
 
-    model = create_model("ViT_tiny_patch16_224", class_num=CLASSES)
+    model = create_model("ViT_tiny_patch16_224", img_size=SIZE, class_num=CLASSES)
     optimizer = paddle.optimizer.AdamW(
         1e-3, parameters=model.parameters(), weight_decay=0.05, grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)
     )

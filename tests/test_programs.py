@@ -1,0 +1,88 @@
+"""Programs beside the package keep up with it: what they import of it exists, and the benchmarks run."""
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from plsc.registry import DATASETS
+from tests.conftest import write_pictures
+from tests.helpers import CHECKOUT, clean_environment
+
+PROGRAMS = [path for name in ("benchmarks", "tools", "examples") for path in sorted((CHECKOUT / name).rglob("*.py"))]
+
+
+def resolved(module: str, name: str):
+    """What `from module import name` gives."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError:
+        return importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_what_a_program_imports_of_plsc_exists(path):
+    """Also inside functions, with the names that it takes from modules and classes that it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "plsc":
+            imported |= {alias.asname or alias.name: resolved(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "plsc":
+                    imported["plsc"] = importlib.import_module(alias.name.split(".")[0])
+    assigned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in assigned:
+            owner = imported.get(node.value.id)
+            assert owner is None or hasattr(owner, node.attr), f"line {node.lineno}: {node.value.id}.{node.attr}"
+
+
+def benchmark(name: str):
+    """The module of a benchmark."""
+    spec = importlib.util.spec_from_file_location(name, CHECKOUT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_of_large_data_sets_runs():
+    script = [sys.executable, str(CHECKOUT / "benchmarks" / "data_scale.py"), "--lines", "9000", "--shards", "30"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    for line in ("list: 9,000 samples", "list: an epoch of 8,192 lines", "shards: 512 samples through the loader"):
+        assert line in done.stdout
+
+
+def test_the_benchmark_of_the_input_pipeline_runs(tmp_path, monkeypatch, capsys):
+    module = benchmark("input_pipeline")
+    write_pictures(tmp_path / "pictures", 2, 3)
+    monkeypatch.setattr(sys, "argv", ["input_pipeline.py", str(tmp_path / "pictures"), "--rounds", "1"])
+    monkeypatch.setenv("PLSC_CACHE", str(tmp_path / "cache"))  # which the benchmark sets for itself
+    module.main()
+    printed = capsys.readouterr().out
+    assert "6 pictures" in printed and "| plsc, shards |" in printed and "the loader with" in printed
+
+
+def test_the_benchmark_of_a_training_step_runs(monkeypatch, capsys, process_state):
+    """On small pictures, its launched processes in this one."""
+    module = benchmark("train_step")
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    ran = []
+
+    def launched(folder, processes, static):
+        if not ran:
+            module.work(folder, module.BATCH, static)
+        ran.append((processes, static))
+        return 1.0 + len(ran)
+
+    for name, value in {"SIZE": 32, "launched": launched, "gemm_rate": lambda: 1e9}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--rounds", "1", "--steps", "1"])
+    module.main()
+    printed = capsys.readouterr().out
+    assert len(set(ran)) == 4 and "bare Paddle loop" in printed and "engine / bare loop" in printed
