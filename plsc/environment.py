@@ -67,12 +67,30 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_amd() -> bool:
+def mkl_cpu_type(cpuinfo: str) -> str | None:
+    """The kernels that Paddle's matrix library (MKLML) should take: a value of MKL_DEBUG_CPU_TYPE.
+
+    On AMD it picks its slowest kernels by itself. Type 5 is AVX2, type 9 AVX-512; type 9 crashes on a processor
+    that lacks one of the four instruction sets below.
+
+    Args:
+        cpuinfo: the text of /proc/cpuinfo, or where there is none the name of the processor.
+
+    Returns:
+        None where the library's own choice is right, as on Intel.
+    """
+    if "AMD" not in cpuinfo:
+        return None
+    flags = next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    return "9" if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= set(flags) else "5"
+
+
+def _cpuinfo() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            return any("AuthenticAMD" in line for line in file)
+            return file.read()
     except OSError:
-        return "AMD" in platform.processor()
+        return platform.processor()
 
 
 def thread_count(requested: int | None = None) -> int:
@@ -102,9 +120,8 @@ def prepare(*, cpu_threads: int | None = None) -> None:
     if "paddle" in sys.modules:
         return
     os.environ["OMP_NUM_THREADS"] = str(thread_count(cpu_threads))
-    if _is_amd():
-        # Paddle's MKLML picks its slowest kernels on AMD; its AVX2 path is 2.5 to 5 times faster.
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    if cpu_type := mkl_cpu_type(_cpuinfo()):
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", cpu_type)
     for name in EXECUTOR_FLAGS:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("GLOG_minloglevel", "2")
