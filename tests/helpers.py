@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -119,3 +120,78 @@ def metrics(run_directory, kind: str = "train") -> list[dict]:
     """The records of one kind in a run's metrics.jsonl."""
     lines = (Path(run_directory) / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+# -- runs in the background ----------------------------------------------------------------
+
+
+def start(tmp_path, tree, *overrides, processes=None):
+    """A run in the background; returns (Popen, run directory). Its output goes to output.txt."""
+    config = write_config(tmp_path / "run.yaml", tree)
+    out = tmp_path / "run"
+    arguments = ["train", "-c", config, "-o", f"Global.output_dir={out}"]
+    for override in overrides:
+        arguments += ["-o", override]
+    with open(tmp_path / "output.txt", "w") as file:
+        started = subprocess.Popen(
+            command(arguments, processes, tmp_path / "log"),
+            cwd=tmp_path,
+            env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return started, out
+
+
+def wait_for_step(run, step, timeout=60):
+    """Until metrics.jsonl of a run directory has a step at or after `step`."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        try:
+            if metrics(run)[-1]["step"] >= step:
+                return
+        except (OSError, IndexError, json.JSONDecodeError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{run} did not reach step {step}")
+
+
+def children(pid: int) -> list[int]:
+    """Processes below `pid`, at any depth."""
+    found, queue = [], [pid]
+    while queue:
+        parent = queue.pop()
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    with open(f"/proc/{entry}/stat") as file:
+                        if int(file.read().rsplit(")", 1)[1].split()[1]) == parent:
+                            found.append(int(entry))
+                            queue.append(int(entry))
+                except OSError:
+                    continue
+    return found
+
+
+def gone(pids, timeout=15) -> bool:
+    """Whether all these processes have ended, at most `timeout` seconds later."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def rank_of(pid: int) -> str | None:
+    """The rank of a process that runs tools/train.py under the launcher; None for any other."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            found = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"train.py" not in file.read():
+                return None
+    except OSError:
+        return None
+    return found.get(b"PADDLE_TRAINER_ID", b"").decode() or None

@@ -1,6 +1,5 @@
 """What goes wrong goes wrong aloud, at once and together: signals, dead processes, bad numbers."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,38 +8,20 @@ import time
 
 import pytest
 
-from tests.helpers import CHECKOUT, clean_environment, command, metrics, plsc, tiny_digits, write_config
-
-
-def start(tmp_path, tree, *overrides, processes=None):
-    """A run in the background; returns (Popen, run directory). Its output goes to output.txt."""
-    config = write_config(tmp_path / "run.yaml", tree)
-    out = tmp_path / "run"
-    arguments = ["train", "-c", config, "-o", f"Global.output_dir={out}"]
-    for override in overrides:
-        arguments += ["-o", override]
-    with open(tmp_path / "output.txt", "w") as file:
-        started = subprocess.Popen(
-            command(arguments, processes, tmp_path / "log"),
-            cwd=tmp_path,
-            env=clean_environment(PYTHONPATH=str(CHECKOUT)),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return started, out
-
-
-def wait_for_step(run, step, timeout=60):
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        try:
-            if metrics(run)[-1]["step"] >= step:
-                return
-        except (OSError, IndexError, json.JSONDecodeError):
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"{run} did not reach step {step}")
+from tests.helpers import (
+    CHECKOUT,
+    children,
+    clean_environment,
+    command,
+    gone,
+    metrics,
+    plsc,
+    rank_of,
+    start,
+    tiny_digits,
+    wait_for_step,
+    write_config,
+)
 
 
 def long_run() -> dict:
@@ -48,32 +29,6 @@ def long_run() -> dict:
     tree["Global"] |= {"epochs": 1000, "max_train_step": None}
     tree["DataLoader"]["Train"]["loader"]["num_workers"] = 1
     return tree
-
-
-def children(pid: int) -> list[int]:
-    """Processes below `pid`, at any depth."""
-    found, queue = [], [pid]
-    while queue:
-        parent = queue.pop()
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    with open(f"/proc/{entry}/stat") as file:
-                        if int(file.read().rsplit(")", 1)[1].split()[1]) == parent:
-                            found.append(int(entry))
-                            queue.append(int(entry))
-                except OSError:
-                    continue
-    return found
-
-
-def gone(pids, timeout=15) -> bool:
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.smoke
@@ -99,7 +54,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     """The processes vote: one checkpoint, written by the first, nobody left behind."""
     process, run = start(tmp_path, long_run(), processes=2)
     wait_for_step(run, 3)
-    trainers = [p for p in children(process.pid) if _rank_of(p) == "1"]
+    trainers = [p for p in children(process.pid) if rank_of(p) == "1"]
     everyone = children(process.pid)
     os.kill(trainers[0], signal.SIGTERM)
     process.wait(timeout=60)
@@ -149,18 +104,6 @@ def test_a_signal_to_every_process_saves(tmp_path):
     assert gone(everyone)
 
 
-def _rank_of(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            found = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"train.py" not in file.read():
-                return None
-    except OSError:
-        return None
-    return found.get(b"PADDLE_TRAINER_ID", b"").decode() or None
-
-
 @pytest.mark.distributed
 def test_a_killed_launcher_leaves_nobody(tmp_path):
     """SIGKILL of the launcher: trainers and their workers die with it."""
@@ -206,7 +149,7 @@ def test_a_killed_process_ends_the_other(tmp_path):
     process, run = start(tmp_path, long_run(), processes=2)
     wait_for_step(run, 3)
     everyone = children(process.pid)
-    os.kill(next(p for p in everyone if _rank_of(p) == "1"), signal.SIGKILL)
+    os.kill(next(p for p in everyone if rank_of(p) == "1"), signal.SIGKILL)
     assert process.wait(timeout=60) != 0
     assert gone(everyone)
 
