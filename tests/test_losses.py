@@ -134,6 +134,18 @@ def test_bce_sum_and_mean():
     close(value(BCELoss(class_reduction="mean"), dense(MULTI)), sigmoid_ce(MULTI).mean(axis=1))
 
 
+def test_bce_with_thresholded_targets():
+    """Above the threshold 1, else 0, then smoothed; of a mixture by halves both classes are right (DeiT III)."""
+    y = (SOFT > 0.2).astype("float64")
+    assert 0 < y.sum() < y.size
+    close(value(BCELoss(target_threshold=0.2, class_reduction="mean"), dense(SOFT)), sigmoid_ce(y).mean(axis=1))
+    close(value(BCELoss(target_threshold=0.2, epsilon=0.1), dense(SOFT)), sigmoid_ce(0.9 * y + 0.05).sum(axis=1))
+    mixed = 0.3 * ONE_HOT + 0.7 * ONE_HOT[::-1]
+    close(value(BCELoss(target_threshold=0.0), dense(mixed)), sigmoid_ce((mixed > 0).astype("float64")).sum(axis=1))
+    with pytest.raises(ConfigError, match="target_threshold"):
+        LOSSES.get("BCELoss").build({"target_threshold": 1.0})
+
+
 def test_bce_smoothing_is_towards_half():
     y = 0.8 * MULTI + 0.1
     close(value(BCELoss(epsilon=0.2), dense(MULTI)), sigmoid_ce(y).sum(axis=1))

@@ -302,6 +302,18 @@ def test_layer_decay_reaches_the_update():
     np.testing.assert_allclose(moved["pos_embed"], 0.0125, rtol=1e-4)
 
 
+def test_a_rate_of_its_own_for_the_head():
+    """lr_scale multiplies layer_decay's factor; of several patterns the last that fits holds."""
+    patterns = {"blocks.*": 2.0, "blocks.1.mlp.*": 3.0, "head.*": 10.0}
+    scales = {n: g.lr_scale for g in parameter_groups(vit(), layer_decay=0.5, lr_scale=patterns) for n in g.names}
+    assert scales["head.weight"] == scales["head.bias"] == 10.0
+    assert scales["blocks.0.attn.qkv.weight"] == 0.5 and scales["blocks.1.attn.qkv.weight"] == 1.0
+    assert scales["blocks.1.mlp.fc1.weight"] == 1.5
+    assert scales["norm.weight"] == 1.0 and scales["pos_embed"] == 0.125
+    with pytest.raises(ConfigError, match=r"Optimizer\.lr_scale: 'hed\.\*' matches no parameter"):
+        parameter_groups(vit(), lr_scale={"hed.*": 2.0})
+
+
 def test_freeze():
     """Frozen parameters are named, get no gradient and are in no group; the layer numbers stay."""
     model = vit()
@@ -413,6 +425,31 @@ def numpy_adafactor(w, g, s, t, lr, decay, scale=True, beta1=None, threshold=1.0
     return w - rate * decay * w - u
 
 
+def numpy_lion(w, g, s, t, lr, decay, betas=(0.8, 0.95)):
+    """Chen et al. 2023, algorithm 2."""
+    m = s.get("m", 0)
+    s["m"] = betas[1] * m + (1 - betas[1]) * g
+    return w - lr * (np.sign(betas[0] * m + (1 - betas[0]) * g) + decay * w)
+
+
+def newton_schulz(g):
+    """Five steps of the quintic on a matrix of norm 1, by its singular values: U f(...f(S)...) V'."""
+    u, s, v = np.linalg.svd(g / np.linalg.norm(g), full_matrices=False)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ np.diag(s) @ v
+
+
+def numpy_muon(w, g, s, t, lr, decay, match=True, parts=1):
+    """Jordan et al. 2024 for matrices [in, out], with Nesterov momentum; AdamW for vectors."""
+    if g.ndim < 2:
+        return numpy_adamw(w, g, s, t, lr, decay)
+    s["m"] = 0.7 * s.get("m", 0) + g
+    scale = 0.2 * np.sqrt(max(g.shape[0], g.shape[1] / parts)) if match else np.sqrt(max(1, g.shape[1] / g.shape[0]))
+    steps = [scale * newton_schulz(part) for part in np.split(g + 0.7 * s["m"], parts, axis=1)]
+    return w - lr * (np.concatenate(steps, axis=1) + decay * w)
+
+
 ADAM = dict(betas=(0.8, 0.95), epsilon=0.01)
 CASES = {
     "AdamW": (numpy_adamw, {}, ADAM),
@@ -429,6 +466,9 @@ CASES = {
         dict(scale=False, threshold=0.5),
         dict(scale_parameter=False, clip_threshold=0.5),
     ),
+    "Lion": (numpy_lion, {}, dict(betas=(0.8, 0.95))),
+    "Muon": (numpy_muon, {}, dict(momentum=0.7, **ADAM)),
+    "Muon/original": (numpy_muon, dict(match=False), dict(momentum=0.7, adjust_lr="original", **ADAM)),
 }
 
 
@@ -453,7 +493,7 @@ def test_two_updates_against_numpy(case, weight_decay):
             np.testing.assert_allclose(w, expected[name], rtol=2e-5, atol=2e-6, err_msg=f"{name}, update {t}")
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Adam", "Momentum", "SGD", "Lamb", "LARS", "Adafactor"])
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "Momentum", "SGD", "Lamb", "LARS", "Adafactor", "Lion", "Muon"])
 def test_a_learning_rate_of_0_moves_nothing(name):
     """The first step of a warm-up from 0."""
     model = Toy()
@@ -461,6 +501,28 @@ def test_a_learning_rate_of_0_moves_nothing(name):
     update(model, optimizer_of(model, name, weight_decay=0.1), drawn_gradients(1), 0.0)
     for key, w in model.weights().items():
         np.testing.assert_allclose(w, before[key], rtol=1e-6, err_msg=key)
+
+
+def test_muon_sorts_the_parameters_of_a_vit():
+    """Matrices of the blocks keep one momentum, a fused qkv is three of them; the head and all others have AdamW's."""
+    model = vit()
+    named = dict(model.named_parameters())
+    inner = OPTIMIZERS.get("Muon").build(
+        dict(momentum=0.7, weight_decay=0.1), groups=parameter_groups(model, no_decay=["bias"]), multi_precision=False
+    )
+    optimizer = Optimizer(inner, model, GradientClip())
+    rng = np.random.default_rng(0)
+    qkv = "blocks.0.attn.qkv.weight"
+    before = named[qkv].numpy().astype("float64")
+    gradients = {n: rng.standard_normal(p.shape).astype("float32") for n, p in named.items()}
+    update(model, optimizer, gradients, 0.1)
+    expected = numpy_muon(before, gradients[qkv].astype("float64"), {}, 1, 0.1, 0.1, parts=3)
+    np.testing.assert_allclose(named[qkv].numpy(), expected, rtol=2e-4, atol=2e-5)
+    kinds = {n: {key.split("|")[1] for key in optimizer.state_dict() if key.split("|")[0] == n} for n in named}
+    matrices = {n for n in named if kinds[n] == {"momentum"}}
+    linear = {f"blocks.{i}.{n}.weight" for i in (0, 1) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert matrices == linear
+    assert all(kinds[n] == {"update_count", "first_moment", "second_moment"} for n in named.keys() - linear)
 
 
 def test_lars_survives_zero_weights_and_gradients():
@@ -492,6 +554,9 @@ def test_lars_survives_zero_weights_and_gradients():
         ("Adafactor", dict(decay_rate=0.8), "decay_rate"),
         ("Adafactor", dict(betas=1.0), "betas"),
         ("Adafactor", dict(clip_threshold=0.0), "clip_threshold"),
+        ("Lion", dict(betas=(0.9, 1.0)), "betas"),
+        ("Muon", dict(momentum=1.0), "momentum"),
+        ("Muon", dict(adjust_lr="spectral"), "adjust_lr"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(name, arguments, message):
@@ -520,7 +585,7 @@ def half_toy(name: str, seed: int = 1):
     return model, Optimizer(inner, model, GradientClip())
 
 
-@pytest.mark.parametrize("name", ["LARS", "Adafactor"])
+@pytest.mark.parametrize("name", ["LARS", "Adafactor", "Lion", "Muon"])
 def test_masters_in_float32(name):
     """Our own kernels with bfloat16 weights: the master moves as float32 weights do, the weight is its rounding."""
     plain = Toy()
@@ -541,7 +606,7 @@ def test_masters_in_float32(name):
         assert np.array_equal(parameter.astype("float32").numpy(), rounded.numpy())
 
 
-@pytest.mark.parametrize("name", ["LARS", "Adafactor"])
+@pytest.mark.parametrize("name", ["LARS", "Adafactor", "Lion", "Muon"])
 def test_state_round_trip_with_masters(name):
     """State stands under the parameters' names, not the masters'; with the masters given back, all is bit-equal."""
     first, one = half_toy(name)
@@ -574,6 +639,8 @@ ALL = {
     "Lamb": dict(weight_decay=0.1),
     "LARS": dict(weight_decay=0.1),
     "Adafactor": dict(weight_decay=0.1, betas=0.9),
+    "Lion": dict(weight_decay=0.1),
+    "Muon": dict(weight_decay=0.1),
 }
 
 
@@ -645,7 +712,7 @@ def saved_state(name: str = "AdamW") -> dict:
     return optimizer.state_dict()
 
 
-@pytest.mark.parametrize("other", ["Momentum", "SGD", "LARS", "Adafactor"])
+@pytest.mark.parametrize("other", ["Momentum", "SGD", "LARS", "Adafactor", "Lion", "Muon"])
 def test_state_of_another_optimizer_is_refused(other):
     with pytest.raises(CheckpointError, match="another kind of optimizer"):
         optimizer_of(Toy(), other).load_state_dict(saved_state("AdamW"))

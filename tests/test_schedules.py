@@ -69,6 +69,38 @@ def test_vit_recipe():
     check(schedule, {0: 0, 5_000: 1.5e-3, 10_000: 3e-3, 51_800: 1.5e-3, 30_900: 3e-3 * C45, 93_600: 0})
 
 
+def test_periodic_cosine_is_pytorchs_cosine_annealing():
+    """T_max 8: down in 8 updates, up in 8, whatever the run's length; Pytorch-VIT's run rises four times."""
+    schedule = make("PeriodicCosine", 5, learning_rate=1.0, half_period=8, end_lr=0.2)
+    check(schedule, {0: 1.0, 2: 0.2 + 0.8 * C45, 4: 0.6, 8: 0.2, 12: 0.6, 14: 0.2 + 0.8 * C45, 16: 1.0, 24: 0.2})
+    schedule = make("PeriodicCosine", 5, learning_rate=1.0, half_period=8, warmup_steps=4, warmup_start_lr=0.1)
+    check(schedule, {0: 0.1, 2: 0.55, 4: 1.0, 8: 0.5, 12: 0.0, 20: 1.0})
+    seed = make("PeriodicCosine", 375_600, learning_rate=1e-3, half_period=80_000)
+    check(seed, {0: 1e-3, 40_000: 5e-4, 80_000: 0, 160_000: 1e-3, 320_000: 1e-3})
+
+
+def test_rsqrt():
+    """big_vision's: warm-up 4, timescale 8, cooldown 10 of 100 updates to 0; the decay goes on under the cooldown."""
+    schedule = make("RSqrt", 100, learning_rate=1.0, timescale=8, warmup_steps=4, cooldown_steps=10)
+    check(schedule, {0: 0, 1: 0.25, 4: 1.0, 12: 1 / math.sqrt(2), 28: 0.5, 90: 1 / math.sqrt(1 + 86 / 8)})
+    check(schedule, {95: 0.5 / math.sqrt(1 + 91 / 8), 100: 0, 150: 0})
+    by_epoch = make("RSqrt", 100, 10, learning_rate=1.0, timescale=8, warmup_epochs=0.4, cooldown_epochs=1)
+    assert [by_epoch(step) for step in range(120)] == [schedule(step) for step in range(120)]
+    check(make("RSqrt", 50, learning_rate=1.0, timescale=8), {0: 1.0, 24: 0.5, 72: 1 / math.sqrt(10)})
+
+
+def test_warmup_stable_decay():
+    """Warm-up 4, constant to 12, then 8 updates to 0.2 in a line, or as 1 - sqrt(progress)."""
+    options = dict(learning_rate=1.0, end_lr=0.2, warmup_steps=4, cooldown_steps=8)
+    check(make("WarmupStableDecay", 20, **options), {0: 0, 2: 0.5, 4: 1, 12: 1, 14: 0.8, 16: 0.6, 20: 0.2, 40: 0.2})
+    schedule = make("WarmupStableDecay", 20, cooldown="sqrt", **options)
+    check(schedule, {4: 1, 12: 1, 14: 0.6, 16: 1 - 0.8 * math.sqrt(0.5), 18: 1 - 0.8 * math.sqrt(0.75), 20: 0.2})
+    longer = make("WarmupStableDecay", 40, **options)  # the same rate until the cooldown begins
+    assert all(longer(step) == schedule(step) for step in range(13))
+    within_warmup = make("WarmupStableDecay", 6, **options)  # the cooldown waits for the warm-up's end
+    check(within_warmup, {3: 0.75, 4: 1.0, 5: 0.6, 6: 0.2})
+
+
 def test_timm_cosine_by_epoch():
     """8 epochs of 5 steps; the cosine runs from epoch 0 and two epochs of warm-up cover its beginning."""
     schedule = make("TimmCosine", 40, per_epoch=5, learning_rate=1.0, warmup_epoch=2, warmup_start_lr=0.1)
@@ -199,6 +231,10 @@ def test_warmup_is_told_in_steps():
         ("TimmCosine", dict(learning_rate=0.1, warmup_start_lr=-0.1), "warmup_start_lr"),
         ("Poly", dict(learning_rate=0.1, end_lr=-0.1), "end_lr"),
         ("Step", dict(boundaries=[1], values=[1.0, -0.1]), "values"),
+        ("PeriodicCosine", dict(learning_rate=0.1, half_period=0), "half_period"),
+        ("RSqrt", dict(learning_rate=0.1, timescale=0), "timescale"),
+        ("RSqrt", dict(learning_rate=0.1, cooldown_steps=1, cooldown_epochs=1), "cooldown_steps and cooldown_epochs"),
+        ("WarmupStableDecay", dict(learning_rate=0.1), "cooldown_steps or cooldown_epochs"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(name, arguments, message):
@@ -237,6 +273,17 @@ def any_schedule(draw):
             warmup_start_lr=start,
             warmup_prefix=draw(st.booleans()),
             decay_unit=unit,
+        ),
+        "PeriodicCosine": dict(
+            learning_rate=peak, half_period=total, end_lr=low, warmup_steps=warmup, warmup_start_lr=start
+        ),
+        "RSqrt": dict(learning_rate=peak, timescale=total, warmup_steps=warmup, cooldown_steps=total // 3),
+        "WarmupStableDecay": dict(
+            learning_rate=peak,
+            end_lr=low,
+            warmup_steps=warmup,
+            cooldown_epochs=2.0,
+            cooldown=draw(st.sampled_from(["linear", "sqrt"])),
         ),
         "Step": dict(boundaries=sorted([warmup // 2, total // 2]), values=[peak, low, start], **by_unit),
         "Poly": dict(learning_rate=peak, power=draw(st.floats(0.1, 5.0)), end_lr=low, warmup_start_lr=start, **by_unit),

@@ -146,9 +146,10 @@ def optimizer(config: Config, network: paddle.nn.Layer, multi_precision: bool) -
             no_decay=options.no_weight_decay,
             no_decay_names=options.no_weight_decay_name,
             layer_decay=options.layer_decay,
+            lr_scale=options.lr_scale,
         )
     except ConfigError as error:
-        raise config.error(("Optimizer", "layer_decay"), str(error)) from error
+        raise config.error(("Optimizer",), str(error)) from error
     part = _present(config, config.Optimizer, "Optimizer")
     paddle_optimizer = component(config, OPTIMIZERS, part, groups=groups, multi_precision=multi_precision)
     if not isinstance(paddle_optimizer, paddle.optimizer.Optimizer):

@@ -1,4 +1,4 @@
-"""LARS and Adafactor, which Paddle lacks or cannot run with float32 master weights.
+"""LARS, Adafactor, Lion and Muon, which Paddle lacks or cannot run with float32 master weights.
 
 Both are Paddle optimizers as far as GradScaler, amp.decorate and the state keeping in update.py
 need: groups, `_accumulators` by parameter name, `_master_weights`. The arithmetic is float32.
@@ -132,3 +132,83 @@ class Adafactor(_Optimizer):
 
 def _rms(x):
     return (x * x).mean().sqrt()
+
+
+class Lion(_Optimizer):
+    """w -= lr · (sign(b1 m + (1 - b1) g) + wd w);  m = b2 m + (1 - b2) g."""
+
+    def __init__(self, groups, *, betas, multi_precision):
+        super().__init__(groups, multi_precision)
+        self._betas = betas
+
+    def _state_of(self, parameter):
+        return {"first_moment": parameter.shape}
+
+    def _update(self, weight, gradient, lr, group, state):
+        beta1, beta2 = self._betas
+        moment = state["first_moment"]
+        direction = paddle.sign(beta1 * moment + (1.0 - beta1) * gradient)
+        paddle.assign(beta2 * moment + (1.0 - beta2) * gradient, output=moment)
+        return weight - lr * (direction + group["lion_weight_decay"] * weight)
+
+
+# the quintic whose iteration brings singular values near 1 fastest (Jordan et al., 2024)
+_NEWTON_SCHULZ, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
+
+
+def orthogonalized(matrix: paddle.Tensor) -> paddle.Tensor:
+    """U V' of a matrix U S V' [m, n], with singular values of about 0.7 … 1.2 instead of 1: Newton-Schulz, float32."""
+    x = matrix.transpose([1, 0]) if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (_norm(x) + 1e-7)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        square = x @ x.transpose([1, 0])
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.transpose([1, 0]) if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(_Optimizer):
+    """Matrices: w -= lr · scale · orthogonalized(momentum) + lr wd w. All others: AdamW.
+
+    Args:
+        matrices: Paddle's name of a parameter that is updated as a matrix → the number of matrices that lie
+            side by side in it, each of them orthogonalised by itself.
+        match_adamw: scale is 0.2 sqrt(max(in, out)), else sqrt(max(1, out / in)).
+    """
+
+    def __init__(self, groups, *, matrices, momentum, match_adamw, betas, epsilon, multi_precision):
+        super().__init__(groups, multi_precision)
+        self._matrices, self._momentum, self._match_adamw = matrices, momentum, match_adamw
+        self._betas, self._eps = betas, epsilon
+
+    def _state_of(self, parameter):
+        if parameter.name in self._matrices:
+            return {"momentum": parameter.shape}
+        return {"update_count": [1], "first_moment": parameter.shape, "second_moment": parameter.shape}
+
+    def _update(self, weight, gradient, lr, group, state):
+        update = self._direction(gradient, state, group["muon_matrices"])
+        return weight - lr * (update + group["muon_weight_decay"] * weight)
+
+    def _direction(self, gradient, state, matrices: int):
+        if not matrices:
+            return self._adam(gradient, state)
+        momentum = self._momentum * state["momentum"] + (1.0 - self._momentum) * gradient
+        paddle.assign(momentum, output=state["momentum"])
+        ahead = (1.0 - self._momentum) * gradient + self._momentum * momentum  # Nesterov's
+        return paddle.concat([self._scaled(part) for part in ahead.split(matrices, axis=1)], axis=1)
+
+    def _scaled(self, matrix):
+        inputs, outputs = matrix.shape
+        scale = 0.2 * max(inputs, outputs) ** 0.5 if self._match_adamw else max(1.0, outputs / inputs) ** 0.5
+        return scale * orthogonalized(matrix)
+
+    def _adam(self, gradient, state):
+        beta1, beta2 = self._betas
+        count = state["update_count"] + 1.0
+        first = beta1 * state["first_moment"] + (1.0 - beta1) * gradient
+        second = beta2 * state["second_moment"] + (1.0 - beta2) * gradient * gradient
+        for name, value in (("update_count", count), ("first_moment", first), ("second_moment", second)):
+            paddle.assign(value, output=state[name])
+        unbiased = first / (1.0 - beta1**count), second / (1.0 - beta2**count)
+        return unbiased[0] / (unbiased[1].sqrt() + self._eps)

@@ -1,7 +1,7 @@
 """Which parameters are trained, decayed, and at which share of the learning rate."""
 
 import fnmatch
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +58,7 @@ def freeze(model: nn.Layer, patterns: Collection[str]) -> list[str]:
 
     Raises ConfigError where a pattern matches nothing, or nothing is left to train.
     """
-    frozen = []
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise ConfigError(f"Optimizer.freeze: {pattern!r} matches no parameter, such as {names[0]} or {names[-1]}")
-        frozen += matched
+    frozen = [name for pattern in patterns for name in _matching(model, pattern, "freeze")]
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.stop_gradient = True
@@ -73,12 +67,22 @@ def freeze(model: nn.Layer, patterns: Collection[str]) -> list[str]:
     return sorted(set(frozen))
 
 
+def _matching(model: nn.Layer, pattern: str, key: str) -> list[str]:
+    """Names of the parameters that a pattern of Optimizer.`key` fits. Raises ConfigError where there is none."""
+    names = [name for name, _ in model.named_parameters()]
+    matched = fnmatch.filter(names, pattern)
+    if not matched:
+        raise ConfigError(f"Optimizer.{key}: {pattern!r} matches no parameter, such as {names[0]} or {names[-1]}")
+    return matched
+
+
 def parameter_groups(
     model: nn.Layer,
     *,
     no_decay: Collection[str] = (),
     no_decay_names: Collection[str] = (),
     layer_decay: float | None = None,
+    lr_scale: Mapping[str, float] | None = None,
 ) -> list[Group]:
     """Split a model's trainable parameters.
 
@@ -88,19 +92,24 @@ def parameter_groups(
         no_decay_names: parts of names whose parameters get none.
         layer_decay: the learning rate of layer i of L is times layer_decay ** (L - i), the head's times 1
             (BEiT, Bao et al., 2022; layers as a LayerWise model numbers them).
+        lr_scale: pattern of names, such as head.*, → what the learning rate of these parameters is multiplied by,
+            besides layer_decay's factor. Where several patterns fit a name, the last of them holds.
 
     Raises:
-        ConfigError: layer_decay is asked of a model that is not LayerWise.
+        ConfigError: layer_decay is asked of a model that is not LayerWise, or a pattern matches nothing.
     """
     tokens = model.no_weight_decay() if isinstance(model, DecayExempt) else set()
     norms = {name for name, layer in model.named_sublayers() if "Norm" in type(layer).__name__}
-    lr_scale = _lr_scale(model, layer_decay)
+    by_layer = _lr_scale(model, layer_decay)
+    by_name = {
+        name: factor for pattern, factor in (lr_scale or {}).items() for name in _matching(model, pattern, "lr_scale")
+    }
     groups: dict[tuple[bool, float], Group] = {}
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue
         exempt = _rules(name, parameter, tokens, norms) & set(no_decay) or any(p in name for p in no_decay_names)
-        key = (not exempt, lr_scale(name))
+        key = (not exempt, by_layer(name) * by_name.get(name, 1.0))
         group = groups.setdefault(key, Group(*key))
         group.names.append(name)
         group.parameters.append(parameter)

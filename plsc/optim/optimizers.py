@@ -3,7 +3,7 @@
 Paddle's own grad_clip and schedulers are never used: it clips each parameter group by itself.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import paddle
 from pydantic import Field
@@ -11,6 +11,8 @@ from pydantic import Field
 from plsc.bounds import BelowOne, NonNegativeFloat, PositiveFloat
 from plsc.optim.extra_optimizers import Adafactor as _Adafactor
 from plsc.optim.extra_optimizers import Lars as _Lars
+from plsc.optim.extra_optimizers import Lion as _Lion
+from plsc.optim.extra_optimizers import Muon as _Muon
 from plsc.optim.groups import Group, paddle_groups
 from plsc.registry import OPTIMIZERS
 
@@ -169,3 +171,80 @@ def Adafactor(
         scale_parameter=scale_parameter,
         multi_precision=multi_precision,
     )
+
+
+@OPTIMIZERS.register()
+def Lion(
+    betas: Betas = (0.9, 0.99),
+    weight_decay: NonNegativeFloat = 0.0,
+    *,
+    groups: list[Group],
+    multi_precision: bool = False,
+) -> paddle.optimizer.Optimizer:
+    """Lion: the sign of an interpolated momentum, with decoupled weight decay (Chen et al., 2023).
+
+    Its authors take a third to a tenth of AdamW's rate and as many times its weight decay.
+    """
+    return _Lion(
+        paddle_groups(groups, weight_decay, key="lion_weight_decay"), betas=betas, multi_precision=multi_precision
+    )
+
+
+@OPTIMIZERS.register()
+def Muon(
+    momentum: BelowOne = 0.95,
+    weight_decay: NonNegativeFloat = 0.0,
+    adjust_lr: Literal["match_adamw", "original"] = "match_adamw",
+    betas: Betas = (0.9, 0.95),
+    epsilon: PositiveFloat = 1e-8,
+    adamw_names: tuple[str, ...] = ("head",),
+    *,
+    groups: list[Group],
+    multi_precision: bool = False,
+) -> paddle.optimizer.Optimizer:
+    """Muon: momentum of weight matrices, orthogonalised by Newton-Schulz (Jordan et al., 2024); AdamW for the rest.
+
+    The rest is what is no matrix (biases, norms, tokens, positions, convolutions) and what adamw_names names by
+    a part. The query, key and value parts of a fused qkv matrix are orthogonalised one by one. Weight decay is
+    decoupled. Sources: kellerjordan.github.io/posts/muon and torch.optim.Muon.
+
+    Args:
+        adjust_lr: match_adamw scales a matrix's update by 0.2 sqrt(max(in, out)), so that AdamW's rate and weight
+            decay serve for all (Liu et al., 2025, "Muon is scalable"); original by sqrt(max(1, out / in)).
+        betas, epsilon: AdamW's.
+    """
+    matrices, split = {}, []
+    for group in groups:
+        members: dict[int, list] = {}
+        for name, parameter in zip(group.names, group.parameters, strict=True):
+            count = _matrices_in(name, parameter, adamw_names)
+            members.setdefault(count, []).append(parameter)
+            if count:
+                matrices[parameter.name] = count
+        for count, parameters in members.items():
+            decay = weight_decay if group.decay else 0.0
+            split.append(
+                {
+                    "params": parameters,
+                    "learning_rate": group.lr_scale,
+                    "muon_weight_decay": decay,
+                    "muon_matrices": count,
+                }
+            )
+    return _Muon(
+        split,
+        matrices=matrices,
+        momentum=momentum,
+        match_adamw=adjust_lr == "match_adamw",
+        betas=betas,
+        epsilon=epsilon,
+        multi_precision=multi_precision,
+    )
+
+
+def _matrices_in(name: str, parameter: paddle.Tensor, adamw_names: tuple[str, ...]) -> int:
+    """How many matrices lie side by side in a parameter; 0 where it is none that Muon updates."""
+    if len(parameter.shape) != 2 or any(part in name for part in adamw_names):
+        return 0
+    owner = name.rpartition(".")[0].rpartition(".")[2]
+    return {"qkv": 3, "kv": 2}.get(owner, 1)

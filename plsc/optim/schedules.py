@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from plsc.bounds import NonNegative, NonNegativeFloat, PositiveFloat
+from plsc.bounds import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from plsc.errors import ConfigError
 from plsc.registry import SCHEDULERS
 
@@ -40,9 +40,14 @@ def _require(condition: bool, text: str):
         raise ConfigError(text)
 
 
+def _length(name: str, steps: int, epochs: float, steps_per_epoch: int) -> int:
+    """Updates of the warmup or cooldown, whichever of name_steps and name_epochs is given."""
+    _require(not (steps and epochs), f"{name}_steps and {name}_epochs are both given; keep one")
+    return steps or round(epochs * steps_per_epoch)
+
+
 def _warmup_length(warmup_steps: int, warmup_epochs: float, steps_per_epoch: int) -> int:
-    _require(not (warmup_steps and warmup_epochs), "warmup_steps and warmup_epochs are both given; keep one")
-    return warmup_steps or round(warmup_epochs * steps_per_epoch)
+    return _length("warmup", warmup_steps, warmup_epochs, steps_per_epoch)
 
 
 def _warm(decay: Callable[[float], float], warmup: int, total: int, start: float, peak: float) -> Curve:
@@ -104,6 +109,95 @@ def Linear(
     warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
     decay = lambda p: end_lr + (learning_rate - end_lr) * (1.0 - p)  # noqa: E731
     return _warm(decay, warmup, total_steps, warmup_start_lr, learning_rate)
+
+
+@SCHEDULERS.register()
+def PeriodicCosine(
+    learning_rate: NonNegativeFloat,
+    half_period: Positive,
+    end_lr: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
+    warmup_start_lr: NonNegativeFloat = 0.0,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> Curve:
+    """A cosine that falls to end_lr in half_period updates, rises again in as many, and so on.
+
+    This is PyTorch's CosineAnnealingLR, stepped each update, with T_max = half_period; the run's length changes
+    nothing.
+    """
+    warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
+    span = learning_rate - end_lr
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return warmup_start_lr + (learning_rate - warmup_start_lr) * step / warmup
+        return end_lr + 0.5 * span * (1.0 + math.cos(math.pi * (step - warmup) / half_period))
+
+    return Curve(rate, warmup)
+
+
+@SCHEDULERS.register()
+def RSqrt(
+    learning_rate: NonNegativeFloat,
+    timescale: Positive = 10_000,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
+    cooldown_steps: NonNegative = 0,
+    cooldown_epochs: NonNegativeFloat = 0.0,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> Curve:
+    """Reciprocal square root with a linear warm-up from 0 and a linear cooldown to 0 at the run's end.
+
+    learning_rate / sqrt(1 + t / timescale), t counted from the end of the warm-up: "Scaling Vision Transformers"
+    (Zhai et al., 2022), in the form of big_vision's `rsqrt`. Until the cooldown it does not depend on the run's length.
+    """
+    warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
+    cooldown = _length("cooldown", cooldown_steps, cooldown_epochs, steps_per_epoch)
+
+    def rate(step: int) -> float:
+        warm = min(1.0, step / warmup) if warmup else 1.0
+        left = min(1.0, max(0.0, (total_steps - step) / cooldown)) if cooldown else 1.0
+        return learning_rate * warm * left / math.sqrt(1.0 + max(0, step - warmup) / timescale)
+
+    return Curve(rate, warmup)
+
+
+@SCHEDULERS.register()
+def WarmupStableDecay(
+    learning_rate: NonNegativeFloat,
+    end_lr: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegative = 0,
+    warmup_epochs: NonNegativeFloat = 0.0,
+    cooldown_steps: NonNegative = 0,
+    cooldown_epochs: NonNegativeFloat = 0.0,
+    cooldown: Literal["linear", "sqrt"] = "linear",
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> Curve:
+    """Linear warm-up from 0, a constant rate, and a cooldown to end_lr at the run's end (WSD; Hu et al., 2024).
+
+    The cooldown is a straight line, or 1 - sqrt(progress), which Hägele et al. (2024) found better. A run can be
+    continued with more epochs from a checkpoint before its cooldown, since the rate until there is the same.
+    """
+    warmup = _warmup_length(warmup_steps, warmup_epochs, steps_per_epoch)
+    length = _length("cooldown", cooldown_steps, cooldown_epochs, steps_per_epoch)
+    _require(length > 0, "WarmupStableDecay needs cooldown_steps or cooldown_epochs; without one take Constant")
+    first = max(warmup, total_steps - length)  # update of the cooldown
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return learning_rate * step / warmup
+        progress = min(1.0, max(0.0, (step - first) / (total_steps - first))) if total_steps > first else 1.0
+        left = 1.0 - (math.sqrt(progress) if cooldown == "sqrt" else progress)
+        return end_lr + (learning_rate - end_lr) * left
+
+    return Curve(rate, warmup)
 
 
 @SCHEDULERS.register()
