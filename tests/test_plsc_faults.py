@@ -597,7 +597,8 @@ def transforms_with_every_option():
     required = {"ResizeImage": [{"size": 12}, {"resize_short": 12}], "CenterCropImage": [{"size": 12}]}
     required |= {"RandCropImage": [{"size": 12}, {"size": (12, 10)}]}
     required |= {name: [{"size": 12}] for name in ("RandomResizedCrop", "MAERandCropImage", "InceptionCrop")}
-    required |= {name: [{"size": 12}, {"size": (10, 12)}] for name in ("Resize", "CenterCrop")}
+    required |= {name: [{"size": 12}, {"size": (10, 12)}] for name in ("Resize", "CenterCrop", "RandomCrop")}
+    required |= {name: [{"degrees": 30}, {"degrees": (5, 30)}] for name in ("RandomRotation", "RandomAffine")}
     required |= {name: [{"transforms": [RandomHorizontalFlip()]}] for name in ("Compose", "RandomApply")}
     for name in registry.TRANSFORMS:
         options = {k: choices(p.annotation) for k, p in registry.TRANSFORMS.get(name).parameters().items()}

@@ -24,12 +24,17 @@ from plsc.data.transforms import (
     InceptionCrop,
     MAERandCropImage,
     NormalizeImage,
+    RandAugment,
     RandFlipImage,
+    RandomAffine,
     RandomApply,
+    RandomCrop,
     RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomRotation,
+    RandomVerticalFlip,
     RandShift,
     Solarize,
     ThreeAugment,
@@ -39,7 +44,7 @@ from plsc.data.transforms import (
     policies,
 )
 from plsc.data.transforms.base import DeviceTransform, InputStep
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 from tests.helpers import plsc, tiny_digits, write_config
 
 
@@ -77,6 +82,9 @@ COLOURS = [
     lambda: AutoAugment(),
     lambda: TrivialAugmentWide(interpolation="bilinear"),
     lambda: BigVisionRandAugment(2, 15),
+    lambda: RandAugment(),
+    lambda: RandomRotation(30, fill=128),
+    lambda: RandomAffine((-20, 40), (0.2, 0.3), (0.7, 1.3), (-10, 10, -5, 5), interpolation="bilinear"),
     lambda: TimmAutoAugment("rand-m9-mstd0.5-inc1"),
     lambda: TimmAutoAugment("v0-mstd1", interpolation="random"),
     lambda: TimmAutoAugment("originalr"),
@@ -230,6 +238,107 @@ def test_a_single_channel_has_neither_hue_nor_saturation():
     expected = np.asarray(ImageEnhance.Brightness(pil(image[..., 0])).enhance(0.5))
     got = ColorJitter(brightness=(0.5, 0.5))(image, np.random.default_rng(0))
     np.testing.assert_array_equal(got[..., 0], expected)
+
+
+# -- places -----------------------------------------------------------------------------------------
+
+
+def sampled(image, matrix, fill=0):
+    """The nearest old pixel at the middle of each new one: [H, W, C] by a loop over all pixels."""
+    height, width = image.shape[:2]
+    out = np.full_like(image, fill)
+    for y in range(height):
+        for x in range(width):
+            across, down = (math.floor(v) for v in matrix @ np.array([x + 0.5, y + 0.5, 1.0]))
+            if 0 <= across < width and 0 <= down < height:
+                out[y, x] = image[down, across]
+    return out
+
+
+def rotation_about_the_middle(width, height, degrees):
+    """Counter-clockwise for the eye, y pointing down: the old place of a new point, [2, 3]."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    back, middle = np.array([[c, -s], [s, c]]), np.array([width / 2, height / 2])
+    return np.column_stack([back, middle - back @ middle])
+
+
+@pytest.mark.parametrize("degrees", [17.3, -61.0])
+def test_a_rotation_moves_pixels_about_the_middle(degrees):
+    image = picture(25, 33)
+    found = RandomRotation((degrees, degrees), fill=7)(image, np.random.default_rng(0))
+    expected = sampled(image, rotation_about_the_middle(33, 25, degrees), fill=7)
+    assert (found != expected).any(axis=-1).mean() < 0.01  # Pillow counts in fixed point
+    assert (found == 7).all(axis=-1).any()
+
+
+def test_a_rotation_by_less_than_a_pixel_changes_nothing():
+    """TooTouch's 0.02 degrees: at the corner of 72 px that is 0.018 px."""
+    image = picture(72, 72)
+    for seed in range(5):
+        np.testing.assert_array_equal(RandomRotation(0.02)(image, np.random.default_rng(seed)), image)
+
+
+def test_an_affine_map_shears_scales_turns_and_moves_in_this_order():
+    """Forwards from the definition; the transform reads backwards."""
+    image, angle, scale, shear = picture(24, 32), 20.0, 1.25, (12.0, -7.0)
+    transform = RandomAffine((angle, angle), (0.1, 0.2), (scale, scale), (*[shear[0]] * 2, *[shear[1]] * 2), fill=9)
+    rng = np.random.default_rng(4)
+    found = transform(image, np.random.default_rng(4))
+    rng.uniform()
+    moved = [round(rng.uniform(-3.2, 3.2)), round(rng.uniform(-4.8, 4.8))]
+    assert any(moved)
+    t, (sx, sy) = math.radians(angle), (math.tan(math.radians(v)) for v in shear)
+    shear_x, shear_y = (np.array(m) for m in ([[1, -sx], [0, 1]], [[1, 0], [-sy, 1]]))
+    turn = np.array([[math.cos(t), -math.sin(t)], [math.sin(t), math.cos(t)]])  # clockwise, y pointing down
+    forwards, middle = turn @ (scale * shear_y) @ shear_x, np.array([16.0, 12.0])
+    back = np.linalg.inv(forwards)
+    expected = sampled(image, np.column_stack([back, middle - back @ (middle + moved)]), fill=9)
+    assert (found != expected).any(axis=-1).mean() < 0.01
+
+
+def test_affine_draws_stay_within_their_limits(monkeypatch):
+    from plsc.data.transforms import affine
+
+    seen = []
+    monkeypatch.setattr(affine, "source_of", lambda *drawn: seen.append(drawn[2:]) or np.eye(2, 3))
+    transform = RandomAffine(30, (0.1, 0.5), (0.8, 1.2), 15)
+    for seed in range(400):
+        transform(picture(10, 20), np.random.default_rng(seed))
+    angles, moved, scales, shears = (np.array(values) for values in zip(*seen, strict=True))
+    assert -30 <= angles.min() < -28 and 28 < angles.max() <= 30
+    assert set(moved[:, 0]) == set(range(-2, 3)) and set(moved[:, 1]) == set(range(-5, 6))
+    assert 0.8 <= scales.min() < 0.81 and 1.19 < scales.max() <= 1.2
+    assert -15 <= shears[:, 0].min() < -14 and 14 < shears[:, 0].max() <= 15 and not shears[:, 1].any()
+
+
+def test_a_vertical_flip():
+    image = picture()
+    found = outcomes(RandomVerticalFlip(0.3), image)
+    assert set(found) == {image.tobytes(), np.ascontiguousarray(image[::-1]).tobytes()}
+    assert within(found[image.tobytes()], 300, 0.7)
+
+
+@pytest.mark.parametrize(("mode", "border"), [("constant", 9), ("edge", 0), ("reflect", 1), ("symmetric", 0)])
+def test_a_random_crop_of_a_padded_picture(mode, border):
+    """Every place with the same probability; what is outside comes from the mode."""
+    row = np.arange(3, dtype="uint8")
+    image = np.broadcast_to(row[None, :, None], (3, 3, 1)).copy()
+    crop = RandomCrop(3, padding=(1, 0), fill=9, padding_mode=mode)
+    last = {"constant": 9, "edge": 2, "reflect": 1, "symmetric": 2}[mode]
+    places = [[border, 0, 1], [0, 1, 2], [1, 2, last]]
+    found = Counter(tuple(crop(image, np.random.default_rng(s))[0, :, 0]) for s in range(600))
+    assert set(found) == {tuple(place) for place in places}
+    assert all(within(count, 600, 1 / 3) for count in found.values())
+
+
+def test_a_random_crop_pads_what_is_too_short_or_says_so():
+    image = np.full((4, 10, 3), 5, "uint8")
+    with pytest.raises(DataError, match=r"10x4 pixels are too few for a random crop of 6x8.*pad_if_needed"):
+        RandomCrop((8, 6))(image, np.random.default_rng(0))
+    for seed in range(10):
+        found = RandomCrop((8, 6), pad_if_needed=True)(image, np.random.default_rng(seed))
+        assert found.shape == (8, 6, 3)
+        assert ((found == 5).all(axis=(1, 2)).sum(), (found == 0).all(axis=(1, 2)).sum()) == (4, 4)
 
 
 # -- composition ----------------------------------------------------------------------------------
@@ -567,6 +676,23 @@ def test_trivial_augment_draws_from_the_whole_range():
     assert within(found[ImageOps.equalize(pil(image)).tobytes()], 3000, 1 / 14)
 
 
+@pytest.mark.parametrize(("magnitude", "bins"), [(9, 31), (3, 4)])
+def test_torchvisions_rand_augment(magnitude, bins):
+    """One of 14 operations at a fixed strength, by hand; two of them in a row for the default."""
+    image, part = picture(), magnitude / (bins - 1)
+    nearest = dict(resample=Image.Resampling.NEAREST, fill=None)
+    across, down = (int(150 / 331 * side * part) for side in (32, 24))
+    expected = [image, ImageOps.autocontrast(pil(image)), ImageOps.equalize(pil(image))]
+    expected += geometric(image, 30 * part, 0.3 * part, across, down, **nearest)
+    expected += enhanced(image, (1 + 0.9 * part, 1 - 0.9 * part))
+    expected += [posterized(image, 8 - round(4 * part)), solarized(image, 255 * (1 - part))]
+    found = outcomes(RandAugment(1, magnitude, bins), image, range(700))
+    assert set(found) == bytes_of(*expected)
+    assert within(found[ImageOps.equalize(pil(image)).tobytes()], 700, 1 / 14)
+    twice = outcomes(RandAugment(2, magnitude, bins), image, range(700))
+    assert bytes_of(ImageOps.equalize(ImageOps.autocontrast(pil(image)))) <= set(twice) and len(twice) > 2 * len(found)
+
+
 def torchvision_results(image: Image.Image, name: str, level: int) -> list:
     """What an operation of the policy can make at a level of 0 … 9 in torchvision's ranges."""
     part, pixels = level / 9, np.asarray(image)
@@ -672,6 +798,10 @@ def test_cutout_of_big_vision_is_a_square_about_any_pixel():
         (lambda: TimmAutoAugment(mean=[0.5, 0.5]), "TimmAutoAugment.mean"),
         (lambda: TimmAutoAugment(mean=[124.0, 116.0, 104.0]), "TimmAutoAugment.mean"),
         (lambda: TrivialAugmentWide(num_magnitude_bins=1), "num_magnitude_bins"),
+        (lambda: RandAugment(magnitude=31), "magnitude is 31; with num_magnitude_bins 31 it is at most 30"),
+        (lambda: RandomAffine(0, shear=90), "shear"),
+        (lambda: RandomRotation((10, -10)), "degrees"),
+        (lambda: RandomCrop(0), "size"),
         (lambda: BigVisionRandAugment(num_layers=0), "num_layers"),
         (lambda: BigVisionRandAugment(magnitude=31), "magnitude"),
         (lambda: RandomErasing(EPSILON=1.2), "RandomErasing.EPSILON"),

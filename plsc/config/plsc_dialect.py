@@ -63,7 +63,7 @@ SECTIONS: dict[tuple[str, ...], Words] = {
         },
         harmless={"data_sharding": False},
     ),
-    ("Optimizer",): Words(refused={"lr_func": "YAML holds no functions; layer_decay, lr_scale and freeze set rates by layer and by name"}),
+    ("Optimizer",): Words(refused={"lr_func": "YAML holds no functions; layer_decay, lr_scale and freeze set rates"}),
     ("DataLoader", "*", "dataset"): Words(
         aliases={"transform": "transform_ops", "batch_transform": "batch_transform_ops"}
     ),

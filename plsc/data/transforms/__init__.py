@@ -3,11 +3,18 @@
 What the device does with whole batches (see plsc.data.device) is listed last: NormalizeImage, RandomErasing, …
 """
 
-from plsc.data.transforms.auto_augment import AutoAugment, BigVisionRandAugment, ThreeAugment, TrivialAugmentWide
+from plsc.data.transforms.affine import RandomAffine, RandomRotation
+from plsc.data.transforms.auto_augment import (
+    AutoAugment,
+    BigVisionRandAugment,
+    RandAugment,
+    ThreeAugment,
+    TrivialAugmentWide,
+)
 from plsc.data.transforms.base import BatchTransform, DeviceTransform, Transform
 from plsc.data.transforms.color import ColorJitter, GaussianBlur, RandomGrayscale, Solarize
 from plsc.data.transforms.compose import Compose, RandomApply
-from plsc.data.transforms.crops import InceptionCrop, MAERandCropImage, RandomResizedCrop
+from plsc.data.transforms.crops import InceptionCrop, MAERandCropImage, RandomCrop, RandomResizedCrop
 from plsc.data.transforms.decode import DecodeImage
 from plsc.data.transforms.device import Normalize, NormalizeImage, ToCHWImage, ToTensor
 from plsc.data.transforms.erasing import RandomErasing
@@ -17,6 +24,7 @@ from plsc.data.transforms.geometry import (
     RandCropImage,
     RandFlipImage,
     RandomHorizontalFlip,
+    RandomVerticalFlip,
     RandShift,
     Resize,
     ResizeImage,
@@ -38,14 +46,19 @@ __all__ = [
     "MAERandCropImage",
     "Normalize",
     "NormalizeImage",
+    "RandAugment",
     "RandCropImage",
     "RandFlipImage",
     "RandShift",
+    "RandomAffine",
     "RandomApply",
+    "RandomCrop",
     "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "RandomRotation",
+    "RandomVerticalFlip",
     "Resize",
     "ResizeImage",
     "Solarize",

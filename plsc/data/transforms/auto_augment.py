@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 from PIL import Image
 from pydantic import Field
 
-from plsc.bounds import Positive
+from plsc.bounds import NonNegative, Positive
 from plsc.data.transforms import policies
 from plsc.data.transforms.draws import either_side
 from plsc.data.transforms.pixel_operations import RESAMPLING, fill_of, grayscale, operate, to_array, to_pillow
+from plsc.errors import ConfigError
 from plsc.registry import TRANSFORMS
 
 _Filter = Literal["nearest", "bilinear", "bicubic"]
@@ -95,6 +96,58 @@ class TrivialAugmentWide:
         picture = to_pillow(image, "TrivialAugmentWide")
         part = int(rng.integers(self.bins)) / (self.bins - 1)
         return to_array(_WIDE.apply(picture, name, part, rng, self.resample))
+
+
+_RANDOM_OPERATIONS = (
+    "Identity",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    *_ENHANCEMENTS,
+    "Posterize",
+    "Solarize",
+    "AutoContrast",
+    "Equalize",
+)
+
+
+@TRANSFORMS.register()
+class RandAugment:
+    """num_ops operations of 14, all at one strength (Cubuk et al., 2020), as in torchvision.
+
+    What comes in at the edges is black. timm's RandAugment is TimmAutoAugment, big_vision's BigVisionRandAugment.
+
+    Args:
+        magnitude: one of num_magnitude_bins steps between nothing, 0, and the strongest.
+    """
+
+    def __init__(
+        self,
+        num_ops: Positive = 2,
+        magnitude: NonNegative = 9,
+        num_magnitude_bins: Annotated[int, Field(ge=2)] = 31,
+        interpolation: _Filter = "nearest",
+    ):
+        if magnitude >= num_magnitude_bins:
+            raise ConfigError(
+                f"RandAugment.magnitude is {magnitude}; with num_magnitude_bins {num_magnitude_bins} it is at most "
+                f"{num_magnitude_bins - 1}"
+            )
+        self.num_ops, self.part = num_ops, magnitude / (num_magnitude_bins - 1)
+        self.resample = RESAMPLING[interpolation]
+
+    def __call__(self, image, rng):
+        picture = to_pillow(image, "RandAugment")
+        sides = {"TranslateX": picture.width, "TranslateY": picture.height}
+        strongest = _NARROW.strongest | {"ShearY": 0.3} | {name: 150 / 331 * side for name, side in sides.items()}
+        strength = _Range(strongest, bits=4)
+        for i in rng.integers(len(_RANDOM_OPERATIONS), size=self.num_ops):
+            name = _RANDOM_OPERATIONS[i]
+            if name != "Identity":
+                picture = strength.apply(picture, name, self.part, rng, self.resample)
+        return to_array(picture)
 
 
 @TRANSFORMS.register()

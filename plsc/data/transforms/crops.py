@@ -1,14 +1,18 @@
-"""Random crops, resized to one size, as other training systems draw them. RandCropImage is PLSC's own.
+"""Random crops, as other training systems draw them. RandCropImage is PLSC's own.
 
-Every crop lies inside its picture and has at least one pixel. Ratios are width / height.
+Every crop lies inside its (padded) picture and has at least one pixel. Ratios are width / height.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from plsc.bounds import Positive, Size
+import numpy as np
+from pydantic import Field
+
+from plsc.bounds import NonNegative, Positive, Size
 from plsc.data.transforms.draws import log_uniform
-from plsc.data.transforms.geometry import Backend, Interpolation, RandomCrop, Ratio, Scale
+from plsc.data.transforms.geometry import Backend, BoxCrop, Interpolation, Ratio, Scale
+from plsc.errors import DataError
 from plsc.registry import TRANSFORMS
 
 
@@ -18,7 +22,7 @@ def _sides(area: float, ratio: float) -> tuple[int, int]:
 
 
 @TRANSFORMS.register()
-class RandomResizedCrop(RandomCrop):
+class RandomResizedCrop(BoxCrop):
     """Random area and ratio, drawn again up to 10 times until it fits, resized: torchvision's crop.
 
     The area is uniform in `scale`, the logarithm of the ratio uniform. After 10 boxes that do not fit
@@ -56,7 +60,7 @@ class RandomResizedCrop(RandomCrop):
 
 
 @TRANSFORMS.register()
-class MAERandCropImage(RandomCrop):
+class MAERandCropImage(BoxCrop):
     """Random area and ratio, each side cut at the picture's, resized: the crop of BYOL and MAE.
 
     The area is uniform in `scale`, the logarithm of the ratio uniform; a side that is too long becomes
@@ -83,7 +87,7 @@ class MAERandCropImage(RandomCrop):
 
 
 @TRANSFORMS.register()
-class InceptionCrop(RandomCrop):
+class InceptionCrop(BoxCrop):
     """TensorFlow's sample_distorted_bounding_box, resized: the crop of big_vision, ViT and COYO.
 
     The ratio is uniform (not its logarithm), the height uniform between those of the least and the
@@ -131,3 +135,54 @@ class InceptionCrop(RandomCrop):
             crop_width = round(crop_height * ratio)
         fits = 0 < crop_height <= height and 0 < crop_width <= width
         return (crop_height, crop_width) if fits and least <= crop_height * crop_width <= most else None
+
+
+@TRANSFORMS.register()
+class RandomCrop:
+    """Cut a box of a fixed size at a random place, after padding, without resizing: torchvision's RandomCrop.
+
+    With padding 4 it is the usual crop of CIFAR; after a Resize, with padding 4 and padding_mode reflect, the "simple
+    random crop" of DeiT III (Touvron et al., 2022); without padding that of AugReg's transfer (Steiner et al., 2022).
+
+    Args:
+        size: one number or (height, width), as in torchvision.
+        padding: pixels added on each side, or (left and right, top and bottom).
+        pad_if_needed: add as much as a side that is too short lacks, on both of its ends.
+        fill: value of what is added in the mode constant.
+        padding_mode: constant, edge (the last pixel), reflect (without it) or symmetric (with it).
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        padding: NonNegative | tuple[NonNegative, NonNegative] = 0,
+        pad_if_needed: bool = False,
+        fill: Annotated[int, Field(ge=0, le=255)] = 0,
+        padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant",
+    ):
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.across, self.down = (padding, padding) if isinstance(padding, int) else padding
+        self.pad_if_needed, self.fill, self.padding_mode = pad_if_needed, fill, padding_mode
+
+    def __call__(self, image, rng):
+        image = self._padded(image, self.down, self.across)
+        if self.pad_if_needed:
+            height, width = image.shape[:2]
+            image = self._padded(image, max(0, self.height - height), max(0, self.width - width))
+        height, width = image.shape[:2]
+        if height < self.height or width < self.width:
+            raise DataError(
+                f"{width}x{height} pixels are too few for a random crop of {self.width}x{self.height}; put a Resize "
+                "before RandomCrop, or set its pad_if_needed to True"
+            )
+        top = int(rng.integers(height - self.height + 1))
+        left = int(rng.integers(width - self.width + 1))
+        return image[top : top + self.height, left : left + self.width]
+
+    def _padded(self, image, down: int, across: int):
+        if not down and not across:
+            return image
+        widths = ((down, down), (across, across), (0, 0))
+        if self.padding_mode == "constant":
+            return np.pad(image, widths, constant_values=self.fill)
+        return np.pad(image, widths, mode=self.padding_mode)

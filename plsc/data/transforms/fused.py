@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from plsc.data.transforms.base import Transform
 from plsc.data.transforms.decode import DecodeImage, decode_region, jpeg_header
-from plsc.data.transforms.geometry import RandomCrop
+from plsc.data.transforms.geometry import BoxCrop
 
 
 class DecodeAndCrop:
@@ -14,7 +14,7 @@ class DecodeAndCrop:
     the decoder averages where OpenCV would skip pixels. With Pillow's resizing nothing is reduced.
     """
 
-    def __init__(self, decode: DecodeImage, crop: RandomCrop):
+    def __init__(self, decode: DecodeImage, crop: BoxCrop):
         self.decode, self.crop = decode, crop
 
     def __call__(self, image, rng):
@@ -34,6 +34,6 @@ class DecodeAndCrop:
 
 def fuse(transforms: Sequence[Transform]) -> list[Transform]:
     """The transforms with DecodeImage and a crop right after it made one."""
-    if len(transforms) > 1 and isinstance(transforms[0], DecodeImage) and isinstance(transforms[1], RandomCrop):
+    if len(transforms) > 1 and isinstance(transforms[0], DecodeImage) and isinstance(transforms[1], BoxCrop):
         return [DecodeAndCrop(transforms[0], transforms[1]), *transforms[2:]]
     return list(transforms)

@@ -148,8 +148,8 @@ class CenterCrop(CenterCropImage):
         super().__init__(size if isinstance(size, int) else size[::-1], round_corner=True)
 
 
-class RandomCrop(abc.ABC):
-    """A box drawn in the picture, resized to one size: what all random crops have in common.
+class BoxCrop(abc.ABC):
+    """A box drawn in the picture, resized to one size: what all random resized crops have in common.
 
     A subclass draws the box. Nothing else of the picture is needed, so it may be decoded alone.
 
@@ -183,7 +183,7 @@ class RandomCrop(abc.ABC):
 
 
 @TRANSFORMS.register()
-class RandCropImage(RandomCrop):
+class RandCropImage(BoxCrop):
     """Random area and aspect ratio, resized to `size`: the inception crop, as PLSC draws it.
 
     The ratio is uniform in `ratio`; the area is uniform in `scale`, lowered to what fits at that
@@ -238,6 +238,17 @@ class RandomHorizontalFlip:
 
     def __call__(self, image, rng):
         return flip(image, 1) if rng.random() < self.p else image
+
+
+@TRANSFORMS.register()
+class RandomVerticalFlip:
+    """Flip upside-down with probability p."""
+
+    def __init__(self, p: Fraction = 0.5):
+        self.p = p
+
+    def __call__(self, image, rng):
+        return flip(image, 0) if rng.random() < self.p else image
 
 
 @TRANSFORMS.register()
