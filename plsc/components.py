@@ -19,7 +19,7 @@ from pathlib import Path
 from plsc.errors import ConfigError
 
 GROUP = "plsc.components"
-_MODELS = ("plsc.models", "plsc.models.vit_layouts")
+_MODELS = ("plsc.models", "plsc.models.vit_family")
 _ROOMS = (
     *_MODELS,
     "plsc.data.datasets",

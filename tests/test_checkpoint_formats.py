@@ -27,7 +27,7 @@ from plsc.model_card import ModelCard
 from plsc.models import PRESETS, spec_of
 from plsc.models.spec import reduced
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
-from plsc.models.vit_layouts import infer_spec
+from plsc.models.vit_family import infer_spec
 from plsc.weights import Source, formats, read, write
 from tests.helpers import CHECKOUT, SHARED, clean_environment
 from tests.test_hostile_checkpoints import FakeTensor, google_names, npz, torch_legacy, torch_zip

@@ -614,7 +614,7 @@ def attention_calls(monkeypatch):
 
 def attention(width: int, heads: int, *, qk_scale=None, attn_drop_rate: float = 0.0) -> Attention:
     paddle.seed(2)
-    layer = Attention(width, heads, True, qk_scale, attn_drop_rate, 0.0)
+    layer = Attention(ViTSpec(embed_dim=width, num_heads=heads, qk_scale=qk_scale, attn_drop_rate=attn_drop_rate))
     layer.eval()
     return layer
 
@@ -687,7 +687,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_leaves_the_residual():
     """A dropped sample passes a block unchanged but for the other branch; with both dropped, wholly."""
     paddle.seed(4)
-    block = Block(16, 2, 32, drop_path_rate=0.9)
+    block = Block(ViTSpec(embed_dim=16, num_heads=2, mlp_ratio=2.0), drop_path_rate=0.9)
     block.train()
     x = paddle.randn([64, 3, 16])
     unchanged = (block(x).numpy() == x.numpy()).all(axis=(1, 2))

@@ -11,6 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from plsc.errors import ConfigError
 from plsc.models.resnet import StdConv2D, Stem, same_padding
 
 _LARGEST_HALF = 65504.0
@@ -26,7 +27,15 @@ def simplify(network, *, dynamic: bool, for_onnx: bool) -> None:
     Args:
         dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`.
         for_onnx: write GELU's tanh form out, of which paddle2onnx 2.1 makes the exact one.
+
+    Raises:
+        ConfigError: dynamic, where attention itself knows the grid of patches.
     """
+    if dynamic and (network.spec.rope or network.spec.rel_pos_bias or network.spec.pos_embed == "none"):
+        raise ConfigError(
+            "an export for any image size resizes a position embedding; this model has rotary embeddings or biases by "
+            "relative position, which are of one size: give --resolution PIXELS"
+        )
     for block in network.blocks:
         block.attn.flash = False
     for parent in network.sublayers():

@@ -78,11 +78,11 @@ def _patch_embedding(conv, scheme: str):
 def init_weights(model, scheme: str) -> None:
     """Draw every weight of a VisionTransformer but its head's, from Paddle's generator."""
     for name, layer in model.named_sublayers():
-        if isinstance(layer, nn.Linear) and name != "head":
+        if isinstance(layer, nn.Linear) and name not in ("head", "head_dist"):
             _linear(layer, scheme, name.rsplit(".", 1)[-1])
         elif isinstance(layer, nn.Conv2D):
             _patch_embedding(layer, scheme)
-    for name in ("pos_embed", "cls_token", "reg_token"):
+    for name in ("pos_embed", "cls_token", "dist_token", "reg_token"):
         parameter = getattr(model, name, None)
         if parameter is None or parameter.stop_gradient:
             continue

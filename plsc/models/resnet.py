@@ -1,17 +1,24 @@
-"""The ResNet before a hybrid Vision Transformer, with the numerics of Google's code.
+"""The ResNet before a hybrid Vision Transformer, with the numerics of Google's code or of timm's.
 
 Weight-standardised convolutions, GroupNorm of 32 groups, padding SAME as TensorFlow and JAX
 compute it: at stride 2 the right and lower edge get one pixel more. Reference:
 google-research/vision_transformer, vit_jax/models_resnet.py. Names follow timm.
+
+Google divides a kernel by its deviation + 1e-5 and has epsilon 1e-6 in GroupNorm; timm divides by the root of
+variance + 1e-8 and has 1e-5. Logits differ by some 1e-4.
 """
 
+from collections.abc import Sequence
+
+import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
 from plsc.models.layers import check_size
-from plsc.models.spec import pair
+from plsc.models.spec import ViTSpec, pair
 
-GROUPS, EPSILON = 32, 1e-6
+GROUPS = 32
+EPSILON = {"google": 1e-6, "timm": 1e-5}  # of GroupNorm
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -20,7 +27,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def pad_same(x, kernel: int, stride: int):
+def pad_same(x: paddle.Tensor, kernel: int, stride: int) -> paddle.Tensor:
     """[B, C, H, W] padded with zeros; after a ReLU the same as -inf for max-pooling."""
     top, bottom = same_padding(x.shape[2], kernel, stride)
     left, right = same_padding(x.shape[3], kernel, stride)
@@ -32,18 +39,20 @@ def pad_same(x, kernel: int, stride: int):
 class StdConv2D(nn.Conv2D):
     """A convolution whose kernel has mean 0 and deviation 1 an output channel (Qiao et al., 2019)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, kind: str = "google"):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias_attr=False)
-        self.size, self.step = kernel_size, stride
+        self.size, self.step, self.kind = kernel_size, stride, kind
 
-    def standardised(self):
+    def standardised(self) -> paddle.Tensor:
         """The kernel as it is applied [out_channels, in_channels, H, W] float32."""
         weight = self.weight.astype("float32")
         weight = weight - weight.mean(axis=[1, 2, 3], keepdim=True)
-        deviation = (weight * weight).mean(axis=[1, 2, 3], keepdim=True).sqrt()
-        return weight / (deviation + 1e-5)
+        variance = (weight * weight).mean(axis=[1, 2, 3], keepdim=True)
+        if self.kind == "timm":
+            return weight / (variance + 1e-8).sqrt()
+        return weight / (variance.sqrt() + 1e-5)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         weight = self.standardised().astype(x.dtype)
         return F.conv2d(pad_same(x, self.size, self.step), weight, stride=self.step)
 
@@ -51,37 +60,37 @@ class StdConv2D(nn.Conv2D):
 class Norm(nn.GroupNorm):
     """GroupNorm of 32 groups."""
 
-    def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, epsilon=EPSILON)
+    def __init__(self, channels: int, kind: str):
+        super().__init__(GROUPS, channels, epsilon=EPSILON[kind])
 
 
 class Shortcut(nn.Layer):
     """The projection of a residual: 1x1 convolution and norm."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, kind: str):
         super().__init__()
-        self.conv = StdConv2D(in_channels, out_channels, 1, stride)
-        self.norm = Norm(out_channels)
+        self.conv = StdConv2D(in_channels, out_channels, 1, stride, kind)
+        self.norm = Norm(out_channels, kind)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.norm(self.conv(x))
 
 
 class Bottleneck(nn.Layer):
     """1x1, 3x3 (with the stride), 1x1 to four times the width; ReLU after the sum."""
 
-    def __init__(self, in_channels: int, width: int, stride: int):
+    def __init__(self, in_channels: int, width: int, stride: int, kind: str):
         super().__init__()
         out_channels = 4 * width
         self.downsample = None
         if in_channels != out_channels or stride != 1:
-            self.downsample = Shortcut(in_channels, out_channels, stride)
-        self.conv1, self.norm1 = StdConv2D(in_channels, width, 1), Norm(width)
-        self.conv2, self.norm2 = StdConv2D(width, width, 3, stride), Norm(width)
-        self.conv3, self.norm3 = StdConv2D(width, out_channels, 1), Norm(out_channels)
+            self.downsample = Shortcut(in_channels, out_channels, stride, kind)
+        self.conv1, self.norm1 = StdConv2D(in_channels, width, 1, 1, kind), Norm(width, kind)
+        self.conv2, self.norm2 = StdConv2D(width, width, 3, stride, kind), Norm(width, kind)
+        self.conv3, self.norm3 = StdConv2D(width, out_channels, 1, 1, kind), Norm(out_channels, kind)
         nn.initializer.Constant(0.0)(self.norm3.weight)  # each unit begins as the identity
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
@@ -91,24 +100,24 @@ class Bottleneck(nn.Layer):
 class Stem(nn.Layer):
     """7x7 convolution of stride 2, norm, ReLU, 3x3 max-pooling of stride 2."""
 
-    def __init__(self, in_chans: int, width: int):
+    def __init__(self, in_chans: int, width: int, kind: str):
         super().__init__()
-        self.conv, self.norm = StdConv2D(in_chans, width, 7, 2), Norm(width)
+        self.conv, self.norm = StdConv2D(in_chans, width, 7, 2, kind), Norm(width, kind)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return F.max_pool2d(pad_same(F.relu(self.norm(self.conv(x))), 3, 2), 3, stride=2)
 
 
 class Stage(nn.Layer):
     """Bottlenecks of one width, the first with the stride."""
 
-    def __init__(self, in_channels: int, width: int, count: int, stride: int):
+    def __init__(self, in_channels: int, width: int, count: int, stride: int, kind: str):
         super().__init__()
         self.blocks = nn.LayerList(
-            Bottleneck(in_channels if i == 0 else 4 * width, width, stride if i == 0 else 1) for i in range(count)
+            Bottleneck(in_channels if i == 0 else 4 * width, width, stride if i == 0 else 1, kind) for i in range(count)
         )
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         for block in self.blocks:
             x = block(x)
         return x
@@ -120,20 +129,21 @@ class ResNet(nn.Layer):
     Args:
         layers: bottlenecks of each stage; none leaves the stem alone.
         width_factor: times 64 channels.
+        kind: of numerics, google or timm.
     """
 
-    def __init__(self, in_chans: int, layers, width_factor: float):
+    def __init__(self, in_chans: int, layers: Sequence[int], width_factor: float, kind: str):
         super().__init__()
         width = int(64 * width_factor)
-        self.stem = Stem(in_chans, width)
+        self.stem = Stem(in_chans, width, kind)
         channels, stages = width, []
         for i, count in enumerate(layers):
-            stages.append(Stage(channels, width * 2**i, count, 1 if i == 0 else 2))
+            stages.append(Stage(channels, width * 2**i, count, 1 if i == 0 else 2, kind))
             channels = 4 * width * 2**i
         self.stages = nn.LayerList(stages)
         self.out_channels = channels
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -143,12 +153,12 @@ class ResNet(nn.Layer):
 class HybridEmbed(nn.Layer):
     """Image → ResNet features → patch tokens [B, N, C]."""
 
-    def __init__(self, img_size, patch_size, in_chans: int, embed_dim: int, layers, width_factor: float):
+    def __init__(self, spec: ViTSpec):
         super().__init__()
-        self.img_size = pair(img_size)
-        self.backbone = ResNet(in_chans, layers, width_factor)
-        self.proj = nn.Conv2D(self.backbone.out_channels, embed_dim, patch_size, stride=patch_size)
+        self.img_size, patch_size = pair(spec.img_size), pair(spec.patch_size)
+        self.backbone = ResNet(spec.in_chans, spec.resnet_layers or (), spec.resnet_width, spec.resnet_norm)
+        self.proj = nn.Conv2D(self.backbone.out_channels, spec.embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         check_size(x, self.img_size)
         return self.proj(self.backbone(x)).flatten(2).transpose([0, 2, 1])

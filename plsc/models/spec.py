@@ -27,10 +27,37 @@ class ViTSpec:
         drop_rate: dropout after the position embedding, attention projection and MLP layers.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         representation_size: width of the tanh layer before the head (pre-logits); None leaves it out.
-        pool: what the head sees: the class token, the average of the patch tokens, or attention pooling.
-        fc_norm: normalise after average pooling instead of before.
-        no_embed_class: class and register tokens get no position embedding (DINOv2 with registers).
+        pool: what the head sees: the class token, the average of the patch tokens, both side by side (token_avg;
+            DINOv2's linear heads), or attention pooling.
+        pool_prefix: whether attention pooling sees class and register tokens, too; timm's ViTs leave them out.
+        pool_heads: heads of attention pooling; None: as many as num_heads.
+        fc_norm: normalise after average pooling instead of before. final_norm: False leaves both norms out.
+        norm: of every layer: LayerNorm, or RMSNorm (Zhang and Sennrich, 2019).
+        norm_pre: normalise before the first block, patch_bias: the patch projection has a bias (CLIP has the former and
+            not the latter).
+        pos_embed: what is added to the tokens: a learned embedding, a fixed one, or nothing.
+        no_embed_class: class, distillation and register tokens get no position embedding (DINOv2 with registers).
+        rope: rotary position embedding of queries and keys (Su et al., 2021). axial: by row and column (EVA-02,
+            https://arxiv.org/abs/2303.11331); centred: by coordinates from -1 to 1 (DINOv3,
+            https://arxiv.org/abs/2508.10104); mixed: by learned frequencies (Heo et al.,
+            https://arxiv.org/abs/2403.13298). Class, distillation and register tokens are not rotated.
+        rope_temperature: ratio of the longest to the shortest period. rope_reference: the grid's sides to which axial
+            coordinates are scaled; None leaves them. rope_offset: what is added to coordinates. rope_order: which
+            coordinate comes first.
+        rel_pos_bias: each block adds a learned bias by relative position to its scores (BEiT,
+            https://arxiv.org/abs/2106.08254); needs a class token and no registers.
+        k_bias: False: with qkv_bias queries and values alone have biases (BEiT, EVA-02).
+        qk_norm: norm of each head's queries and keys; None leaves it out. attn_norm: a norm before the projection of
+            attention (EVA-02's CLIP).
+        mlp: two layers with `act` between, or SwiGLU (Shazeer, 2020), whose gate stands before its values in one
+            matrix; mlp_ratio is then of the values' width. mlp_norm: a norm before the MLP's last layer.
+        block: where a block normalises: before attention and MLP, after each of them before the sum (post), or once
+            before both, which run side by side (parallel; ViT-22B, https://arxiv.org/abs/2302.05442).
         layer_scale: initial value of LayerScale; None leaves it out.
+        distillation: DeiT's second token (https://arxiv.org/abs/2012.12877). heads: with a head of its own, logits are
+            the mean of both; token: the class token's head alone.
+        drop_path_uniform: the same drop_path_rate in all blocks (DeiT III), instead of one that rises.
+        resnet_norm: numerics of hybrids' kernels and GroupNorms, google's or timm's, which differ in their epsilons.
         resnet_layers: bottlenecks a stage of the ResNet before the patches, which makes a hybrid;
             () is its stem alone, None a plain ViT. resnet_width: times 64 channels.
         weight_init: see plsc.models.init. head_init: zeros, or as weight_init's linear layers.
@@ -53,17 +80,38 @@ class ViTSpec:
     representation_size: Size | None = None
     class_token: bool = True
     reg_tokens: Annotated[int, Field(ge=0)] = 0
-    pool: Literal["token", "avg", "map"] = "token"
+    pool: Literal["token", "avg", "token_avg", "map"] = "token"
+    pool_prefix: bool = True
+    pool_heads: Size | None = None
     fc_norm: bool = False
-    pos_embed: Literal["learned", "sincos2d"] = "learned"
+    final_norm: bool = True
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_pre: bool = False
+    patch_bias: bool = True
+    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
     no_embed_class: bool = False
+    rope: Literal["axial", "centred", "mixed"] | None = None
+    rope_temperature: Annotated[float, Field(gt=1)] = 100.0
+    rope_reference: Sides | None = None
+    rope_offset: float = 0.0
+    rope_order: Literal["yx", "xy"] = "yx"
+    rel_pos_bias: bool = False
+    k_bias: bool = True
+    qk_norm: Literal["layernorm", "rmsnorm"] | None = None
+    attn_norm: bool = False
+    mlp: Literal["plain", "swiglu"] = "plain"
+    mlp_norm: bool = False
+    block: Literal["pre", "post", "parallel"] = "pre"
     layer_scale: float | None = None
-    act: Literal["gelu", "gelu_tanh"] = "gelu"
+    distillation: Literal["heads", "token"] | None = None
+    drop_path_uniform: bool = False
+    act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     weight_init: Literal["jax", "plsc", "coyo", "timm"] = "jax"
     head_init: Literal["zeros", "scheme"] = "zeros"
     head_bias: float = 0.0
     resnet_layers: tuple[Size, ...] | None = None
     resnet_width: Annotated[float, Field(gt=0)] = 1.0
+    resnet_norm: Literal["google", "timm"] = "google"
 
     def __post_init__(self) -> None:
         """Raise ConfigError where fields contradict each other; the bounds of each stand at its type."""
@@ -73,10 +121,24 @@ class ViTSpec:
             raise ConfigError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if self.mlp_width < 1:
             raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; the MLP must be at least 1 wide")
-        if self.pool == "token" and not self.class_token:
-            raise ConfigError("pool token needs class_token; without it choose pool avg or map")
+        if self.pool in ("token", "token_avg") and not self.class_token:
+            raise ConfigError(f"pool {self.pool} needs class_token; without it choose pool avg or map")
         if self.fc_norm and self.pool != "avg":
             raise ConfigError("fc_norm goes with pool avg")
+        if self.fc_norm and not self.final_norm:
+            raise ConfigError("fc_norm is a norm at the end, which final_norm False leaves out")
+        if self.distillation and (not self.class_token or self.pool != "token"):
+            raise ConfigError("distillation needs class_token and pool token")
+        if self.distillation and self.representation_size:
+            raise ConfigError("distillation goes without representation_size")
+        if self.rope and (self.embed_dim // self.num_heads) % 4:
+            raise ConfigError(f"rope needs heads of a width divisible by 4, not {self.embed_dim // self.num_heads}")
+        if self.rel_pos_bias and (not self.class_token or self.prefix_tokens != 1):
+            raise ConfigError("rel_pos_bias needs class_token, without registers and distillation")
+        if self.block == "post" and self.layer_scale is not None:
+            raise ConfigError("block post has no layer_scale; its norms' weights take its part")
+        if self.pool_heads and self.embed_dim % self.pool_heads:
+            raise ConfigError(f"embed_dim {self.embed_dim} is not divisible by pool_heads {self.pool_heads}")
         if self.pos_embed == "sincos2d" and self.embed_dim % 4:
             raise ConfigError("pos_embed sincos2d needs an embed_dim divisible by 4")
 
@@ -88,14 +150,19 @@ class ViTSpec:
         return down // patch[0], across // patch[1]
 
     @property
+    def pooled_width(self) -> int:
+        """Channels after pooling."""
+        return self.embed_dim * (2 if self.pool == "token_avg" else 1)
+
+    @property
     def mlp_width(self) -> int:
         """Channels between an MLP's two layers."""
         return int(self.embed_dim * self.mlp_ratio)
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before the patches: class token, then registers."""
-        return int(self.class_token) + self.reg_tokens
+        """Tokens before the patches: class token, distillation token, then registers."""
+        return int(self.class_token) + int(self.distillation is not None) + self.reg_tokens
 
     @property
     def embedded_prefix(self) -> int:
@@ -162,30 +229,50 @@ def flops(spec: Any) -> int:
 @parameter_count.register
 def _(spec: ViTSpec) -> int:
     width, hidden = spec.embed_dim, spec.mlp_width
-    norm, mlp = 2 * width, width * hidden + hidden + hidden * width + width
-    attention = 3 * width * width + 3 * width * spec.qkv_bias + width * width + width
-    scales = 0 if spec.layer_scale is None else 2 * width
-    patch, channels = math.prod(pair(spec.patch_size)), spec.in_chans
-    count = spec.depth * (2 * norm + attention + mlp + scales)
+    patch, channels, patches = math.prod(pair(spec.patch_size)), spec.in_chans, spec.grid[0] * spec.grid[1]
+    count = spec.depth * _block_parameters(spec)
     if spec.resnet_layers is not None:
         convolutions = list(_convolutions(spec))
         count += sum(kernel**2 * into * out + 2 * out for kernel, into, out, _ in convolutions)  # each with its norm
         channels = convolutions[-1][2]
-    count += patch * channels * width + width  # patch embedding
-    count += spec.prefix_tokens * width + (spec.grid[0] * spec.grid[1] + spec.embedded_prefix) * width
-    count += norm  # before or after pooling
+    count += patch * channels * width + width * spec.patch_bias  # patch embedding
+    count += spec.prefix_tokens * width
+    count += 0 if spec.pos_embed == "none" else (patches + spec.embedded_prefix) * width
+    count += _norm_parameters(spec, width) * (spec.norm_pre + spec.final_norm)  # the latter before or after pooling
     if spec.pool == "map":
-        count += width + 4 * (width * width + width) + norm + mlp
-    features = spec.representation_size or width
-    count += width * features + features if spec.representation_size else 0
-    return count + (features + 1) * spec.class_num
+        mlp = width * hidden + hidden + hidden * width + width
+        count += width + 4 * (width * width + width) + _norm_parameters(spec, width) + mlp
+    features = spec.representation_size or spec.pooled_width
+    count += spec.pooled_width * features + features if spec.representation_size else 0
+    return count + (features + 1) * spec.class_num * (2 if spec.distillation == "heads" else 1)
+
+
+def _norm_parameters(spec: ViTSpec, width: int, kind: str | None = None) -> int:
+    return width if (kind or spec.norm) == "rmsnorm" else 2 * width
+
+
+def _block_parameters(spec: ViTSpec) -> int:
+    """Of one block."""
+    width, hidden, head = spec.embed_dim, spec.mlp_width, spec.embed_dim // spec.num_heads
+    gates = hidden if spec.mlp == "swiglu" else 0
+    count = width * (hidden + gates) + hidden + gates + hidden * width + width
+    count += _norm_parameters(spec, hidden) * spec.mlp_norm
+    count += 3 * width * width + (3 if spec.k_bias else 2) * width * spec.qkv_bias + width * width + width
+    count += _norm_parameters(spec, width) * spec.attn_norm
+    count += 2 * _norm_parameters(spec, head, spec.qk_norm) if spec.qk_norm else 0
+    count += width if spec.rope == "mixed" else 0
+    if spec.rel_pos_bias:
+        count += spec.num_heads * ((2 * spec.grid[0] - 1) * (2 * spec.grid[1] - 1) + 3)
+    branches = 1 if spec.block == "parallel" else 2
+    count += branches * _norm_parameters(spec, width)
+    return count + (0 if spec.layer_scale is None else branches * width)
 
 
 @flops.register
 def _(spec: ViTSpec) -> int:
     width, hidden, patches = spec.embed_dim, spec.mlp_width, spec.grid[0] * spec.grid[1]
     tokens, channels = patches + spec.prefix_tokens, spec.in_chans
-    linear = tokens * (4 * width * width + 2 * width * hidden)
+    linear = tokens * (4 * width * width + (3 if spec.mlp == "swiglu" else 2) * width * hidden)
     products = spec.depth * (linear + 2 * tokens * tokens * width)  # the latter: scores, and their sums of values
     if spec.resnet_layers is not None:
         convolutions = list(_convolutions(spec))
@@ -194,10 +281,11 @@ def _(spec: ViTSpec) -> int:
         channels = convolutions[-1][2]
     products += patches * math.prod(pair(spec.patch_size)) * channels * width
     if spec.pool == "map":
-        products += (1 + 2 * tokens + 1) * width * width + 2 * tokens * width + 2 * width * hidden
-    features = spec.representation_size or width
-    products += width * features if spec.representation_size else 0
-    return 2 * (products + features * spec.class_num)
+        seen = tokens if spec.pool_prefix else patches
+        products += (1 + 2 * seen + 1) * width * width + 2 * seen * width + 2 * width * hidden
+    features = spec.representation_size or spec.pooled_width
+    products += spec.pooled_width * features if spec.representation_size else 0
+    return 2 * (products + features * spec.class_num * (2 if spec.distillation == "heads" else 1))
 
 
 def _convolutions(spec: ViTSpec):

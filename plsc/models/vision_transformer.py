@@ -14,7 +14,7 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.init import init_head, init_weights
-from plsc.models.layers import AttentionPool, Block, Dropout, PatchEmbed
+from plsc.models.layers import AttentionPool, Block, Dropout, PatchEmbed, norm_layer
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
 
@@ -36,74 +36,69 @@ class VisionTransformer(nn.Layer):
     def __init__(self, spec: ViTSpec):
         super().__init__()
         self.spec = spec
-        width, approximate = spec.embed_dim, spec.act == "gelu_tanh"
-        hidden = spec.mlp_width
+        width = spec.embed_dim
         if spec.resnet_layers is None:
-            self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, width)
+            self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, width, spec.patch_bias)
         else:
-            self.patch_embed = HybridEmbed(
-                spec.img_size, spec.patch_size, spec.in_chans, width, spec.resnet_layers, spec.resnet_width
-            )
+            self.patch_embed = HybridEmbed(spec)
         if spec.class_token:
             self.cls_token = self.create_parameter([1, 1, width])
+        if spec.distillation:
+            self.dist_token = self.create_parameter([1, 1, width])
         if spec.reg_tokens:
             self.reg_token = self.create_parameter([1, spec.reg_tokens, width])
-        rows = spec.grid[0] * spec.grid[1] + spec.embedded_prefix
-        self.pos_embed = self.create_parameter([1, rows, width])
+        if spec.pos_embed != "none":
+            rows = spec.grid[0] * spec.grid[1] + spec.embedded_prefix
+            self.pos_embed = self.create_parameter([1, rows, width])
         if spec.pos_embed == "sincos2d":
             table = sincos_position_embedding(spec.grid, width)
             prefix = np.zeros([spec.embedded_prefix, width], "float32")
             self.pos_embed.set_value(np.concatenate([prefix, table])[None])
             self.pos_embed.stop_gradient = True
         self.pos_drop = Dropout(spec.drop_rate)
-        rates = np.linspace(0.0, spec.drop_path_rate, spec.depth).tolist()
-        self.blocks = nn.LayerList(
-            Block(
-                width,
-                spec.num_heads,
-                hidden,
-                qkv_bias=spec.qkv_bias,
-                qk_scale=spec.qk_scale,
-                drop_rate=spec.drop_rate,
-                attn_drop_rate=spec.attn_drop_rate,
-                drop_path_rate=rate,
-                epsilon=spec.epsilon,
-                layer_scale=spec.layer_scale,
-                approximate_gelu=approximate,
-            )
-            for rate in rates
-        )
-        self.norm = nn.Identity() if spec.fc_norm else nn.LayerNorm(width, epsilon=spec.epsilon)
+        self.norm_pre = norm_layer(spec.norm, width, spec.epsilon) if spec.norm_pre else nn.Identity()
+        rates = np.linspace(spec.drop_path_rate if spec.drop_path_uniform else 0.0, spec.drop_path_rate, spec.depth)
+        self.blocks = nn.LayerList(Block(spec, rate) for rate in rates.tolist())
+        final = spec.final_norm and not spec.fc_norm
+        self.norm = norm_layer(spec.norm, width, spec.epsilon) if final else nn.Identity()
         if spec.pool == "map":
-            self.attn_pool = AttentionPool(width, spec.num_heads, hidden, spec.epsilon, approximate)
+            self.attn_pool = AttentionPool(spec)
         if spec.fc_norm:
-            self.fc_norm = nn.LayerNorm(width, epsilon=spec.epsilon)
+            self.fc_norm = norm_layer(spec.norm, width, spec.epsilon)
         if spec.representation_size:
-            self.head0 = nn.Linear(width, spec.representation_size)
+            self.head0 = nn.Linear(spec.pooled_width, spec.representation_size)
         init_weights(self, spec.weight_init)
         self.reset_classifier(spec.class_num)
 
     # -- the model protocol ---------------------------------------------------------------
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x):
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Images → normalised tokens [B, prefix + patches, C]."""
         x = self._embed(x)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
-    def forward_head(self, x, pre_logits: bool = False):
-        """Tokens → logits [B, class_num], or with pre_logits the features before the head."""
+    def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:
+        """Tokens → logits [B, class_num], or with pre_logits the features before the head.
+
+        With a distillation token and its head both are the mean of the two, in training as in evaluation.
+        """
         spec = self.spec
+        if spec.distillation == "heads":
+            x, distilled = x[:, 0], x[:, 1]
+            return (x + distilled) / 2 if pre_logits else (self.head(x) + self.head_dist(distilled)) / 2
         if spec.pool == "token":
             x = x[:, 0]
         elif spec.pool == "avg":
             x = x[:, spec.prefix_tokens :].mean(axis=1)
+        elif spec.pool == "token_avg":
+            x = paddle.concat([x[:, 0], x[:, spec.prefix_tokens :].mean(axis=1)], axis=-1)
         else:
-            x = self.attn_pool(x)
+            x = self.attn_pool(self._pooled(x))
         if spec.fc_norm:
             x = self.fc_norm(x)
         if spec.representation_size:
@@ -113,26 +108,26 @@ class VisionTransformer(nn.Layer):
     def reset_classifier(self, class_num: int) -> None:
         """A new head for `class_num` classes, drawn as the spec says; 0 leaves it out."""
         spec = self.spec = dataclasses.replace(self.spec, class_num=class_num)
-        if class_num == 0:
-            self.head = nn.Identity()
-            return
-        self.head = nn.Linear(spec.representation_size or spec.embed_dim, class_num)
-        init_head(self.head, spec.weight_init, spec.head_init, spec.head_bias)
+        for name in ("head", "head_dist") if spec.distillation == "heads" else ("head",):
+            head = nn.Linear(spec.representation_size or spec.pooled_width, class_num) if class_num else nn.Identity()
+            if class_num:
+                init_head(head, spec.weight_init, spec.head_init, spec.head_bias)
+            setattr(self, name, head)
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise lr decay: 0 the embeddings, 1 … depth the blocks, depth + 1 the rest."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             return int(block.group(1)) + 1
-        embeddings = ("patch_embed.", "cls_token", "reg_token", "pos_embed")
+        embeddings = ("patch_embed.", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre.")
         return 0 if name.startswith(embeddings) else self.spec.depth + 1
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that recipes without decay on embeddings leave out."""
-        names = {"cls_token", "reg_token", "pos_embed", "attn_pool.latent"}
-        return {name for name, _ in self.named_parameters() if name in names}
+        endings = ("cls_token", "dist_token", "reg_token", "pos_embed", "attn_pool.latent", "rope.freqs", "bias.table")
+        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
 
-    def attention_maps(self, x) -> list:
+    def attention_maps(self, x: paddle.Tensor) -> list[paddle.Tensor]:
         """Images → for each block the attention weights [B, H, N, N], float32, without dropout."""
         training = self.training
         self.eval()
@@ -147,7 +142,15 @@ class VisionTransformer(nn.Layer):
                 self.train()
         return maps
 
-    def forward_intermediates(self, x, blocks: Iterable[int] | None = None, *, normalise: bool = True) -> list:
+    def pool_weights(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Tokens of a model with pool map → how its query weighs them [B, H, N]; 0 for those that it does not see."""
+        weights = self.attn_pool.attention_map(self._pooled(x))
+        unseen = x.shape[1] - weights.shape[2]
+        return paddle.concat([paddle.zeros([*weights.shape[:2], unseen]), weights], axis=2) if unseen else weights
+
+    def forward_intermediates(
+        self, x: paddle.Tensor, blocks: Iterable[int] | None = None, *, normalise: bool = True
+    ) -> list[paddle.Tensor]:
         """Tokens after chosen blocks, in one pass that ends with the deepest of them.
 
         Args:
@@ -200,18 +203,26 @@ class VisionTransformer(nn.Layer):
 
     # -- parts ----------------------------------------------------------------------------
 
-    def _embed(self, x):
+    def _embed(self, x: paddle.Tensor) -> paddle.Tensor:
         """Images → tokens with position embedding [B, prefix + patches, C]."""
         spec = self.spec
         x = self.patch_embed(x)
         prefix = []
         if spec.class_token:
             prefix.append(self.cls_token)
+        if spec.distillation:
+            prefix.append(self.dist_token)
         if spec.reg_tokens:
             prefix.append(self.reg_token)
         prefix = [token.astype(x.dtype).expand([x.shape[0], -1, -1]) for token in prefix]
-        if spec.no_embed_class:
-            x = paddle.concat([*prefix, x + self.pos_embed], axis=1)
-        else:
-            x = (paddle.concat([*prefix, x], axis=1) if prefix else x) + self.pos_embed
-        return self.pos_drop(x)
+        if spec.no_embed_class and spec.pos_embed != "none":
+            x = x + self.pos_embed
+        x = paddle.concat([*prefix, x], axis=1) if prefix else x
+        if not spec.no_embed_class and spec.pos_embed != "none":
+            x = x + self.pos_embed
+        return self.norm_pre(self.pos_drop(x))
+
+    def _pooled(self, x: paddle.Tensor) -> paddle.Tensor:
+        """The tokens that attention pooling sees."""
+        prefix = 0 if self.spec.pool_prefix else self.spec.prefix_tokens
+        return x[:, prefix:] if prefix else x

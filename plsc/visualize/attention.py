@@ -64,7 +64,7 @@ def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
     tokens = network.forward_features(image)
     pool_weights = None
     if isinstance(network, VisionTransformer) and spec.pool == "map":
-        pool_weights = to_numpy(network.attn_pool.attention_map(tokens))[0]
+        pool_weights = to_numpy(network.pool_weights(tokens))[0]
     reading = rollout.reading(spec.pool, tokens.shape[1], spec.prefix_tokens, pool_weights)
     prediction = int(network.forward_head(tokens).argmax()) if spec.class_num else None
     return Seen(weights, reading, prediction)

@@ -97,7 +97,8 @@ def _seen(name: str, data: bytes, preprocess: Preprocess, spec: ViTSpec) -> Pict
 
 def prefix_names(spec: ViTSpec) -> list[str]:
     """The tokens before the patches, in words."""
-    return ["class token"] * spec.class_token + [f"{spec.reg_tokens} registers"] * bool(spec.reg_tokens)
+    names = ["class token"] * spec.class_token + ["distillation token"] * (spec.distillation is not None)
+    return names + [f"{spec.reg_tokens} registers"] * bool(spec.reg_tokens)
 
 
 def patch_stride(spec: ViTSpec) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
+from plsc.errors import ConfigError
 from plsc.models import ViTSpec
 from plsc.models.spec import pair
 from plsc.models.vision_transformer import sincos_position_embedding
@@ -78,6 +79,8 @@ def draw_position(
     """
     subject = subject_of(model)
     network, resized = subject.vit("position embedding"), resized_spec(subject.spec, img_size)
+    if subject.spec.pos_embed == "none":
+        raise ConfigError(f"{subject.name} has no position embedding to draw (its pos_embed is none)")
     distances = None
     if pictures:
         distances = distance.measure(network, subject.preprocess, read_pictures(subject, pictures))

@@ -40,18 +40,18 @@ def reading(pool: str, tokens: int, prefix: int, pool_weights: np.ndarray | None
     """[N], summing to one: the share that each token of the last layer has in what the head sees.
 
     Args:
-        pool: token, avg or map, as in ViTSpec.
+        pool: token, avg, token_avg or map, as in ViTSpec.
         prefix: tokens before the patches.
         pool_weights: [H, N] of attention pooling.
     """
     if pool == "map":
         return np.asarray(pool_weights, "float64").mean(axis=0)
     share = np.zeros(tokens)
-    if pool == "token":
+    if pool != "avg":
         share[0] = 1.0
-    else:
+    if pool != "token":
         share[prefix:] = 1.0 / (tokens - prefix)
-    return share
+    return share / share.sum()
 
 
 def patch_map(reading: np.ndarray, joint: np.ndarray, prefix: int, grid: tuple[int, int]) -> np.ndarray:

@@ -324,9 +324,9 @@ def test_another_resolution_is_as_timm_resizes_it(options, adapted, folder):
     other = timm.create_model("vit_small_patch16_224", **{**SMALL, **options}).eval()
     other.load_state_dict(checkpoint_filter_fn(theirs.state_dict(), other, interpolation="bicubic", antialias=False))
     ours = VisionTransformer(ViTSpec(**{**read(path).card.spec, **options}))
-    report = load_pretrained(ours, str(path), strict=True, allowed=adapted)
+    report = load_pretrained(ours, str(path))
     ours.eval()
-    assert set(report.adapted) == adapted
+    assert set(report.adapted) == adapted and not report.initialised and not report.ignored
     batch = pictures(options["img_size"])
     assert_same(of_plsc(ours, batch), of_torch(other, batch))
 
@@ -526,7 +526,7 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 def test_image_processor(preprocess, picture, folder):
     """A picture through transformers is the picture through plsc, to 2 of 255."""
     ours = plsc_model(**PLSC)
-    write(source_of(ours, folder, preprocess=preprocess.to_dict()), "huggingface", folder / "hf")
+    write(source_of(ours, folder, preprocess=preprocess), "huggingface", folder / "hf")
     pixels = np.random.default_rng(3).integers(0, 256, (*picture, 3), dtype="uint8")
     image = Image.fromarray(pixels)
     kind = json.loads((folder / "hf/preprocessor_config.json").read_text())["image_processor_type"]
@@ -541,7 +541,7 @@ def test_image_processor(preprocess, picture, folder):
 
 def test_blue_green_red_has_no_image_processor(folder):
     """transformers' processors leave red, green, blue; another order must not be written as if it were that."""
-    source = source_of(plsc_model(**PLSC), folder, preprocess=Preprocess(resize=(48, 48), rgb=False).to_dict())
+    source = source_of(plsc_model(**PLSC), folder, preprocess=Preprocess(resize=(48, 48), rgb=False))
     with pytest.raises(CheckpointError):
         write(source, "huggingface", folder / "hf")
 
