@@ -132,7 +132,7 @@ def test_a_model_is_created_by_name():
         ("ViT", {"hidden_dim": 10}, "the width is embed_dim"),
         ("ViT", {"dept": 10}, "did you mean depth"),
         ("ViT", {"num_heads": 0}, "greater than 0"),
-        ("ViT", {"pool": "max"}, "one of token, avg, map"),
+        ("ViT", {"pool": "max"}, "one of token, avg, token_avg, map"),
         ("ViT", {"embed_dim": 100, "num_heads": 3}, "not divisible"),
         ("ViT", {"class_num": "auto"}, "class_num"),
         ("ViT", {"pretrained": True}, "takes the path of weights"),
