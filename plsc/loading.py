@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plsc import build, components
 from plsc.config import Config
@@ -60,7 +60,8 @@ def create_model(
     checker = Checker(source)
     part = checker.named(MODELS, source.tree["Model"], ("Model",))
     checker.raise_problems()
-    network = _built(part.name, part.arguments)
+    assert part is not None  # else there are problems
+    network = built(part.name, part.arguments)
     if pretrained is not None:
         weights = read(pretrained, names=network.state_dict().keys())
         report = load_pretrained(network, weights, position=weights.card.position or "bicubic")
@@ -86,6 +87,10 @@ class LoadedModel:
     def path(self) -> Path:
         """The file that was read."""
         return self.source.path
+
+    def required_preprocess(self) -> Preprocess:
+        """How pictures enter the model. Raises ConfigError where it is unknown."""
+        return self.card.required_preprocess(self.path)
 
     def check_head(self) -> None:
         """Raise CheckpointError where the model has no head, so that it cannot classify."""
@@ -153,12 +158,12 @@ def _as_written(source: Source, img_size: int | None) -> Model:
             _check_count(source, family.spec(**fields))
         if img_size is not None and "img_size" in fields:
             fields["img_size"] = img_size
-        return _built(card.model, fields)
+        return built(card.model, fields)
     except (TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{source.path}: does not describe a {card.model}: {error}") from error
 
 
-def _built(name: str, fields: Mapping[str, Any]) -> Model:
+def built(name: str, fields: Mapping[str, Any]) -> Model:
     """A registered model. Raises ConfigError where what is registered makes no model."""
     network = MODELS.get(name).factory(**fields)
     missing = missing_members(network, Model)
@@ -183,7 +188,7 @@ def _as_in_recipe(config: Config, img_size: int | None) -> Model:
     return build.component(config, MODELS, build.model_part(config, img_size))
 
 
-def position_method(config: Config | None, source: Source) -> str:
+def position_method(config: Config | None, source: Source) -> Literal["bicubic", "bilinear"]:
     """How a position embedding is resized: as the recipe says, else as the weights say, else bicubic."""
     if config is not None and ("Global", "position_embedding") in config.source.origins:
         return config.Global.position_embedding
@@ -207,7 +212,7 @@ def own_preprocess(source: Source, img_size: int | None = None) -> Preprocess | 
     return preprocess.enlarged(img_size, height)
 
 
-def preferred_preprocess(path, own: Preprocess | None, recipe: Preprocess | None) -> Preprocess | None:
+def preferred_preprocess(path: str | Path, own: Preprocess | None, recipe: Preprocess | None) -> Preprocess | None:
     """What weights or an export say themselves; a recipe where they do not. One warning where the two differ."""
     if own is None:
         return recipe
@@ -215,7 +220,7 @@ def preferred_preprocess(path, own: Preprocess | None, recipe: Preprocess | None
     return own
 
 
-def warn_of_preprocess(path, own: Preprocess | None, recipe: Preprocess | None, *, used: str) -> None:
+def warn_of_preprocess(path: str | Path, own: Preprocess | None, recipe: Preprocess | None, *, used: str) -> None:
     """Say where pictures are prepared otherwise than a recipe does. Either may be unknown."""
     if own is not None and recipe is not None and own != recipe:
         log.warning(

@@ -68,6 +68,15 @@ class ModelCard:
             return str(index)
         return self.class_names[index]
 
+    def required_preprocess(self, path: Path) -> Preprocess:
+        """The preprocessing of the weights in `path`. Raises ConfigError where it is unknown."""
+        if self.preprocess is None:
+            raise ConfigError(
+                f"{path}: does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a "
+                "checkpoint that plsc wrote"
+            )
+        return self.preprocess
+
     # -- to files and back --------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,9 +4,10 @@ Paddle is imported only where a model needs it: an ONNX export predicts without.
 """
 
 import collections
+import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from plsc import environment, places, runtimes
+from plsc import devices, environment, places, runtimes
 from plsc.config import Config
 from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
@@ -34,10 +35,6 @@ AnyPicture = TypeVar("AnyPicture", bound=Picture)
 Activation = Literal["softmax", "sigmoid"]
 
 _READERS = 4  # threads that read pictures, at most
-NEEDS_PREPROCESS = (
-    "does not say how pictures enter the model; give -c RECIPE, whose DataLoader.Eval does, or a checkpoint that "
-    "plsc wrote"
-)
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,10 @@ class Predictor:
             >>> first.name, first.probability
             ('rose', 0.93)
         """
-        options = dict(topk=topk, batch_size=batch_size, activation=activation, class_names=class_names)
-        return [predictions for batch in self.stream(_several(pictures), **options) for _, predictions in batch]
+        batches = self.stream(
+            _several(pictures), topk=topk, batch_size=batch_size, activation=activation, class_names=class_names
+        )
+        return [predictions for batch in batches for _, predictions in batch]
 
     def stream(
         self,
@@ -217,9 +216,7 @@ class Predictor:
 
     def required_preprocess(self) -> Preprocess:
         """The preprocessing. Raises ConfigError where it is unknown."""
-        if self.card.preprocess is None:
-            raise ConfigError(f"{self.path}: {NEEDS_PREPROCESS}")
-        return self.card.preprocess
+        return self.card.required_preprocess(self.path)
 
 
 def _read(picture: Picture, rgb: bool) -> bytes | np.ndarray:
@@ -236,7 +233,7 @@ def _read(picture: Picture, rgb: bool) -> bytes | np.ndarray:
     return picture if rgb else np.ascontiguousarray(picture[..., ::-1])
 
 
-def _shown(size) -> str:
+def _shown(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
@@ -247,7 +244,7 @@ def normalised(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype("float32") * factor + offset
 
 
-def is_export(path) -> bool:
+def is_export(path: str | Path) -> bool:
     """Whether a path means an exported model."""
     return places.exported_model(path) is not None
 
@@ -268,13 +265,13 @@ def load_predictor(
         img_size: another resolution in pixels; the preprocessing follows in proportion.
         config: a recipe that says the model of weights that do not. How pictures enter comes from the path itself and,
             only where that does not say it, from the recipe's DataLoader.Eval; where both differ, one warning says so.
-        device: of an ONNX export: cpu, gpu, or auto for CUDA where onnxruntime has it; gpu:1 and auto:1 are the second.
-            Paddle's models run on Paddle's present device.
+        device: that the predictor runs on, and nothing else: cpu, gpu, gpu:1, …; auto is Paddle's present device, for
+            an ONNX export CUDA where onnxruntime has it, and auto:1 the second of these.
 
     Raises:
         CheckpointError: the path cannot be read, or does not fit what is asked of it.
         ConfigError: the recipe does not fit.
-        DeviceError: a library that the export needs is not installed.
+        DeviceError: there is no such device, or a library that the export needs is not installed.
 
     Example:
         >>> predictor = plsc.load_predictor("mine_onnx")
@@ -284,7 +281,8 @@ def load_predictor(
     if file is None:
         from plsc import loading
 
-        return of_network(loading.load_model(path, weights=weights, img_size=img_size, config=config))
+        with _on(device):
+            return of_network(loading.load_model(path, weights=weights, img_size=img_size, config=config))
     if weights != "model":
         raise CheckpointError(
             f"{file}: an export holds one set of weights; `plsc export --ema` writes the averaged ones"
@@ -292,18 +290,25 @@ def load_predictor(
     return _of_export(file, img_size, config, device)
 
 
+def _on(device: str) -> contextlib.AbstractContextManager[object]:
+    """Context on the device of Paddle that load_predictor is asked for."""
+    return contextlib.nullcontext() if device.partition(":")[0] == "auto" else devices.on_device(device)
+
+
 def of_network(loaded: "LoadedModel") -> Predictor:
-    """The predictor of a LoadedModel, in dygraph. Raises CheckpointError where it has no head."""
+    """The predictor of a LoadedModel, in dygraph on the present device. Raises CheckpointError where it has no head."""
     import paddle
 
     from plsc.models.spec import pair
 
     network, spec = loaded.network, loaded.card.spec
     loaded.check_head()
+    device = paddle.get_device()  # where its parameters are
 
     @paddle.no_grad()
     def forward(images: np.ndarray) -> np.ndarray:
-        return network(paddle.to_tensor(images)).astype("float32").numpy()
+        with devices.on_device(device):
+            return network(paddle.to_tensor(images)).astype("float32").numpy()
 
     return Predictor(
         kind="checkpoint",
@@ -317,27 +322,28 @@ def of_network(loaded: "LoadedModel") -> Predictor:
 
 def _of_export(file: Path, img_size: int | None, config: Config | None, device: str) -> Predictor:
     about = read_json(file.with_name(EXPORT_DESCRIPTION), dict, error=CheckpointError) or {}
-    kind = "onnx" if file.suffix == ".onnx" else "paddle"
+    kind, shape = "onnx" if file.suffix == ".onnx" else "paddle", about.get("input_shape", [None] * 4)
     if kind == "onnx":
         forward, shape = runtimes.in_onnxruntime(file, device)
     else:
-        forward, shape = runtimes.in_paddle_inference(file), about.get("input_shape", [None] * 4)
+        with _on(device):
+            forward = runtimes.in_paddle_inference(file)
     try:
         batch, channels, *size = shape
-        own_size = size if all(size) else about.get("img_size")
-        own_size = None if own_size is None else (int(own_size[0]), int(own_size[1]))
+        stated = size if all(size) else about.get("img_size")
+        own_size = None if stated is None else (int(stated[0]), int(stated[1]))
         unit = about.get("size_unit") or 1
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file.with_name('export.json')}: damaged: {error}") from error
     asked = own_size if img_size is None else (img_size, img_size)
-    if all(size) and asked != own_size:
+    if all(size) and own_size is not None and asked != own_size:
         raise CheckpointError(
             f"{file}: takes pictures of {_shown(own_size)} pixels only; export it with --resolution {img_size} or "
             "--resolution dynamic"
         )
     card = ModelCard.from_dict(about, file.with_name(EXPORT_DESCRIPTION))
     preprocess, activation = card.preprocess, card.activation
-    if preprocess is not None and asked != own_size:
+    if preprocess is not None and img_size is not None and asked != own_size:
         if own_size is None or own_size[0] != own_size[1]:
             shown = "any size" if own_size is None else f"{_shown(own_size)} pixels"
             raise CheckpointError(f"{file}: is for {shown}; another resolution needs a square one")
@@ -345,8 +351,8 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
     if config is not None:
         from plsc import build, loading
 
-        square = asked is not None and asked[0] == asked[1]
-        recipe = build.recipe_preprocess(config, asked[0] if square else None)
+        side = asked[0] if asked is not None and asked[0] == asked[1] else None
+        recipe = build.recipe_preprocess(config, side)
         preprocess = loading.preferred_preprocess(file, preprocess, recipe)
         activation = activation or build.activation(config)
     return Predictor(
@@ -363,8 +369,9 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
 
 def _several(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
     """One picture or several → several; of an array the number of dimensions decides."""
-    is_one = isinstance(pictures, Picture) and not (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
-    return [pictures] if is_one else pictures
+    if isinstance(pictures, np.ndarray):
+        return pictures if pictures.ndim == 4 else [pictures]
+    return [pictures] if isinstance(pictures, Picture) else pictures
 
 
 def _refuse(picture: Picture, error: Exception) -> NoReturn:

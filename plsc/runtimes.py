@@ -17,16 +17,17 @@ from plsc import environment, places
 from plsc.errors import CheckpointError, DataError, DeviceError
 
 NAMES = {"paddle": "Paddle Inference", "onnx": "onnxruntime"}  # kind of export → what runs it
+Forward = Callable[[np.ndarray], np.ndarray]
 _CUDA = "CUDAExecutionProvider"
 
 
-def needs_paddle(path) -> bool:
+def needs_paddle(path: str | Path) -> bool:
     """Whether loading the path imports Paddle: everything but an ONNX export does."""
     file = places.exported_model(path)
     return file is None or file.suffix != ".onnx"
 
 
-def in_paddle_inference(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+def in_paddle_inference(file: Path) -> Forward:
     """An export in Paddle Inference, on Paddle's present device."""
     import paddle
     from paddle import inference
@@ -55,7 +56,7 @@ def in_paddle_inference(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     end = predictor.get_output_handle(predictor.get_output_names()[0])
     first = True  # oneDNN prints to standard output when it sees some operations first
 
-    def forward(images):
+    def forward(images: np.ndarray) -> np.ndarray:
         nonlocal first
         entry.copy_from_cpu(images)
         try:
@@ -69,7 +70,7 @@ def in_paddle_inference(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
-def in_onnxruntime(file: Path, device: str):
+def in_onnxruntime(file: Path, device: str) -> tuple[Forward, list[int | None]]:
     """An export in onnxruntime, and the shape of its input with None for what is free.
 
     Args:
@@ -93,7 +94,7 @@ def in_onnxruntime(file: Path, device: str):
         raise CheckpointError(f"{file}: onnxruntime cannot load it: {_last_line(error)}") from error
     entry = session.get_inputs()[0]
 
-    def forward(images):
+    def forward(images: np.ndarray) -> np.ndarray:
         try:
             return session.run(None, {entry.name: images})[0].astype("float32", copy=False)
         except Exception as error:

@@ -98,17 +98,13 @@ def benchmark(
             print(timing.path, timing.runtime, timing.batch, timing.images_per_second)
     """
     environment.prepare(cpu_threads=threads)
-    paddle = environment.import_paddle()
-    from plsc.engine.distributed import select_device
+    environment.import_paddle()
+    from plsc.devices import on_device
 
-    before = paddle.get_device()
-    device = select_device(device)
-    try:
+    with on_device(device) as device:
         paths = [paths] if isinstance(paths, (str, Path)) else paths
         contenders = [contender for path in paths for contender in _contenders(str(path), img_size, device)]
         return [timing for batch in batch_sizes for timing in _timings(contenders, batch, seconds, device)]
-    finally:
-        paddle.set_device(before)
 
 
 def write_timings(timings: Sequence[Timing], path: str | Path) -> None:

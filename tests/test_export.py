@@ -16,6 +16,7 @@ import paddle.nn.functional as F
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paddle import inference
 from PIL import Image
 
 from plsc import export as exporting
@@ -24,6 +25,7 @@ from plsc.cli.main import main
 from plsc.config import load as load_recipe
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
+from plsc.export import write as export_write
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.deploy import cubic_matrix
@@ -468,7 +470,7 @@ def test_a_failed_export_leaves_the_earlier_one(model, process_state, monkeypatc
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "write_json", full)
+    monkeypatch.setattr(export_write, "write_json", full)
     assert main(options) == 2
     assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["out", "plain.safetensors"]
@@ -514,13 +516,13 @@ def test_what_a_user_put_beside_an_export_is_kept(model, process_state, capsys):
 def test_what_comes_into_the_folder_during_the_export_is_kept(model, process_state, monkeypatch, capsys):
     options = ["export", "--weights", str(model), "--output", "out"]
     assert main(options) == 0
-    check = exporting._check
+    check = export_write.compare
 
     def meanwhile(*arguments):
         Path("out/thesis.txt").write_text("years of work")
         return check(*arguments)
 
-    monkeypatch.setattr(exporting, "_check", meanwhile)
+    monkeypatch.setattr(export_write, "compare", meanwhile)
     assert main(options) == 2
     assert "thesis.txt" in capsys.readouterr().err and Path("out/thesis.txt").read_text() == "years of work"
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["out", "plain.safetensors"]
@@ -590,7 +592,7 @@ def test_a_missing_library_is_told_with_its_remedy(model, process_state, monkeyp
 def test_weights_beyond_an_onnx_file_are_refused_before_they_are_written(model, tmp_path, monkeypatch):
     loaded = loading.load_model(model)
     size = 4 * sum(p.size for p in loaded.network.parameters())
-    monkeypatch.setattr(exporting, "_ONNX_LIMIT", size - 1)
+    monkeypatch.setattr(export_write, "_ONNX_LIMIT", size - 1)
     with pytest.raises(CheckpointError, match="--precision fp16"):
         exporting.export(loaded, tmp_path / "out", format="onnx")
     exporting.export(loaded, tmp_path / "out", format="onnx", precision="fp16")
@@ -692,6 +694,26 @@ def test_a_device_that_onnxruntime_lacks_is_told(model, tmp_path):
     for device in ("xpu", "npu:1"):
         with pytest.raises(DeviceError, match=f"no {device[:3]}"):
             predictor.load_predictor(tmp_path / "out", device=device)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "export"])
+def test_a_predictor_runs_on_the_device_asked_for(model, tmp_path, monkeypatch, kind):
+    """Whatever Paddle's device is meanwhile, which stays what it was."""
+    path, chosen, used = model, ["gpu:0"], []
+    if kind == "export":
+        exported(model, path := tmp_path / "out", format="paddle")
+    with pytest.raises(DeviceError, match="'xpu', which the installed Paddle"):
+        predictor.load_predictor(path, device="xpu")
+    monkeypatch.setattr(paddle, "set_device", chosen.append)
+    monkeypatch.setattr(paddle, "get_device", lambda: chosen[-1])
+    forward, create = VisionTransformer.forward, inference.create_predictor
+    monkeypatch.setattr(VisionTransformer, "forward", lambda self, x: used.append(chosen[-1]) or forward(self, x))
+    monkeypatch.setattr(inference, "create_predictor", lambda config: used.append(chosen[-1]) or create(config))
+    model = predictor.load_predictor(path, device="cpu")
+    assert chosen.pop() == "gpu:0"
+    chosen.append("gpu:1")
+    assert model.run(images(1)).shape == (1, 10)
+    assert used == ["cpu"] and chosen[-1] == "gpu:1"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ SHARED = {
     "bounds",
     "environment",
     "compat",
+    "devices",
     "tensors",
     "targets",
     "pickles",

@@ -164,7 +164,7 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
     if runtimes.needs_paddle(weights):
         environment.prepare()
         environment.import_paddle()
-        from plsc.engine.distributed import select_device
+        from plsc.devices import select_device
 
         select_device(device)
     predictor = load_predictor(

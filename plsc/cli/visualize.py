@@ -216,7 +216,7 @@ def _model(arguments: argparse.Namespace, img_size: int | None = None) -> "Loade
     device = config.Global.device if config else "auto"
     environment.prepare()
     environment.import_paddle()
-    from plsc.engine.distributed import select_device
+    from plsc.devices import select_device
     from plsc.loading import load_model
 
     select_device(device)

@@ -56,6 +56,14 @@ class Model(Protocol):
         """Put a new classifier in place; 0 leaves it out, so that forward gives what it would have seen."""
         ...
 
+    def __call__(self, x: "paddle.Tensor") -> "paddle.Tensor":
+        """As paddle.nn.Layer has it: forward, with what was hooked to it."""
+        ...
+
+    def parameters(self) -> "list[paddle.Tensor]":
+        """As paddle.nn.Layer has it."""
+        ...
+
     def named_parameters(self) -> "Iterable[tuple[str, paddle.Tensor]]":
         """As paddle.nn.Layer has it."""
         ...
