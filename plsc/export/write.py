@@ -204,7 +204,7 @@ def export(
 
 
 def _checked_output(path: str | Path) -> Path:
-    """The absolute path. Raises CheckpointError where it is not absent, empty, or an earlier export and nothing else."""
+    """The absolute path. Raises CheckpointError where it is not absent, empty, or an earlier export alone."""
     output = Path(os.path.abspath(Path(path).expanduser()))
     if not output.is_dir():
         if output.exists():
