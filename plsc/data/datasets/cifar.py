@@ -1,9 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), read from their official archives."""
 
 import io
-import tarfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from plsc import pickles
+from plsc.data.datasets.archives import archive_or_folder, members, missing
 from plsc.data.datasets.arrays import InMemory
 from plsc.data.datasets.download import Root, download_official
 from plsc.errors import CheckpointError, DataError
@@ -98,49 +96,25 @@ def _read(layout: _Layout, root: str, split: str, download: bool) -> tuple[dict[
     source = _locate(layout, Path(root).expanduser(), download)
     inside = source / layout.folder if source.is_file() else source
     wanted = [layout.meta, *layout.splits[split]]
-    members = {name: _unpickled(data, inside / name) for name, data in _members(layout, source, wanted)}
-    missing = [name for name in wanted if name not in members]
-    if missing:
-        raise DataError(f"{source}: holds no {layout.folder}/{missing[0]}; it is no archive of {layout.owner}")
-    return {inside / name: members[name] for name in layout.splits[split]}, members[layout.meta]
+    read = members(source, layout.folder, wanted, _LARGEST_MEMBER)
+    content = {name: _unpickled(data, inside / name) for name, data in read}
+    lacking = [name for name in wanted if name not in content]
+    if lacking:
+        raise DataError(f"{source}: holds no {layout.folder}/{lacking[0]}; it is no archive of {layout.owner}")
+    return {inside / name: content[name] for name in layout.splits[split]}, content[layout.meta]
 
 
 def _locate(layout: _Layout, root: Path, download: bool) -> Path:
     """The archive, or the unpacked folder."""
-    for place in (root, root / layout.folder, root / layout.archive):
-        if place.is_file() or (place / layout.meta).is_file():
-            return place
+    place = archive_or_folder(root, layout.archive, layout.folder, layout.meta)
+    if place is not None:
+        return place
     if not download:
-        raise DataError(
-            f"{root}: holds neither {layout.archive} nor the folder {layout.folder}; put the official archive there, "
-            f"or set {layout.owner}.download to True"
-        )
+        raise missing(root, layout.archive, layout.folder, layout.owner)
     from paddle.vision.datasets import cifar as official
 
     url, md5 = (getattr(official, f"{layout.paddle}_{what}") for what in ("URL", "MD5"))
     return download_official(url, md5, root.parent if root.name == layout.archive else root)
-
-
-def _members(layout: _Layout, source: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of those of the wanted members that an archive or unpacked folder has."""
-    if source.is_dir():
-        yield from ((name, (source / name).read_bytes()) for name in wanted if (source / name).is_file())
-        return
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                folder, name = ("", "", *Path(member.name).parts)[-2:]
-                if folder != layout.folder or name not in wanted or not member.isfile():
-                    continue
-                if member.size > _LARGEST_MEMBER:
-                    raise DataError(f"{source}: {member.name} has {member.size:,} bytes, more than any official one")
-                content = archive.extractfile(member)
-                assert content is not None, "of files, which isfile() says it is"
-                yield name, content.read()
-            while archive.fileobj.read(1 << 20):
-                pass  # gzip's checksum stands at the end
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{source}: damaged archive: {error}") from error
 
 
 def _unpickled(data: bytes, place: Path) -> dict:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from plsc.data.datasets.base import Dataset, Sample
+from plsc.data.datasets.on_disk import OnDisk
 from plsc.data.words import some
 from plsc.errors import DataError
 from plsc.registry import DATASETS, InputPath
@@ -19,7 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 
 @DATASETS.register()
-class ImageFolder(Dataset):
+class ImageFolder(OnDisk):
     """Pictures in root/<class>/…; classes are the folders' names in alphabetical order, or all numbers in theirs.
 
     A folder without a picture is no class: a warning names it.
@@ -34,28 +34,14 @@ class ImageFolder(Dataset):
             raise DataError(f"{root}: holds no folders; ImageFolder expects one folder a class in it")
         endings = tuple(extension.lower() for extension in extensions)
         by_class = {name: _pictures(self.root / name, endings) for name in folders}
-        self.class_names = [name for name in folders if by_class[name]]
+        class_names = [name for name in folders if by_class[name]]
         empty = [name for name in folders if not by_class[name]]
-        if not self.class_names:
+        if not class_names:
             raise DataError(f"{root}: holds no pictures ending in {', '.join(endings)}")
         if empty:
             log.warning("%s: folders without a picture are no classes: %s", root, some(empty))
-        # one array of bytes, not objects: workers share its pages, and reading changes none
-        self._paths = np.array([os.fsencode(path) for name in self.class_names for path in by_class[name]])
-        self._labels = np.repeat(np.arange(len(self.class_names)), [len(by_class[name]) for name in self.class_names])
-
-    def __len__(self):
-        return len(self._labels)
-
-    def name(self, index: int) -> str:
-        return os.fsdecode(bytes(self._paths[index]))
-
-    def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._labels[indices]
-
-    def __getitem__(self, index: int) -> Sample:
-        path = self.name(index)
-        return Sample(Path(path).read_bytes(), int(self._labels[index]), path)
+        labels = np.repeat(np.arange(len(class_names)), [len(by_class[name]) for name in class_names])
+        super().__init__((path for name in class_names for path in by_class[name]), labels, class_names)
 
 
 def _pictures(folder: Path, endings: tuple[str, ...]) -> list[str]:
