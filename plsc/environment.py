@@ -3,6 +3,7 @@
 Each setting is here because of a measurement or a crash; the comments give it.
 """
 
+import _thread
 import contextlib
 import ctypes
 import io
@@ -56,6 +57,13 @@ def rank() -> int:
 
 def world_size() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+
+
+def master() -> tuple[str, int]:
+    """Host and port at which the first process of several keeps Paddle's key-value store."""
+    address = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+    host, _, port = address.rpartition(":")
+    return host, int(port)
 
 
 def local_size() -> int:
@@ -115,8 +123,7 @@ def prepare(*, cpu_threads: int | None = None) -> None:
     Raises:
         DeviceError: a system library that Paddle needs is missing.
     """
-    if launched():
-        die_with_parent()
+    die_with_launcher()
     if "paddle" in sys.modules:
         return
     os.environ["OMP_NUM_THREADS"] = str(thread_count(cpu_threads))
@@ -128,11 +135,66 @@ def prepare(*, cpu_threads: int | None = None) -> None:
     require_system_libraries()
 
 
-def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Ask Linux to end this process with its parent, so that nothing outlives a killed run."""
+class Terminated(BaseException):
+    """SIGTERM, on its way to the end of a command; what is being written is cleaned up."""
+
+
+def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
+    """Ask Linux to end this process with its parent, so that nothing outlives a killed run.
+
+    Args:
+        parent: the parent's process id, learnt before it can have ended: where this process has another parent by
+            now, it ends at once.
+    """
     if sys.platform.startswith("linux"):
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal_number)
+
+
+def die_with_launcher() -> None:
+    """Under the launcher: end with it. To be called first thing, before imports that take a while.
+
+    A launcher that was killed before this call has left the process to another parent, which ends it here.
+    """
+    if not launched():
+        return
+    parent = os.getppid()
+    if _adopted_by(parent):
+        print("the launcher has ended: so does this process, before it begins", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGKILL)
+    die_with_parent(parent)
+
+
+def _adopted_by(parent: int) -> bool:
+    """Whether a process that the launcher started now belongs to the system's.
+
+    A launcher is a Python program; a script between it and this process has the same rank in its environment.
+    """
+    try:
+        with open(f"/proc/{parent}/cmdline", "rb") as file:
+            command = file.read()
+    except OSError:  # no Linux, or another user's process, which a launcher hardly is
+        return parent == 1
+    if any(word in command for word in (b"python", b"launch", b"fleetrun")):
+        return False
+    try:
+        with open(f"/proc/{parent}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError:
+        return True
+    return f"PADDLE_TRAINER_ID={os.environ['PADDLE_TRAINER_ID']}".encode() not in variables
+
+
+def restart_system_calls() -> None:
+    """Let system calls go on after SIGTERM and Ctrl-C, until a handler is set anew.
+
+    Otherwise those of Paddle's key-value store fail with "Interrupted system call" in the process that got the
+    signal, and its server drops another one's connection.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.siginterrupt(number, False)
 
 
 def tell_launcher(text: str) -> None:
@@ -225,14 +287,37 @@ def stderr_without(*parts: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Context after which SIGTERM has the handler that Python gave it; until then it waits."""
+    """Context that keeps the handler Python has for SIGTERM, which is called meanwhile, too.
+
+    The signal itself is blocked: Paddle's handler never sees it, and the threads that the import starts get none
+    later. Without a handler the signal takes effect at the end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python sets handlers in the main thread only
         return
+    left, late = threading.Event(), threading.Event()
+
+    def deliver() -> None:
+        while not left.is_set():
+            if signal.sigtimedwait({signal.SIGTERM}, 0.1) is None:
+                continue
+            if callable(signal.getsignal(signal.SIGTERM)):
+                _thread.interrupt_main(signal.SIGTERM)
+            else:
+                late.set()
+
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    watcher = threading.Thread(target=deliver, name="plsc-sigterm", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        handler = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        left.set()
+        try:
+            watcher.join()
+        finally:  # of a handler that raises
+            handler = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if late.is_set():
+            signal.raise_signal(signal.SIGTERM)

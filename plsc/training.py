@@ -16,9 +16,11 @@ log = logging.getLogger("plsc")
 
 
 class Curves(Callback):
-    """Draws the run's metrics.jsonl into curves.png of the run directory."""
+    """Draws the run's metrics.jsonl into curves.png of the run directory, unless a signal ended it: that is urgent."""
 
     def end(self, result: TrainResult) -> None:
+        if result.signal is not None:
+            return
         from plsc.visualize.curves import draw_curves
 
         picture = draw_curves([result.run_directory], Path(result.run_directory) / "curves.png")

@@ -8,6 +8,7 @@ SIGTERM and Ctrl-C are handed on as one SIGTERM; when the command has saved and 
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -68,13 +69,13 @@ class Restarting:
         return 128 + self.asked
 
     def _once(self) -> int:
-        self._handed_on = False
+        self._handed_on, this = False, os.getpid()
         # in a session of its own, so that a signal to the whole group reaches the command once, through this process
         self._child = subprocess.Popen(
             self.command,
             stderr=subprocess.PIPE if self.restart_on else None,
             start_new_session=True,
-            preexec_fn=lambda: environment.die_with_parent(signal.SIGTERM),
+            preexec_fn=lambda: environment.die_with_parent(this, signal.SIGTERM),
         )
         if self.asked is not None:
             self._hand_on()

@@ -110,13 +110,17 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can correct, 130 after Ctrl-C,
         143 after SIGTERM.
     """
+    environment.die_with_launcher()
     with _signals():
         code = _run(argv)
-    if code and environment.world_size() > 1:
-        # leave at once: other processes' broken connections must not turn this into an abort
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if code and environment.launched():
+            # leave at once: other processes' broken connections must not turn this into an abort
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        if code > 128 and argv is None:  # the whole program: it is asked to end once more, and does so as it is
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
     return code
 
 
@@ -130,7 +134,7 @@ def _run(argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except _Terminated:
+    except environment.Terminated:
         print("terminated", file=sys.stderr)
         return 128 + signal.SIGTERM
     except BrokenPipeError:
@@ -139,10 +143,6 @@ def _run(argv: list[str] | None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-
-
-class _Terminated(BaseException):
-    """SIGTERM, on its way to the end of the command; what is being written is cleaned up."""
 
 
 @contextlib.contextmanager
@@ -158,7 +158,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -168,4 +169,4 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
             os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+    raise KeyboardInterrupt if number == signal.SIGINT else environment.Terminated

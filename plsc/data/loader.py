@@ -150,7 +150,7 @@ class Loader:
             ours, theirs = context.Pipe()
             worker = context.Process(
                 target=_work,
-                args=(number, theirs, [*self._pipes, ours], self.fetcher, self._slots),
+                args=(os.getpid(), theirs, [*self._pipes, ours], self.fetcher, self._slots),
                 name=f"plsc-loader-{number}",
                 daemon=True,
             )
@@ -289,13 +289,13 @@ def _parts(rows: list[int], size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _work(number: int, pipe, inherited, fetcher: Fetcher, slots):
+def _work(parent: int, pipe, inherited, fetcher: Fetcher, slots):
     """A worker's life: fill chunks until the parent closes the pipe."""
     os.setpgid(0, 0)  # out of reach of signals to the launcher's and terminal's process group
     # Slurm and systemd ask every process of a job to end, but the update in progress still needs its batch
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    environment.die_with_parent()
+    environment.die_with_parent(parent)
     for other in inherited:
         other.close()  # else the pipes stay open when the parent is gone
     cv2.setNumThreads(0)

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -49,7 +50,7 @@ def each(
         return
     context = multiprocessing.get_context("fork")
     done, stop = context.Value("q", 0), context.Event()
-    executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function, done, stop))
+    executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), function, done, stop))
     tasks, reported = iter(tasks), 0
     try:
         pending = {executor.submit(_run, task) for task in itertools.islice(tasks, 2 * workers)}
@@ -73,12 +74,12 @@ def each(
 _worker: Any = None  # of a worker's process: function, count of what is done, event that stops it
 
 
-def _begin(function: Callable, done: Any, stop: Any) -> None:
+def _begin(parent: int, function: Callable, done: Any, stop: Any) -> None:
     global _worker
     _worker = function, done, stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
-    environment.die_with_parent()
+    environment.die_with_parent(parent)
     cv2.setNumThreads(0)
 
 

@@ -13,6 +13,7 @@ import paddle.distributed as dist
 
 from plsc import compat, environment
 from plsc.devices import select_device
+from plsc.engine import joining
 from plsc.errors import DeviceError
 
 _LEAVE_SECONDS = 30.0
@@ -66,6 +67,9 @@ class World:
             return cls(device)
         if device == "cpu":  # a launcher that saw a GPU build asks for NCCL, which CPU tensors cannot use
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+        if not dist.is_initialized():
+            joining.wait_for_all(environment.master(), environment.rank(), environment.world_size())
+        environment.restart_system_calls()
         compat.init_parallel_env()
         return cls(device, dist.get_rank(), dist.get_world_size())
 

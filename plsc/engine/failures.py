@@ -7,6 +7,7 @@ an abort that no Python sees, and the launcher would report that instead of the 
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from plsc import files
+from plsc import environment, files
 from plsc.errors import PlscError
 
 _POLL_SECONDS = 0.25
@@ -23,16 +24,25 @@ _LINGER_SECONDS = 3.0
 _WAIT_FOR_CAUSE_SECONDS = 5.0
 _START_SKEW_SECONDS = 60.0  # a process may fail before another one has come this far
 USER_ERROR, FAULT = 2, 1
+_SIGNALLED = 128  # the exit code after a signal is this and its number
 
 
 def exit_code(error: BaseException) -> int:
+    """2 of a PlscError, 130 of Ctrl-C, 143 of SIGTERM, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return _SIGNALLED + signal.SIGINT
+    if isinstance(error, environment.Terminated):
+        return _SIGNALLED + signal.SIGTERM
     return USER_ERROR if isinstance(error, PlscError) else FAULT
 
 
 def message(error: BaseException) -> str:
-    """What the user reads: a PlscError's text, else the traceback."""
+    """What the user reads: a PlscError's text, the name of a signal, else the traceback."""
     if isinstance(error, PlscError):
         return f"error: {error}"
+    code = exit_code(error)
+    if code > _SIGNALLED:
+        return f"ended by {signal.Signals(code - _SIGNALLED).name}; nothing of this moment was saved"
     return "".join(traceback.format_exception(error)).rstrip()
 
 
@@ -54,6 +64,10 @@ class Failures:
         self._own = self.folder / f"rank-{rank}.txt"
         self._stopped = threading.Event()
         self._identity, self._since = _run_identity(), time.time() - _START_SKEW_SECONDS
+        # a job that is started again at the same address must not fail of its last failure
+        recorded = self._read(self._own)
+        if recorded is not None and recorded[1] == self._identity:
+            self._own.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -71,24 +85,33 @@ class Failures:
             if failure:
                 self._end_with(*failure)
 
+    @staticmethod
+    def _read(path: Path) -> tuple[float, str, int, str] | None:
+        """(time, launch, exit code, text) of a record; None where there is none, or no whole one yet."""
+        try:
+            head, _, text = path.read_text(encoding="utf-8").partition("\n")
+            _, when, code, identity = head.split()
+            return float(when), identity, int(code), text
+        except (OSError, ValueError):
+            return None
+
+    def _others(self) -> dict[int, tuple[float, int, str]]:
+        """(time, exit code, text) of the failures of other processes of this run, by rank."""
+        failures = {}
+        for rank in range(self.size):
+            recorded = None if rank == self.rank else self._read(self.folder / f"rank-{rank}.txt")
+            if recorded is not None and recorded[1] == self._identity and recorded[0] > self._since:
+                failures[rank] = (recorded[0], *recorded[2:])
+        return failures
+
     def _earliest_of_others(self) -> tuple[int, int, str] | None:
         """(rank, exit code, text) of the first failure elsewhere, or None."""
-        failures = []
-        for path in self.folder.glob("rank-*.txt") if self.folder.is_dir() else ():
-            if path == self._own:
-                continue
-            try:
-                head, _, text = path.read_text(encoding="utf-8").partition("\n")
-                _, when, code, identity = head.split()
-                rank = int(path.stem.split("-")[1])
-                if identity == self._identity and float(when) > self._since and rank < self.size:
-                    failures.append((float(when), rank, int(code), text))
-            except (OSError, ValueError):
-                continue  # being written this moment, or gone
+        failures = [(when, rank, code, text) for rank, (when, code, text) in self._others().items()]
         return min(failures)[1:] if failures else None
 
     def _end_with(self, rank: int, code: int, text: str) -> NoReturn:
-        print(f"process {rank} of {self.size} failed:\n{text}", file=sys.stderr, flush=True)
+        how = "was stopped" if code > _SIGNALLED else "failed"
+        print(f"process {rank} of {self.size} {how}:\n{text}", file=sys.stderr, flush=True)
         self._end(code)
 
     @staticmethod
@@ -98,12 +121,15 @@ class Failures:
         sys.stderr.flush()
         os._exit(code)
 
-    def record(self, error: Exception) -> None:
+    def record(self, error: BaseException) -> None:
         """Write this process's error for the others and for whoever reads the run directory.
 
         Of several processes, prints it too, or the one elsewhere that caused it, and ends this process: the others
         wait for it in a collective. One process goes on with its exception; where that is a PlscError, it is not
         written, since the folder may be another run's.
+
+        Args:
+            error: an exception, or the KeyboardInterrupt or environment.Terminated of a signal.
         """
         self._stopped.set()
         code, text = exit_code(error), message(error)
@@ -111,6 +137,9 @@ class Failures:
             if code == FAULT:
                 self._write(code, text)
             return
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # it ends anyhow, and by its first cause
+                signal.signal(number, signal.SIG_IGN)
         if code == FAULT:  # perhaps only a broken connection: the cause is what another process has written
             until = time.monotonic() + _WAIT_FOR_CAUSE_SECONDS
             while time.monotonic() < until:
@@ -120,7 +149,9 @@ class Failures:
                 time.sleep(_POLL_SECONDS)
         self._write(code, text)
         print(text, file=sys.stderr, flush=True)
-        time.sleep(_LINGER_SECONDS)
+        until = time.monotonic() + _LINGER_SECONDS
+        while time.monotonic() < until and len(self._others()) < self.size - 1:
+            time.sleep(_POLL_SECONDS)
         self._end(code)
 
     def _write(self, code: int, text: str) -> None:

@@ -67,7 +67,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
     g = config.Global
     environment.prepare(cpu_threads=g.cpu_threads)
     environment.import_paddle()
-    from plsc.engine import profiling, tracking
+    from plsc.engine import profiling, stopping, tracking
     from plsc.engine.assembly import assemble
     from plsc.engine.callbacks import Callbacks
     from plsc.engine.loggers import loggers
@@ -76,6 +76,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         profiling.parse(g.profiler_options)
     first = environment.rank() == 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping.handlers_restored())  # the last to be left
         folder = Path(g.output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +97,14 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
         called = Callbacks([*loggers(config), *callbacks], is_first=first)
         try:
             trainer = assemble(config, world, called)
-            with trainer.stop:
-                trainer.fit()
-                result = _result(folder, trainer)
-                # the others wait: the launcher ends all processes soon after the first of them has left
-                with world.first_only() as mine:
-                    called.end(result)
-                    if mine:
-                        _summarise(result, trainer.progress.total_steps)
+            trainer.stop.listen()
+            trainer.fit()
+            result = _result(folder, trainer)
+            # the others wait: the launcher ends all processes soon after the first of them has left
+            with world.first_only() as mine:
+                called.end(result)
+                if mine:
+                    _summarise(result, trainer.progress.total_steps)
         except BaseException as error:
             called.failure(error)
             raise
@@ -134,7 +135,7 @@ def joined(config: "Config") -> Iterator["World"]:
         with _flags(config), failures.watched():
             yield world
             world.leave()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, environment.Terminated) as error:
         failures.record(error)
         raise
     finally:

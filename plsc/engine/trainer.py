@@ -77,7 +77,7 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end or, inside `with trainer.stop`, until a signal stops it."""
+        """Train to the end or, after `stop.listen()`, until a signal stops it."""
         g, progress = self.config.Global, self.progress
         self.callbacks.start(self._info())
         self.world.barrier()  # a callback may take long; the others must not wait for it in a collective

@@ -1,6 +1,10 @@
 """What storms share: a run that saves and evaluates all the time."""
 
-from tests.helpers import tiny_digits
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.helpers import CHECKOUT, clean_environment, command, tiny_digits
 
 
 def restless_run(processes: int = 1) -> dict:
@@ -19,3 +23,42 @@ def restless_run(processes: int = 1) -> dict:
     tree["DataLoader"]["Train"]["sampler"]["batch_size"] = 32 // processes
     tree["DataLoader"]["Train"]["loader"]["num_workers"] = 1
     return tree
+
+
+def start_ranks(arguments: list, processes: int, folder: Path) -> list[subprocess.Popen]:
+    """`plsc …` in several processes without the launcher, so that each one's exit code can be seen.
+
+    Their output goes to rank-N.log in `folder`, after that of earlier ones.
+    """
+    endpoints = [f"127.0.0.1:{free_port()}" for _ in range(processes)]
+    started = []
+    for rank in range(processes):
+        env = clean_environment(PYTHONPATH=str(CHECKOUT))
+        if processes > 1:
+            env |= {
+                "PADDLE_MASTER": endpoints[0],
+                "PADDLE_TRAINER_ID": str(rank),
+                "PADDLE_TRAINERS_NUM": str(processes),
+                "PADDLE_LOCAL_SIZE": str(processes),
+                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+                "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+                "PADDLE_DISTRI_BACKEND": "gloo",
+            }
+        with open(folder / f"rank-{rank}.log", "a") as log:
+            started.append(
+                subprocess.Popen(
+                    command(arguments),
+                    cwd=folder,
+                    env=env,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+    return started
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
