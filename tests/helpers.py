@@ -1,6 +1,8 @@
 """What several test files use: real processes and small runs."""
 
+import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -101,6 +103,21 @@ def plsc(*arguments, processes=None, cwd=None, timeout=180, check=True, log_dir=
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode} of {arguments}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+@contextlib.contextmanager
+def log_texts(level: int):
+    """Context in which the texts of plsc's log lines from a level on are collected, however its logger is set up."""
+    texts: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger = logging.getLogger("plsc")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level, before or level))
+    yield texts
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 class Part:

@@ -29,7 +29,7 @@ from tests.plsc_server import Commands, Programs
 PAGES = ["README.md", "CONTRIBUTING.md", "task/classification/vit/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md"))
 PAGES = [page for page in PAGES if (CHECKOUT / page).is_file()]
-GENERATED = {"docs/cli.md", "docs/api.md"}  # compared with their sources in test_cli_docs.py and test_api_docs.py
+GENERATED = {"docs/cli.md", "docs/api.md"}  # compared with their sources in test_generated_pages.py
 RUN = [page for page in PAGES if page not in GENERATED]
 
 # what pages run is made small by these arguments

@@ -1,6 +1,6 @@
 """The faults of the older PLSC (commit bd0c824) and the tests that show that plsc does not have them.
 
-"silent" is a wrong result that nobody was told of, "crash" a crash on ordinary input, "safety" a danger
+"silent" is a wrong result that nobody was logged of, "crash" a crash on ordinary input, "safety" a danger
 to checkpoints. Each line is: fault → tests. What no other file shows is tested below.
 
 silent 1: unknown keys of YAML and of -o are ignored → test_broken_configs.py::test_told_with_exit_code_2,
@@ -65,7 +65,7 @@ crash 14: export of a configuration with O2 →
 crash 15: an epoch's last batch that accum_steps does not divide →
     test_sampler.py::test_an_epoch_has_every_sample_and_completes_from_its_head,
     test_plsc_faults.py::test_the_last_batch_of_an_epoch_is_accumulated
-crash 16: accum_steps that does not divide the batch, told after all set-up →
+crash 16: accum_steps that does not divide the batch, logged after all set-up →
     test_broken_configs.py::test_told_with_exit_code_2
 crash 17: names that do not exist, in branches nobody visited →
     test_plsc_faults.py::test_every_name_in_the_code_exists, test_plsc_faults.py::test_every_option_of_a_transform_works
@@ -82,7 +82,7 @@ safety 2: parts of an old and a new checkpoint mix →
     test_plsc_faults.py::test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones
 safety 3: all ranks write the same files → test_plsc_faults.py::test_another_rank_writes_nothing,
     test_plsc_faults.py::test_two_processes_of_a_bare_configuration
-safety 4: the writing rank is told by its device number → test_plsc_faults.py::test_the_first_rank_is_told_by_rank
+safety 4: the writing rank is logged by its device number → test_plsc_faults.py::test_the_first_rank_is_told_by_rank
 safety 5: no saving and resuming within an epoch, no state of random numbers →
     test_training.py::test_a_resumed_run_ends_bit_equal,
     test_training.py::test_a_resumed_run_of_two_processes_ends_bit_equal
@@ -134,24 +134,15 @@ from plsc.engine.trainer import Trainer, draw_seed
 from plsc.errors import ConfigError
 from plsc.optim import GradientClip
 from plsc.places import step_name
-from tests.helpers import Part, metrics, plsc, tiny_digits, write_config
+from tests.helpers import Part, log_texts, metrics, plsc, tiny_digits, write_config
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
 
 @pytest.fixture
-def told():
-    """Texts of plsc's log lines from INFO on."""
-    texts = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: texts.append(record.getMessage())
-    logger = logging.getLogger("plsc")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield texts
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+def logged():
+    with log_texts(logging.INFO) as texts:
+        yield texts
 
 
 def small(steps: int = 4, run: str = "run", **globals_) -> dict:
@@ -424,7 +415,7 @@ def test_a_run_without_seed_is_that_of_seed_0():
     ],
     ids=lambda schedule: schedule["name"],
 )
-def test_a_warmup_longer_than_the_run_is_warned_of(told, schedule):
+def test_a_warmup_longer_than_the_run_is_warned_of(logged, schedule):
     """A run of 4 updates ends inside its warm-up, rising, with one warning that names both lengths."""
     tree = small(4)
     del tree["Global"]["epochs"]
@@ -432,7 +423,7 @@ def test_a_warmup_longer_than_the_run_is_warned_of(told, schedule):
     trainer(tree).fit()
     rates = [record["lr"] for record in metrics("run")]
     assert len(rates) == 4 and rates == sorted(rates) and rates[-1] < 0.01
-    assert len([text for text in told if "the run of 4 updates is no longer than the warm-up of" in text]) == 1
+    assert len([text for text in logged if "the run of 4 updates is no longer than the warm-up of" in text]) == 1
 
 
 @pytest.mark.parametrize("value", ["absent", None])
@@ -519,13 +510,13 @@ def test_wrong_profiler_options_are_refused(options, key):
         profiling.parse(options)
 
 
-def test_a_profile_that_the_run_never_reaches_is_told(told):
+def test_a_profile_that_the_run_never_reaches_is_told(logged):
     """batch_range beyond the run's end is refused or warned of, not passed over."""
     try:
         trainer(small(3, profiler_options="batch_range=[10,20]")).fit()
     except ConfigError as error:
-        told.append(str(error))
-    assert any("batch_range" in text or "profile" in text for text in told)
+        logged.append(str(error))
+    assert any("batch_range" in text or "profile" in text for text in logged)
 
 
 def test_an_o2_configuration_is_exported(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from plsc.config.schema import FP16, LossScaling
 from plsc.engine.precision import Precision
 from plsc.errors import TrainingError
+from tests.helpers import log_texts
 
 
 class FakeScaler:
@@ -76,14 +77,8 @@ def amp(monkeypatch):
 
 @pytest.fixture
 def warnings():
-    """Texts of plsc's warnings, however its logger is set up."""
-    texts = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: texts.append(record.getMessage())
-    logger = logging.getLogger("plsc")
-    logger.addHandler(handler)
-    yield texts
-    logger.removeHandler(handler)
+    with log_texts(logging.WARNING) as texts:
+        yield texts
 
 
 def paddle_optimizer(*parameters):

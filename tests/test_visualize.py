@@ -56,6 +56,7 @@ MODELS = {
     "registers": dict(reg_tokens=4),
     "registers outside the embedding": dict(reg_tokens=4, no_embed_class=True),
     "average": dict(pool="avg", fc_norm=True),
+    "class token and average": dict(pool="token_avg"),
     "average without class token": dict(pool="avg", class_token=False),
     "attention pool": dict(pool="map", class_token=False),
     "attention pool with class token": dict(pool="map", reg_tokens=1),
@@ -232,12 +233,15 @@ def test_map_is_what_the_head_reads_of_the_patches(name):
         row = joint[0]
     elif spec.pool == "avg":
         row = joint[spec.prefix_tokens :].mean(axis=0)
+    elif spec.pool == "token_avg":
+        row = (joint[0] + joint[spec.prefix_tokens :].mean(axis=0)) / 2
     else:
         row = pool_weights_by_hand(network, tokens).mean(axis=0) @ joint
     patch_shares = row[-spec.grid[0] * spec.grid[1] :]
     expected = (patch_shares / patch_shares.sum() * patch_shares.size).reshape(spec.grid)
 
     np.testing.assert_allclose(seen.reading.sum(), 1.0, **UNIT)
+    assert ": what the " in attention.View(spec).title
     np.testing.assert_allclose(attention.View(spec).maps(seen), expected[None], atol=1e-4)
     by_layer = attention.View(spec, by="layer").maps(seen)
     by_head = attention.View(spec, by="head").maps(seen)

@@ -1,6 +1,5 @@
 """Write docs/api.md from the public docstrings; with --check only compare, exit code 1 where they differ."""
 
-import argparse
 import ast
 import inspect
 import re
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
+
+from generated_page import main  # noqa: E402
 
 import plsc  # noqa: E402
 from plsc.registry import Registry  # noqa: E402
@@ -240,20 +241,5 @@ def _items(text: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
-    parser.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="default: docs/api.md")
-    arguments = parser.parse_args()
-    text = page()
-    if not arguments.check:
-        arguments.output.write_text(text, encoding="utf-8")
-        return 0
-    if arguments.output.is_file() and arguments.output.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{arguments.output}: differs from the docstrings; run tools/generate_api_docs.py", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, page, PAGE))

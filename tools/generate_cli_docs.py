@@ -8,6 +8,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
+from generated_page import main  # noqa: E402
+
 from plsc.cli.main import Parser, parser  # noqa: E402
 
 PAGE = CHECKOUT / "docs" / "cli.md"
@@ -112,20 +114,5 @@ def _examples(command: Parser) -> str:
     return "\n".join(blocks)
 
 
-def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--check", action="store_true", help="compare, and write nothing")
-    arguments.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="default: docs/cli.md")
-    asked = arguments.parse_args()
-    text = page()
-    if not asked.check:
-        asked.output.write_text(text, encoding="utf-8")
-        return 0
-    if asked.output.is_file() and asked.output.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{asked.output}: differs from the command line; run tools/generate_cli_docs.py", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, page, PAGE))

@@ -114,6 +114,15 @@ class AttentionMaps(Protocol):
 
 
 @runtime_checkable
+class AttentionPool(Protocol):
+    """A model whose head may see what a query reads of the tokens (pool: map in its spec)."""
+
+    def pool_weights(self, x: "paddle.Tensor") -> "paddle.Tensor":
+        """Tokens [B, N, C] → how the query weighs them [B, heads, N]; 0 for those that it does not see."""
+        ...
+
+
+@runtime_checkable
 class Intermediates(Protocol):
     """A model whose blocks' outputs can be had."""
 

@@ -13,17 +13,17 @@ from matplotlib import colormaps
 from plsc.data.device import DeviceInput
 from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
-from plsc.models import VisionTransformer, ViTSpec
-from plsc.models.base import AttentionMaps, Model
+from plsc.models.base import AttentionMaps, AttentionPool, Model
 from plsc.models.spec import pair
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
-from plsc.visualize.pictures import Picture, covered
+from plsc.visualize.pictures import PatchSpec, Picture, covered
 from plsc.visualize.subject import Drawable, Subject, read_pictures, subject_of
 
 _READER = {
     "token": "what the class token reads",
     "avg": "what the mean of the patch tokens reads",
+    "token_avg": "what the class token and the mean of the patch tokens read",
     "map": "what the attention pool reads",
 }
 _COLOURS, _OPACITY = "inferno", 0.6
@@ -58,12 +58,12 @@ def attention_weights(network: Model, image: paddle.Tensor) -> list[np.ndarray]:
 @paddle.no_grad()
 def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
     """Run the model on one picture."""
-    spec: Any = network.spec  # see subject.PatchSpec
+    spec: Any = network.spec  # see pictures.PatchSpec
     image = model_input(preprocess, picture)
     weights = attention_weights(network, image)
     tokens = network.forward_features(image)
     pool_weights = None
-    if isinstance(network, VisionTransformer) and spec.pool == "map":
+    if isinstance(network, AttentionPool) and spec.pool == "map":
         pool_weights = to_numpy(network.pool_weights(tokens))[0]
     reading = rollout.reading(spec.pool, tokens.shape[1], spec.prefix_tokens, pool_weights)
     prediction = int(network.forward_head(tokens).argmax()) if spec.class_num else None
@@ -74,7 +74,7 @@ def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
 class View:
     """Which maps are drawn of each picture. Attributes: as the arguments of `draw_attention`."""
 
-    spec: ViTSpec
+    spec: PatchSpec
     by: Literal["rollout", "layer", "head"] = "rollout"
     layer: int | None = None
     raw: bool = False

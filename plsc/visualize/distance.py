@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from plsc.data.preprocess import Preprocess
-from plsc.models import VisionTransformer, ViTSpec
+from plsc.models.base import Model
 from plsc.visualize import sheet
 from plsc.visualize.attention import attention_weights, model_input
-from plsc.visualize.pictures import Picture, patch_stride
+from plsc.visualize.pictures import PatchSpec, Picture, patch_stride
 
 
 def patch_distances(grid: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
@@ -38,9 +38,9 @@ def even_distance(grid: tuple[int, int], stride: tuple[int, int]) -> float:
     return float(patch_distances(grid, stride).mean())
 
 
-def measure(network: VisionTransformer, preprocess: Preprocess, pictures: Sequence[Picture]) -> np.ndarray:
+def measure(network: Model, preprocess: Preprocess, pictures: Sequence[Picture]) -> np.ndarray:
     """[L, H]: the attention distance of every head in pixels, the mean over pictures."""
-    spec = network.spec
+    spec: PatchSpec = network.spec
     total = np.zeros([spec.depth, spec.num_heads])
     for picture in pictures:
         for layer, weights in enumerate(attention_weights(network, model_input(preprocess, picture))):
@@ -48,7 +48,7 @@ def measure(network: VisionTransformer, preprocess: Preprocess, pictures: Sequen
     return total / len(pictures)
 
 
-def draw_distances(axis: Axes, distances: np.ndarray, spec: ViTSpec, pictures: int) -> None:
+def draw_distances(axis: Axes, distances: np.ndarray, spec: PatchSpec, pictures: int) -> None:
     """A point a head over the layers. distances: [L, H] in pixels."""
     layers, heads = distances.shape
     depth = np.arange(1, layers + 1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -14,6 +15,34 @@ from plsc.models import ViTSpec
 from plsc.models.spec import pair, reduction
 
 _LONGEST = 1024  # pixels of a photograph on a sheet: more are not seen, and many pictures stay in memory at once
+
+
+class PatchSpec(Protocol):
+    """What the drawings of pictures and attention ask of a model's spec; a ViTSpec is one."""
+
+    @property
+    def img_size(self) -> int | tuple[int, int]: ...
+
+    @property
+    def in_chans(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int | tuple[int, int]: ...
+
+    @property
+    def grid(self) -> tuple[int, int]: ...  # patches down and across
+
+    @property
+    def prefix_tokens(self) -> int: ...  # tokens before the patches
+
+    @property
+    def pool(self) -> str: ...  # what the head sees: token, avg, token_avg or map, see ViTSpec
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
 
 
 @dataclass
@@ -49,7 +78,7 @@ class Picture:
         return cv2.cvtColor(np.ascontiguousarray(self.shown), cv2.COLOR_RGB2GRAY)
 
 
-def read_picture(path: str | Path, preprocess: Preprocess, spec: ViTSpec) -> Picture:
+def read_picture(path: str | Path, preprocess: Preprocess, spec: PatchSpec) -> Picture:
     """Read and preprocess one file. Raises DataError naming it where it is no picture, or does not fit the model."""
     path = Path(path).expanduser()
     try:
@@ -64,7 +93,7 @@ def read_picture(path: str | Path, preprocess: Preprocess, spec: ViTSpec) -> Pic
         raise DataError(f"{path}: {error}") from error
 
 
-def _seen(name: str, data: bytes, preprocess: Preprocess, spec: ViTSpec) -> Picture:
+def _seen(name: str, data: bytes, preprocess: Preprocess, spec: PatchSpec) -> Picture:
     original = pixels = DecodeImage()(data, None)
     size = original.shape[:2]
     box = np.array([0.0, 0.0, *size])
@@ -101,14 +130,14 @@ def prefix_names(spec: ViTSpec) -> list[str]:
     return names + [f"{spec.reg_tokens} registers"] * bool(spec.reg_tokens)
 
 
-def patch_stride(spec: ViTSpec) -> tuple[int, int]:
+def patch_stride(spec: PatchSpec) -> tuple[int, int]:
     """Pixels of the picture (down, across) from one patch to the next; in hybrids the ResNet's stride counts too."""
     stride = reduction(spec.resnet_layers) if isinstance(spec, ViTSpec) else 1
     height, width = pair(spec.patch_size)
     return height * stride, width * stride
 
 
-def covered(spec: ViTSpec) -> tuple[int, int]:
+def covered(spec: PatchSpec) -> tuple[int, int]:
     """(height, width) in pixels, from the upper left corner, of what the patches cover."""
     height, width = (
         min(side, count * step)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from plsc import build, loading, places
 from plsc.config import Config
@@ -13,22 +13,10 @@ from plsc.errors import ConfigError
 from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
-from plsc.models.base import AttentionMaps, Model
+from plsc.models.base import AttentionMaps, AttentionPool, Model
 from plsc.registry import missing_members
 from plsc.visualize import sheet
-from plsc.visualize.pictures import Picture, read_picture
-
-
-class PatchSpec(Protocol):
-    """What the drawings of attention ask of a model's spec."""
-
-    img_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    grid: tuple[int, int]  # patches down and across
-    prefix_tokens: int  # tokens before the patches
-    pool: str  # what the head sees: token, or avg
-    depth: int
-    num_heads: int
+from plsc.visualize.pictures import PatchSpec, Picture, read_picture
 
 
 @dataclasses.dataclass
@@ -67,8 +55,11 @@ class Subject:
         missing += [f"spec.{name}" for name in missing_members(self.spec, PatchSpec)]
         if missing or self.network is None:
             raise ConfigError(f"{self._kind} has no {', '.join(missing)}, from which attention is drawn")
-        if not isinstance(self.spec, ViTSpec) and self.spec.pool not in ("token", "avg"):
-            raise ConfigError(f"{self._kind}: spec.pool is {self.spec.pool!r}; attention is drawn of token and avg")
+        drawn = ["token", "avg", "token_avg", *(["map"] if isinstance(self.network, AttentionPool) else [])]
+        if self.spec.pool not in drawn:
+            raise ConfigError(
+                f"{self._kind}: spec.pool is {self.spec.pool!r}; attention is drawn of {', '.join(drawn)}"
+            )
         return self.network
 
     def vit(self, what: str) -> VisionTransformer:
