@@ -1,12 +1,14 @@
-"""Writing files and folders so that a kill at any moment leaves the old or the new one, and reading JSON.
+"""Writing files and folders so that a kill at any moment leaves the old or the new one; reading files, and JSON.
 
 What is written goes beside its place first, is synced, and is then renamed.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,30 @@ def write_json(path: Path, content: Any) -> None:
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # names of files whose bytes are no text
         text = json.dumps(content, indent=1, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def special_kind(path: str | Path) -> str | None:
+    """What a path is that is neither a file nor a folder, of which opening may wait, and reading not end; else None."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raise OSError where a path is a named pipe, a socket or a device."""
+    kind = special_kind(path)
+    if kind:
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file. Raises OSError where it cannot be read, or is a named pipe, a socket or a device."""
+    refuse_special(path)
+    return Path(path).read_bytes()
 
 
 def read_json(path: Path, kind: type | None = None, *, error: type[PlscError]) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from plsc.errors import CheckpointError
-from plsc.files import read_json
+from plsc.files import read_json, special_kind
 
 CHECKPOINTS = "checkpoints"  # folder of a run directory
 POINTERS = ("latest", "best")
@@ -187,6 +187,9 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
         if path.with_name(path.name + ending).is_file():
             return path.with_name(path.name + ending)
     _refuse_export(path)
+    kind = special_kind(path)
+    if kind:
+        raise CheckpointError(f"{path}: is {kind}, not a file")
     raise CheckpointError(f"{path}: no such file or folder (looked in {Path.cwd()})")
 
 

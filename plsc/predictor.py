@@ -22,7 +22,7 @@ from plsc.config import Config
 from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
-from plsc.files import read_json
+from plsc.files import read_bytes, read_json
 from plsc.model_card import ModelCard
 from plsc.places import EXPORT_DESCRIPTION
 
@@ -222,7 +222,7 @@ class Predictor:
 def _read(picture: Picture, rgb: bool) -> bytes | np.ndarray:
     """A picture as the preprocessing takes it: encoded, or pixels [H, W, C] in the model's order of channels."""
     if isinstance(picture, (str, os.PathLike)):
-        return Path(picture).expanduser().read_bytes()
+        return read_bytes(Path(picture).expanduser())
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, Image.Image):

@@ -25,6 +25,7 @@ _NAMES = {
     dict: "a mapping",
     Any: "anything",
 }
+_LONGEST_SHOWN = 400  # characters of a value in a message
 _PLURALS = {float: "numbers", int: "whole numbers", str: "texts"}
 # kinds of pydantic's errors that say more than which type was expected
 _BOUNDS = (
@@ -53,6 +54,12 @@ def parameters(factory: Callable) -> Mapping[str, inspect.Parameter]:
             f"{factory.__module__}.{factory.__qualname__}: its annotations cannot be read: {error}; import what they "
             "name, also outside TYPE_CHECKING"
         ) from error
+
+
+def shortened(value) -> str:
+    """A value as messages show it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
 
 
 def describe(annotation) -> str:
@@ -92,9 +99,10 @@ def validated(value, annotation, *, strict: bool) -> Any:
         broken = [e["msg"] for e in error.errors() if e["type"].startswith(_BOUNDS)]
         if broken:
             bound = broken[0].removeprefix("Input ").removeprefix("Value error, ").removesuffix(" after validation")
-            text = f"got {value!r}; it {bound}" if bound.startswith("should") else f"got {value!r}; {bound}"
+            it = "it " if bound.startswith("should") else ""
+            text = f"got {shortened(value)}; {it}{bound}"
         else:
-            text = f"expected {describe(annotation)}, got {value!r}"
+            text = f"expected {describe(annotation)}, got {shortened(value)}"
         raise ValueError(text) from None
 
 

@@ -4,9 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -212,3 +214,23 @@ def rank_of(pid: int) -> str | None:
     except OSError:
         return None
     return found.get(b"PADDLE_TRAINER_ID", b"").decode() or None
+
+
+class TooSlow(BaseException):
+    """Of `within`; no except clause for errors catches it."""
+
+
+@contextmanager
+def within(seconds: float):
+    """Context that ends with TooSlow where its block takes longer, also where it waits."""
+
+    def stop(*_):
+        raise TooSlow(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -9,14 +9,12 @@ import json
 import os
 import pickle
 import re
-import signal
 import struct
 import sys
 import time
 import tracemalloc
 import types
 import zipfile
-from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
@@ -27,7 +25,7 @@ from safetensors.numpy import save as safetensors_bytes
 from plsc import loading, pickles
 from plsc.errors import CheckpointError
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
-from tests.helpers import TINY_MODEL
+from tests.helpers import TINY_MODEL, within
 
 SPEC = {name: value for name, value in TINY_MODEL.items() if name != "name"}
 SECONDS, MEGABYTES = 1.5, 48
@@ -286,24 +284,6 @@ def other_weights(seed=1, **fields) -> dict[str, np.ndarray]:
 
 
 ARRAYS = other_weights()
-
-
-class TooSlow(BaseException):
-    pass
-
-
-@contextmanager
-def within(seconds: float):
-    def stop(*_):
-        raise TooSlow(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def values(network) -> dict[str, np.ndarray]:

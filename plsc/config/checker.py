@@ -16,9 +16,10 @@ from plsc.config.schema import Component
 from plsc.config.source import KeyPath, Source
 from plsc.errors import ConfigError
 from plsc.registry import DATASETS, MODELS, InputPath, KeysOf, Registry, list_of, mark_of, nearest
-from plsc.signatures import validated
+from plsc.signatures import shortened, validated
 
 REQUIRED = inspect.Parameter.empty
+_MOST_PROBLEMS = 100
 Fields = Mapping[str, tuple]  # key → (annotation, default), where REQUIRED is no default
 
 
@@ -40,7 +41,10 @@ class Checker:
         self.plsc_files: set[Path] = set()
 
     def problem(self, path: KeyPath, text: str) -> None:
+        """Collect a problem. Raises ConfigError where there are more than anyone reads."""
         self.problems.append(self.source.located(path, text))
+        if len(self.problems) >= _MOST_PROBLEMS:
+            self.raise_problems()
 
     def note(self, path: KeyPath, text: str) -> None:
         self.notes.append(self.source.located(path, text))
@@ -50,6 +54,8 @@ class Checker:
         if self.problems:
             count = len(self.problems)
             head = "the configuration has a problem" if count == 1 else f"the configuration has {count} problems"
+            if count >= _MOST_PROBLEMS:
+                head = f"the configuration has many problems, of which these are the first {count}"
             raise ConfigError("\n  ".join([f"{head}:", *self.problems]))
 
     # -- keys and values ------------------------------------------------------------------
@@ -59,7 +65,7 @@ class Checker:
         if raw is None and empty_ok:
             return {}
         if not isinstance(raw, dict):
-            self.problem(path, f"expected keys and values, got {raw!r}")
+            self.problem(path, f"expected keys and values, got {shortened(raw)}")
             return {}
         return raw
 
@@ -238,7 +244,7 @@ class Checker:
         if raw is None:
             return ()
         if not isinstance(raw, list):
-            self.problem(path, f"expected a list of {registry.plural}, got {raw!r}")
+            self.problem(path, f"expected a list of {registry.plural}, got {shortened(raw)}")
             return ()
         components = []
         for i, item in enumerate(raw):
@@ -246,7 +252,7 @@ class Checker:
             if isinstance(item, str):
                 item = {item: None}
             if not isinstance(item, dict) or len(item) != 1:
-                self.problem(here, f"expected one name with its arguments, got {item!r}")
+                self.problem(here, f"expected one name with its arguments, got {shortened(item)}")
                 continue
             [(name, arguments)] = item.items()
             here = (*here, name)

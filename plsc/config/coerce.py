@@ -12,7 +12,8 @@ _OPERATORS = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_LARGEST_EXPONENT = 1024
+_LARGEST_EXPONENT, _MOST_BITS = 1024, 1024  # the largest float has 1024 bits
+_LONGEST_TEXT = 1000
 
 
 def parse_literal(text: str):
@@ -20,6 +21,8 @@ def parse_literal(text: str):
 
     Raises ValueError for anything else.
     """
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"a text of {len(text):,} characters is not a number, tuple or list of them")
     try:
         return _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ArithmeticError, RecursionError, MemoryError, TypeError) as error:
@@ -28,7 +31,7 @@ def parse_literal(text: str):
 
 def _value(node: ast.AST):
     if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (int, float))):
-        return node.value
+        return node.value if node.value is None else _within_bits(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         operand = _value(node.operand)
         return -operand if isinstance(node.op, ast.USub) else +operand
@@ -41,11 +44,17 @@ def _value(node: ast.AST):
         result = _OPERATORS[type(node.op)](left, right)
         if not isinstance(result, (int, float)):
             raise ValueError("not a number")
-        return result
+        return _within_bits(result)
     if isinstance(node, (ast.Tuple, ast.List)):
         items = [_value(item) for item in node.elts]
         return tuple(items) if isinstance(node, ast.Tuple) else items
     raise ValueError("not a number, tuple or list")
+
+
+def _within_bits(number: int | float) -> int | float:
+    if isinstance(number, int) and number.bit_length() > _MOST_BITS:
+        raise ValueError("the number is too large")
+    return number
 
 
 def coerce(value, annotation):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from plsc.config.source import KeyPath, Source
+from plsc.files import special_kind
 from plsc.registry import InputPath
 
 
@@ -26,12 +27,15 @@ def resolved(value, mark: InputPath, folder: Path | None):
 
 
 def missing(source: Source, at: KeyPath, value, mark: InputPath) -> str | None:
-    """What to say where a file that a key names is not there; None where it is.
+    """What to say where a file that a key names is not there, or is no file; None where it is one.
 
     Args:
         value: as `resolved` returns it.
     """
     for item in value if isinstance(value, (list, tuple)) else [value]:
+        kind = special_kind(item) if isinstance(item, str) else None
+        if kind:
+            return f"{item} is {kind}, not a file"
         if isinstance(item, str) and item and "://" not in item and not mark.made and not _is_there(Path(item), mark):
             origin, written = source.origin(at), source.value(at)
             text = f"{item} is missing"

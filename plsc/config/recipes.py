@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from plsc.errors import ConfigError
+from plsc.files import special_kind
 from plsc.registry import nearest
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
@@ -28,6 +29,9 @@ def locate(name: str, beside: Path | None = None) -> Path:
     for candidate in (beside / given,) if beside else (given,):
         if candidate.is_file():
             return candidate.resolve()
+        kind = special_kind(candidate)
+        if kind:
+            raise ConfigError(f"{name} is {kind}, not a file")
     recipes = shipped_recipes()
     if name in recipes or (given.stem in recipes and given.parent == Path(".")):
         return recipes[name if name in recipes else given.stem]

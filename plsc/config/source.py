@@ -1,17 +1,20 @@
 """A recipe or a dict, with its bases and overrides → one tree of plain values that knows where each came from."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plsc.config.frozen import frozen
 from plsc.config.recipes import locate
-from plsc.config.yaml_tree import parse_file, parse_value
+from plsc.config.yaml_tree import DEEPEST, Amount, parse_file, parse_value
 from plsc.errors import ConfigError
+from plsc.signatures import shortened
 
 KeyPath = tuple  # of str and int
+_LONGEST_SHOWN = 200  # characters of an override in messages
+_MOST_FILES = 100  # files of one load, each as often as it is named
 Overrides = Iterable[str] | Mapping[str, Any]
 
 
@@ -85,37 +88,43 @@ def load_source(source: str | Path | Mapping, overrides: Overrides = ()) -> Sour
     Raises:
         ConfigError: the file is missing, not YAML, has a key twice, or an override does not fit.
     """
-    loaded = _of_dict(source) if isinstance(source, Mapping) else _of_file(locate(_plain(source, ())))
+    loaded = _of_dict(source) if isinstance(source, Mapping) else _of_file(locate(_plain(source, ())), Amount())
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r}: give a list of such texts, or a dict {{'Global.epochs': 3}}")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            _override(loaded, key, _plain(value, ()), f"override {key}={value!r}")
+            _override(loaded, key, _plain(value, ()), f"override {key}={shortened(value)}")
         return loaded
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             key = ""
-        _override(loaded, key, parse_value(value), f"-o {text}")
+        shown = f"-o {text if len(text) <= _LONGEST_SHOWN and text.isprintable() else shortened(text)}"
+        _override(loaded, key, parse_value(value, shown), shown)
     return loaded
 
 
-def _of_file(path: Path, seen: tuple[Path, ...] = ()) -> Source:
+def _of_file(path: Path, amount: Amount, seen: tuple[Path, ...] = ()) -> Source:
     shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     if path in seen:
         chain = " → ".join(p.name for p in (*seen, path))
         raise ConfigError(f"{shown}: _base_ leads in a circle: {chain}")
-    tree, lines = parse_file(path, shown)
+    amount.files += 1
+    if amount.files > _MOST_FILES:
+        raise ConfigError(f"{shown}: _base_ names more than {_MOST_FILES} files, each as often as it is named")
+    tree, lines = parse_file(path, shown, amount)
     origins = {key: Origin(f"{shown}:{line}", path) for key, line in lines.items()}
-    return _with_bases(Source(tree, origins, name=shown), path.parent, (*seen, path))
+    return _with_bases(Source(tree, origins, name=shown), path.parent, amount, (*seen, path))
 
 
 def _of_dict(tree: Mapping) -> Source:
-    return _with_bases(Source(_plain(tree, ()), name="in the given dict"), Path.cwd(), ())
+    return _with_bases(Source(_plain(tree, ()), name="in the given dict"), Path.cwd(), Amount(), ())
 
 
 def _plain(value, path: KeyPath):
     """A copy in dict, list and scalars; paths become texts."""
+    if len(path) > DEEPEST:
+        raise ConfigError(f"in the given dict: {path[0]} is nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -128,7 +137,7 @@ def _plain(value, path: KeyPath):
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _with_bases(source: Source, folder: Path, seen: tuple[Path, ...]) -> Source:
+def _with_bases(source: Source, folder: Path, amount: Amount, seen: tuple[Path, ...]) -> Source:
     """A source over the files that its `_base_` names, which lie beside it or are shipped."""
     bases = source.tree.pop("_base_", None)
     if bases is None:
@@ -139,13 +148,13 @@ def _with_bases(source: Source, folder: Path, seen: tuple[Path, ...]) -> Source:
             path = locate(base, beside=folder)
         except ConfigError as error:
             raise ConfigError(f"{source.origin(('_base_',))}: _base_: {error}") from None
-        merged = _merge(merged, _of_file(path, seen))
+        merged = _merge(merged, _of_file(path, amount, seen))
     return _merge(merged, source)
 
 
 def _merge(base: Source, child: Source) -> Source:
     """The child's keys over the base's. A section whose `name` changes is replaced whole."""
-    origins = dict(base.origins)
+    replaced: set[KeyPath] = set()
     notes = [*base.notes, *child.notes]
 
     def over(old: dict, new: dict, path: KeyPath) -> dict:
@@ -163,18 +172,17 @@ def _merge(base: Source, child: Source) -> Source:
                         f"{base.origin(here)} are dropped: {', '.join(dropped)}"
                     )
                     notes.append(child.located((*here, "name"), text))
-            _forget(origins, here)
+            replaced.add(here)
             result[key] = value
         return result
 
     tree = over(base.tree, child.tree, ())
-    return Source(tree, origins | child.origins, name=child.name, notes=notes)
+    return Source(tree, _without(base.origins, replaced) | child.origins, name=child.name, notes=notes)
 
 
-def _forget(origins: dict[KeyPath, Origin], path: KeyPath) -> None:
-    """Drop the origins of a key and of all below it."""
-    for key in [k for k in origins if k[: len(path)] == path]:
-        del origins[key]
+def _without(origins: Mapping[KeyPath, Origin], paths: Collection[KeyPath]) -> dict[KeyPath, Origin]:
+    """The origins without those of `paths` and of all below them."""
+    return {key: o for key, o in origins.items() if not any(key[:n] in paths for n in range(1, len(key) + 1))}
 
 
 def _override(source: Source, key: str, value, shown: str) -> None:
@@ -196,7 +204,9 @@ def _override(source: Source, key: str, value, shown: str) -> None:
         path = (*path, part)
         if depth == len(parts) - 1:
             at[part] = value
-            _forget(source.origins, path)
+            kept = _without(source.origins, {path})
+            source.origins.clear()
+            source.origins.update(kept)
         elif isinstance(at, dict) and at.get(part) is None:
             at[part] = {}
         else:

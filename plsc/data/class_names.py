@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from plsc.errors import DataError
+from plsc.files import read_bytes
 
 # ImageNet's synset_words.txt begins each line so
 _SYNSET = re.compile(r"n\d{8}\s+")
@@ -20,7 +21,7 @@ def read_class_names(path, count: int | None = None) -> list[str]:
     """
     file = Path(path).expanduser()
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(file).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text in UTF-8: {error}; class names are one a line") from error
     except OSError as error:

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from plsc.errors import ConfigError, DataError
+from plsc.files import read_bytes
 from plsc.metrics.base import AllReduce
 from plsc.metrics.topk import TopkAcc
 from plsc.registry import METRICS, InputPath
@@ -27,7 +28,7 @@ def read_real_labels(path: str | Path) -> list[list[int]]:
         DataError: the file is not there, or not of this form.
     """
     try:
-        labels = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        labels = json.loads(read_bytes(Path(path).expanduser()))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror} (ImageNet-ReaL's real.json)") from error
     except ValueError as error:

@@ -12,6 +12,7 @@ from plsc.data.class_names import read_class_names
 from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.index import cached, stamp
 from plsc.errors import DataError
+from plsc.files import read_bytes
 from plsc.registry import DATASETS, InputPath
 
 _LINES_CHECKED, _PICTURES_CHECKED = 20_000, 200
@@ -189,7 +190,7 @@ class ImageNetDataset(Dataset):
     def __getitem__(self, index: int) -> Sample:
         path, labels = self._parse(index)
         try:
-            image = path.read_bytes()
+            image = read_bytes(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror} (line {self._line(index)} of {self.list_path})") from error
         return Sample(image, labels if self.multi_label else labels[0], str(path))

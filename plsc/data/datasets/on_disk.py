@@ -8,6 +8,7 @@ import numpy as np
 
 from plsc.data.datasets.base import Dataset, Sample
 from plsc.errors import DataError
+from plsc.files import read_bytes
 
 
 class OnDisk(Dataset):
@@ -35,7 +36,7 @@ class OnDisk(Dataset):
     def __getitem__(self, index: int) -> Sample:
         path = self.name(index)
         try:
-            image = Path(path).read_bytes()
+            image = read_bytes(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
         return Sample(image, int(self._labels[index]), path)

@@ -27,7 +27,7 @@ from plsc.data.parallel import each
 from plsc.data.remote import LocalCopies, is_remote, list_remote
 from plsc.environment import available_cores
 from plsc.errors import ConfigError, DataError
-from plsc.files import read_json
+from plsc.files import read_json, refuse_special
 from plsc.registry import InputPath
 
 log = logging.getLogger("plsc")
@@ -208,8 +208,11 @@ class Shards(Dataset):
     def _facts(self, shard: int) -> dict:
         """What differs once a file has changed; a remote one is taken to stay as it is."""
         file = self.files[shard]
+        if is_remote(file):
+            return {}
         try:
-            return {} if is_remote(file) else {"stamp": stamp(file)}
+            refuse_special(file)
+            return {"stamp": stamp(file)}
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}; {self.format.name}.files names it") from error
 
