@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from plsc.models import list_models as list_models
     from plsc.models.base import Model as Model
     from plsc.optim.base import Schedule as Schedule
+    from plsc.planning import Memory as Memory
+    from plsc.planning import Plan as Plan
+    from plsc.planning import plan as plan
     from plsc.predictor import Predictor as Predictor
     from plsc.predictor import load_predictor as load_predictor
     from plsc.registry import (
@@ -84,6 +87,7 @@ _DEFINED_IN = {
     "export_model": "plsc.export:export_model",
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
+    "plan": "plsc.planning.planner:plan",
     # models
     "create_model": "plsc.loading:create_model",
     "list_models": "plsc.models:list_models",
@@ -107,6 +111,8 @@ _DEFINED_IN = {
     "TrainResult": "plsc.engine.run:TrainResult",
     "Evaluation": "plsc.engine.evaluation:Evaluation",
     "Timing": "plsc.timing:Timing",
+    "Plan": "plsc.planning.planner:Plan",
+    "Memory": "plsc.planning.memory:Memory",
     "Callback": "plsc.engine.callbacks:Callback",
     "Sample": "plsc.data.datasets.base:Sample",
     "Targets": "plsc.targets:Targets",

@@ -43,6 +43,7 @@ ALLOWED = {
     | ROOMS
     | {"api", "build", "model_card", "loading", "predictor"},  # evaluation reads recipes and runs exports
     "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
+    "planning": SHARED | ROOMS | {"build", "engine"},
     "training": SHARED | {"config", "engine", "visualize"},
     "visualize": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
 }

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity as sklearn_cosine_similarity
 
-from plsc import visualize
+from plsc import build, visualize
 from plsc.cli import main
 from plsc.cli.main import parser
 from plsc.cli.visualize import _PICTURES as PICTURES
@@ -44,7 +44,6 @@ from plsc.visualize import (
     pictures,
     position,
     rollout,
-    schedule,
     sheet,
 )
 from plsc.visualize.subject import Subject, read_pictures, subject_of
@@ -847,8 +846,8 @@ def test_a_long_schedule_shows_its_peak(here, figures):
 def test_length_of_a_run_is_counted_as_the_trainer_counts(here, processes, per_epoch):
     """1437 digits in batches of 32 a process, the last one completed; max_train_step cuts the run short."""
     write_config(here / "recipe.yaml", tiny_digits())
-    length = schedule.length_of(load("recipe.yaml"), processes=processes)
-    assert length == schedule.Length(steps=10, schedule_steps=per_epoch, steps_per_epoch=per_epoch)
+    length = build.length_of(load("recipe.yaml"), processes=processes)
+    assert length == build.Length(steps=10, schedule_steps=per_epoch, steps_per_epoch=per_epoch)
 
 
 def test_a_stated_global_batch_gives_the_same_length_on_any_number_of_processes(here):
@@ -857,7 +856,7 @@ def test_a_stated_global_batch_gives_the_same_length_on_any_number_of_processes(
     del tree["DataLoader"]["Train"]["sampler"]["batch_size"]
     write_config(here / "recipe.yaml", tree)
     for processes in (1, 2, 4):
-        assert schedule.length_of(load("recipe.yaml"), processes=processes).steps_per_epoch == 23
+        assert build.length_of(load("recipe.yaml"), processes=processes).steps_per_epoch == 23
 
 
 # -- what is refused ----------------------------------------------------------------------

@@ -25,9 +25,11 @@ from plsc.build.learning import (
     schedule,
     task,
 )
+from plsc.build.length import Length, length_of
 
 __all__ = [
     "Feed",
+    "Length",
     "activation",
     "check_members",
     "class_num",
@@ -35,6 +37,7 @@ __all__ = [
     "component",
     "dataset",
     "feed",
+    "length_of",
     "local_batch_size",
     "losses",
     "metrics",

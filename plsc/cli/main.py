@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "rewrite weights in another format",
     "data": "prepare, check or show a data set",
     "visualize": "draw attention, embeddings, filters, patches and curves",
+    "plan": "say what a run costs before it is run",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }

@@ -58,6 +58,7 @@ class Global(Section):
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/training.md
     to_static: bool = False  # compile each transformer block
     cpu_threads: Positive | None = None  # per process; default: cores ÷ local processes
+    device_tflops: PositiveFloat | None = None  # peak of one device, for MFU; default: known of GPUs in half precision
     flags: dict[str, int | float | bool | str] = Field(default_factory=dict)  # paddle.set_flags
 
 

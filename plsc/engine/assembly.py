@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from plsc import build, loading, places
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.sampler import Sampler
-from plsc.engine import blocks, checkpoint, run_directory
+from plsc.engine import blocks, checkpoint, run_directory, utilisation
 from plsc.engine.accumulation import Accumulation
 from plsc.engine.callbacks import Callbacks
 from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description, Saved
@@ -97,6 +98,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -
         checkpointer=Checkpointer(checkpoints, parts, _description(config, model, feed)),
         callbacks=callbacks or Callbacks((), is_first=world.is_first),
         saved_step=progress.step,
+        full_speed=_full_speed(config, model, precision, world),
     )
 
 
@@ -281,6 +283,17 @@ def _preprocess(config: Config, feed: build.Feed) -> Preprocess:
     if n is None:
         return dataclasses.replace(seen, mean=(0.0,) * channels, std=(1.0,) * channels)
     return dataclasses.replace(seen, scale=n.scale, mean=n.mean, std=n.std)
+
+
+def _full_speed(config: Config, model: paddle.nn.Layer, precision: Precision, world: World) -> float | None:
+    """Images a second at the devices' peak; None where it is unknown."""
+    sizes = [(math.prod(p.shape), not p.stop_gradient) for p in model.parameters()]
+    return utilisation.full_speed(
+        model.spec,
+        trained=sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes),
+        tflops=config.Global.device_tflops or utilisation.device_peak(world.device, half=precision.active),
+        devices=world.size,
+    )
 
 
 def _describe(config: Config, model: paddle.nn.Layer, precision: Precision, progress: Progress, world: World) -> None:

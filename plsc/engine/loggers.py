@@ -27,6 +27,7 @@ log = logging.getLogger("plsc")
 _SHOWN: dict[str, Callable[[Any], str]] = {
     "lr": "lr {:.3e}".format,
     "images_per_second": "{:.1f} images/s".format,
+    "mfu": lambda value: f"MFU {100 * value:.1f} %",
     "data_time_fraction": lambda value: f"data wait {100 * value:.0f} %",
     "grad_norm": "grad norm {:.3f}".format,
     "loss_scale": "loss scale {:g}".format,

@@ -57,9 +57,14 @@ _for_the_process = contextlib.ExitStack()
 
 
 class Meter:
-    """Time of training since the last log line, without evaluation and saving."""
+    """Time of training since the last log line, without evaluation and saving.
 
-    def __init__(self) -> None:
+    Args:
+        full_speed: images a second at the devices' peak, see plsc.engine.utilisation; None where it is unknown.
+    """
+
+    def __init__(self, full_speed: float | None = None) -> None:
+        self._full_speed = full_speed
         self._total = self._waited = 0.0
         self._images = 0
         self._mark = time.perf_counter()
@@ -89,10 +94,12 @@ class Meter:
         self._images += images
 
     def read(self) -> dict[str, float]:
-        """images_per_second and data_time_fraction since the last reading."""
+        """images_per_second, data_time_fraction and, where the devices' peak is known, mfu since the last reading."""
         now = time.perf_counter()
         total = max(self._total + now - self._mark, 1e-9)
         result = {"images_per_second": self._images / total, "data_time_fraction": self._waited / total}
+        if self._full_speed is not None:
+            result["mfu"] = result["images_per_second"] / self._full_speed
         self._total = self._waited = 0.0
         self._images, self._mark = 0, now
         return result

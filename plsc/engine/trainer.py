@@ -47,6 +47,7 @@ class Trainer:
         schedule: update, from 0 → learning rate.
         saved_step: the step of the newest checkpoint, or of the one that the run continues.
         last: figures of the last evaluation, those of averaged weights with the prefix ema_.
+        full_speed: images a second at the devices' peak; None where it is unknown.
     """
 
     config: Config
@@ -69,9 +70,10 @@ class Trainer:
     callbacks: Callbacks
     saved_step: int = 0
     last: dict[str, float] = dataclasses.field(default_factory=dict)
+    full_speed: float | None = None
 
     def __post_init__(self) -> None:
-        self.stop, self.meter, self.mean_loss = StopRequest(self.world), Meter(), Mean("loss")
+        self.stop, self.meter, self.mean_loss = StopRequest(self.world), Meter(self.full_speed), Mean("loss")
         self.guard = FiniteGuard(self.world)
 
     # -- the loop -------------------------------------------------------------------------

@@ -1,55 +1,16 @@
 """The learning rate of a recipe before it is run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from plsc import build
 from plsc.config import Config
-from plsc.errors import ConfigError, DataError
 from plsc.optim import WithWarmup
 from plsc.visualize import sheet
 
 _POINTS = 2000
-
-
-@dataclass(frozen=True)
-class Length:
-    """Updates of a run.
-
-    Attributes:
-        steps: until its end. schedule_steps: of the schedule, which max_train_step may cut short.
-    """
-
-    steps: int
-    schedule_steps: int
-    steps_per_epoch: int
-
-
-def length_of(config: Config, *, steps: int | None = None, processes: int = 1) -> Length:
-    """How long a run is.
-
-    Args:
-        steps: of the whole schedule, where the training data are not at hand.
-        processes: that the run is to have; with the recipe's batch size a process they give the global batch.
-
-    Raises:
-        DataError: the training data cannot be read, so that the length of an epoch is unknown.
-    """
-    g = config.Global
-    if steps is not None:
-        return Length(steps, steps, max(1, round(steps / (g.epochs or 1))))
-    if "Train" not in config.DataLoader:
-        raise ConfigError("DataLoader.Train is missing: without data the length of an epoch is unknown; give --steps")
-    try:
-        data = build.dataset(config, "Train")
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"{error}\n--steps N draws the schedule of a run of N updates without the data") from error
-    batch = build.local_batch_size(config, processes)
-    per_epoch = build.sampler(config, data, batch, 0, processes).steps_per_epoch
-    whole = g.epochs * per_epoch if g.epochs else g.max_train_step or 0
-    return Length(min(whole, g.max_train_step or whole), whole, per_epoch)
+_HINT = "--steps N draws the schedule of a run of N updates without the data"
 
 
 def draw_schedule(config: Config, output: str | Path, *, steps: int | None = None, processes: int = 1) -> Path:
@@ -57,15 +18,15 @@ def draw_schedule(config: Config, output: str | Path, *, steps: int | None = Non
 
     Args:
         config: see plsc.load_config. output: a .png or .svg file.
-        steps, processes: see `length_of`.
+        steps, processes: see plsc.build.length_of.
 
     Returns:
         The file that was written.
 
     Raises:
-        ConfigError, DataError: as `length_of`.
+        ConfigError, DataError: as plsc.build.length_of.
     """
-    length = length_of(config, steps=steps, processes=processes)
+    length = build.length_of(config, steps=steps, processes=processes, hint=_HINT)
     schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
     warmup = min(schedule.warmup, length.steps) if isinstance(schedule, WithWarmup) else 0
     spread = np.linspace(0, length.steps - 1, min(length.steps, _POINTS)).round().astype(int)

@@ -1,0 +1,323 @@
+"""plsc plan: operations, memory, length, schedule and warnings, against counts and measurements of their own."""
+
+import json
+import subprocess
+import sys
+
+import paddle
+import pytest
+
+import plsc
+from plsc import build
+from plsc.cli import main
+from plsc.config import load
+from plsc.engine.tracking import Meter
+from plsc.engine.utilisation import full_speed, known_peak, training_flops
+from plsc.models import VisionTransformer, ViTSpec
+from plsc.planning import advice
+from plsc.planning.memory import footprint
+from tests.helpers import CHECKOUT, clean_environment, tiny_digits, write_config
+from tests.test_model_names import operations
+
+GIB = 2**30
+
+
+def tree(model=(), **settings) -> dict:
+    made = tiny_digits()
+    made["Model"] |= dict(model)
+    made["Global"] |= settings
+    return made
+
+
+def planned(made: dict, overrides=(), **options):
+    return plsc.plan(load(made, overrides), **options)
+
+
+# -- operations and utilisation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"depth": 5, "embed_dim": 32},
+        {"pool": "map", "class_token": False},
+        {"img_size": 32, "resnet_layers": [1, 1]},
+    ],
+    ids=["small", "deeper", "pooled", "hybrid"],
+)
+def test_operations_are_those_of_the_network(model):
+    made = tree({"patch_size": 1 if "resnet_layers" in model else 4, **model})
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in made["Model"].items() if k != "name"}
+    counted = operations(VisionTransformer(ViTSpec(**arguments)))
+    plan = planned(made)
+    assert plan.flops == pytest.approx(counted, rel=0.01)
+    assert plan.update_flops == pytest.approx(3 * 32 * counted, rel=0.01), "backward costs twice forward"
+    assert plan.parameters == sum(p.size for p in VisionTransformer(ViTSpec(**arguments)).parameters())
+
+
+def test_utilisation_is_what_is_needed_over_what_is_there(monkeypatch):
+    spec = ViTSpec(embed_dim=192, num_heads=3)
+    needed = training_flops(spec)
+    assert needed == 3 * 2507366400.0
+    assert training_flops(spec, trained=0.0) == needed / 3 and training_flops("another family") is None
+    assert full_speed(spec, trained=1.0, tflops=None, devices=1) is None
+    meter = Meter(full_speed(spec, trained=1.0, tflops=needed / 1e12, devices=2))  # one image a second on each of 2
+    assert "mfu" not in Meter().read()
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("plsc.engine.tracking.time.perf_counter", lambda: next(clock))
+    meter._mark = next(clock)
+    meter.count(5)
+    assert meter.read()["mfu"] == pytest.approx(5 / 10 / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A10G", 125.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("Tesla V100-PCIE-32GB", 112.0),
+        ("Tesla T4", 65.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L4", 121.0),
+        ("Quadro K600", None),
+    ],
+)
+def test_peaks_of_known_gpus(name, peak):
+    assert known_peak(name) == peak
+
+
+def test_a_run_with_a_known_peak_logs_its_utilisation(tmp_path):
+    made = tree(output_dir=str(tmp_path / "run"), device_tflops=0.001)
+    plsc.train(load(made))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    cost = planned(made).update_flops / 32
+    for record in records:
+        assert record["mfu"] == pytest.approx(record["images_per_second"] * cost / 0.001e12)
+    assert "MFU " in (tmp_path / "run" / "train.log").read_text()
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+def test_a_shallow_copy_gives_the_whole_models_amounts():
+    """What is linear in the depth is the same whether it is counted at depth 2 and 3, or on the whole model."""
+    model = {"depth": 7, "img_size": 32, "embed_dim": 64, "drop_rate": 0.1, "drop_path_rate": 0.1}
+    shallow = footprint(load(tree(model)))
+    made = tree(model)
+    made["Optimizer"]["freeze"] = ["cls_token"]  # whose pattern needs the whole model
+    whole = footprint(load(made))
+    assert shallow.parameters == whole.parameters == whole.trained + 64
+    assert shallow.activations == pytest.approx(whole.activations, rel=0.02)
+    assert shallow.recomputed == pytest.approx(whole.recomputed, rel=0.05)
+    assert shallow.optimizer == pytest.approx(whole.optimizer, rel=0.01)
+
+
+def test_optimizer_states_are_counted_whatever_the_optimizer():
+    def bytes_a_parameter(name):
+        made = tree({"depth": 4, "embed_dim": 64})
+        made["Optimizer"] = {"name": name}
+        counted = footprint(load(made))
+        return counted.optimizer / counted.parameters
+
+    assert bytes_a_parameter("SGD") == 0
+    assert bytes_a_parameter("Momentum") == pytest.approx(4, rel=0.01)
+    assert bytes_a_parameter("AdamW") == pytest.approx(8, rel=0.02)
+
+
+def test_half_precision_recompute_and_averages_on_a_gpu():
+    gpu = {"device": "gpu"}
+    base = planned(tree({"img_size": 32, "embed_dim": 64}, **gpu)).memory
+    made = tree({"img_size": 32, "embed_dim": 64}, **gpu) | {"EMA": {"decay": 0.9}, "FP16": {"level": "O2"}}
+    half = planned(made, devices=2).memory
+    count = base.weights // 4
+    assert (half.weights, half.masters, half.average) == (2 * count, 4 * count, 4 * count)
+    assert (half.gradients, half.communication) == (4 * count, 4 * count), "master_grad keeps float32 gradients"
+    assert half.activations < 0.6 * base.activations and half.process == 0
+    made["DistributedStrategy"] = {"recompute": {}}
+    less = planned(made).memory
+    assert less.activations == less.activations_recomputed < less.activations_kept
+
+
+def test_the_largest_micro_batch_is_the_largest_that_fits():
+    made = tree({"img_size": 32, "embed_dim": 64}, device="gpu")
+    available = 8 * 2**20
+    memory = planned(made, memory=available).memory
+    assert memory.largest > 0
+
+    def fits(size):
+        return planned(made, [f"DataLoader.Train.sampler.batch_size={size}"], memory=available).memory.fits
+
+    assert fits(memory.largest) and not fits(memory.largest + 1)
+    tight = planned(made, memory=1000).memory
+    assert not tight.fits and tight.largest == 0
+
+
+MEASURED = {
+    "narrow": ({"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 8, "num_heads": 3}, 12),
+    "wide": ({"img_size": 224, "patch_size": 32, "embed_dim": 768, "depth": 4, "num_heads": 12}, 8),
+    "small": ({"img_size": 64, "patch_size": 8, "embed_dim": 384, "depth": 5, "num_heads": 6}, 32),
+}
+_PLAN = "import sys, plsc; print(plsc.plan(plsc.load_config(sys.argv[1])).memory.peak)"
+_TRAIN = """
+import re, sys, plsc
+plsc.train(plsc.load_config(sys.argv[1]))
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", MEASURED)
+def test_memory_is_what_a_process_really_takes(kind, tmp_path):
+    model, batch = MEASURED[kind]
+    made = tree(model, max_train_step=4, output_dir=str(tmp_path / "run"), cpu_threads=2)
+    resize = {"ResizeImage": {"size": [model["img_size"]] * 2}}
+    for section in made["DataLoader"].values():
+        section["dataset"]["transform_ops"] = [resize, *section["dataset"]["transform_ops"][-2:]]
+        section["sampler"]["batch_size"] = batch
+    recipe = write_config(tmp_path / "recipe.yaml", made)
+    predicted, measured = (_of_a_process(code, recipe) for code in (_PLAN, _TRAIN))
+    print(f"{kind}: predicted {predicted / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def _of_a_process(code: str, recipe) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(recipe)],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+# -- length, time, disk ------------------------------------------------------------------------------
+
+
+def test_length_hours_and_disk():
+    plan = planned(tree(epochs=3, max_train_step=100), tflops=0.01, utilisation=0.5)
+    assert (plan.samples, plan.steps_per_epoch, plan.steps, plan.global_batch) == (1437, 45, 100, 32)
+    assert plan.epochs == pytest.approx(100 / 45)
+    assert plan.hours == pytest.approx(100 * plan.update_flops / (0.01e12 * 0.5) / 3600)
+    both = planned(tree(epochs=3, max_train_step=100), tflops=0.01, utilisation=0.5, devices=2)
+    assert both.device_hours == pytest.approx(2 * both.hours) and both.global_batch == 64
+    assert plan.checkpoint == {"model": 4 * plan.parameters, "optimizer": plan.memory.optimizer}
+    assert plan.disk == 2 * sum(plan.checkpoint.values())
+
+
+def test_the_schedules_first_peak_and_last_rate():
+    plan = planned(tree())
+    schedule = load(tree()).LRScheduler
+    assert (plan.first_rate, plan.peak_rate, plan.peak_step) == (0.0, schedule.arguments["learning_rate"], 2)
+    assert 0.0 < plan.last_rate < plan.peak_rate
+
+
+def test_without_data_the_number_of_samples_is_enough(tmp_path):
+    made = tree(max_train_step=None, epochs=2)
+    for section in made["DataLoader"].values():
+        section["dataset"] = {
+            "name": "ImageNetDataset",
+            "image_root": str(tmp_path / "nowhere"),
+            "cls_label_path": str(tmp_path / "nowhere.txt"),
+            "transform_ops": section["dataset"]["transform_ops"],
+        }
+    unknown = planned(made, tflops=1.0)
+    assert unknown.steps is None and unknown.hours is None and "--samples N" in " ".join(unknown.notes)
+    assert unknown.memory.peak > 0
+    known = planned(made, samples=320, tflops=1.0)
+    assert (known.steps, known.steps_per_epoch) == (20, 10) and known.hours > 0
+
+
+# -- warnings ------------------------------------------------------------------------------------------
+
+
+def warned(made, overrides=()) -> list[str]:
+    config = load(made, overrides)
+    return advice.warnings(config, build.model(config).spec, length=build.length_of(config))
+
+
+def test_a_good_recipe_has_no_warnings():
+    assert warned(tree()) == warned("digits") == []
+
+
+def changed(**sections) -> dict:
+    made = tree()
+    for name, keys in sections.items():
+        made[name] = {**made.get(name, {}), **keys}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "overrides", "text"),
+    [
+        (changed(LRScheduler={"warmup_steps": 10}), [], "never reaches its peak"),
+        (changed(LRScheduler={"warmup_steps": 6}), [], "over half of the run"),
+        (changed(Optimizer={"weight_decay": 30.0}), [], "off the weights in each update"),
+        (changed(Optimizer={"weight_decay": 1e-4}, Global={"max_train_step": 2000, "epochs": 100}), [], "hardly acts"),
+        (changed(Model={"head_bias": -10.0}), [], "Model.head_bias is -10"),
+        (changed(EMA={"decay": 0.9999}), [], "averages over about 10,000 updates"),
+        (tree(), ["DataLoader.Train.sampler.batch_size=64"], "sampler.batch_size is overridden"),
+        (
+            tree(),
+            ["Global.global_batch_size=64", "DataLoader.Train.sampler.batch_size=null"],
+            "batch_size is overridden",
+        ),
+    ],
+)
+def test_known_mistakes_are_named(made, overrides, text):
+    [warning] = warned(made, overrides)
+    assert text in warning
+
+
+def test_a_rate_that_is_overridden_with_the_batch_is_meant():
+    overrides = ["DataLoader.Train.sampler.batch_size=64", "LRScheduler.learning_rate=0.004"]
+    assert warned(tree(), overrides) == []
+
+
+# -- the command ---------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_all_of_it(tmp_path, capsys):
+    recipe = write_config(tmp_path / "recipe.yaml", tree(device="gpu"))
+    before = paddle.get_device()
+    assert (
+        main(
+            [
+                "plan",
+                "-c",
+                str(recipe),
+                "--devices",
+                "2",
+                "--memory",
+                "1GiB",
+                "--tflops",
+                "2",
+                "-o",
+                "LRScheduler.warmup_steps=10",
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    for text in ("2 x gpu in float32", "yes, in 1 GiB; the largest micro-batch is", "device hours at 40 % of 2 TFLOPS"):
+        assert text in printed
+    assert "warning: the warm-up of 10 updates is no shorter than the run" in printed
+    assert "10 updates, 640 images" in printed and "note: sampler.batch_size is of one process" in printed
+    assert paddle.get_device() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(["--memory", "lots"], "'lots' is no size such as 40GiB"), (["--utilisation", "1.5"], "utilisation is 1.5")],
+)
+def test_wrong_options(options, text, tmp_path, capsys):
+    recipe = write_config(tmp_path / "recipe.yaml", tree())
+    try:
+        code = main(["plan", "-c", str(recipe), *options])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2 and text in capsys.readouterr().err
