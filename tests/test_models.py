@@ -436,6 +436,36 @@ def test_the_spec_rebuilds_the_model():
     assert np.array_equal(run(again, pixels), run(model, pixels))
 
 
+def test_the_mean_of_all_tokens():
+    """Class token and registers included, with the norm after it: Pytorch-VIT's head."""
+    model = build(pool="all", fc_norm=True, reg_tokens=1, head_init="scheme")
+    tokens = model.forward_features(paddle.to_tensor(images(model.spec)))
+    mean = tokens.numpy().astype("float64").mean(axis=1)
+    normal = (mean - mean.mean(axis=1, keepdims=True)) / np.sqrt(mean.var(axis=1, keepdims=True) + 1e-6)
+    normal = normal * model.fc_norm.weight.numpy() + model.fc_norm.bias.numpy()
+    np.testing.assert_allclose(model.forward_head(tokens, pre_logits=True).numpy(), normal, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_before_a_probes_head():
+    """No scale and shift; batch statistics in training, their running mean, of momentum 0.9, in evaluation."""
+    model = VisionTransformer(ViTSpec(**SMALL, head_batch_norm=True, head_init=0.01))
+    trained = {n for n, p in model.named_parameters() if n.startswith("head") and not p.stop_gradient}
+    assert trained == {"head.weight", "head.bias"}
+    features = np.random.default_rng(0).normal(3.0, 2.0, [32, 16]).astype("float32")
+    tokens = np.repeat(features[:, None], 5, axis=1)
+    weight, mean, var = (a.astype("float64") for a in (model.head.weight.numpy(), features.mean(0), features.var(0)))
+    model.train()
+    found = model.forward_head(paddle.to_tensor(tokens)).numpy()
+    np.testing.assert_allclose(found, (features - mean) / np.sqrt(var + 1e-6) @ weight, rtol=1e-3, atol=1e-4)
+    model.eval()
+    found = model.forward_head(paddle.to_tensor(tokens)).numpy()
+    expected = (features - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-6) @ weight
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert {n for n in model.state_dict() if n.startswith("head_norm")} == {"head_norm._mean", "head_norm._variance"}
+    model.reset_classifier(4)
+    assert not model.head_norm._mean.numpy().any()  # a new head begins anew
+
+
 # -- initialisation -----------------------------------------------------------------------
 
 
@@ -459,6 +489,30 @@ def assert_normal(weight, std: float, rtol: float = 0.04):
     np.testing.assert_allclose(weight.std(), std, rtol=rtol)
     assert abs(weight.mean()) < 0.1 * std
     assert 0.02 < (np.abs(weight) > 2 * std).mean() < 0.08
+
+
+def test_torch_draws_as_pytorch_where_nothing_is_said():
+    """Weights and biases uniform within 1 / sqrt(inputs), tokens and positions N(0, 1); the head alike."""
+    w = fresh("torch", head_init="scheme", class_num=400, img_size=32, patch_size=4, reg_tokens=1)
+    for name, inputs in (("attn.qkv", 96), ("attn.proj", 96), ("mlp.fc1", 96), ("mlp.fc2", 288)):
+        assert_uniform(w[f"blocks.0.{name}.weight"], 1 / math.sqrt(inputs))
+        assert 0 < np.abs(w[f"blocks.0.{name}.bias"]).max() <= 1 / math.sqrt(inputs)
+    patch = math.prod(w["patch_embed.proj.weight"].shape[1:])
+    assert_uniform(w["patch_embed.proj.weight"], 1 / math.sqrt(patch))
+    assert_uniform(w["head.weight"], 1 / math.sqrt(96))
+    assert_uniform(w["head.bias"], 1 / math.sqrt(96))
+    assert_normal(w["pos_embed"], 1.0)
+    assert np.abs(w["cls_token"]).max() > 1 and np.abs(w["reg_token"]).max() > 1
+    assert not fresh("torch", head_init="zeros")["head.bias"].any()
+    assert (fresh("torch", head_init="scheme", head_bias=-3.0)["head.bias"] == -3.0).all()
+
+
+def test_a_head_of_a_given_deviation():
+    """MAE's: truncated normal, whatever the scheme of the others."""
+    for scheme in ("jax", "timm"):
+        w = fresh(scheme, head_init=0.01, class_num=300, head_bias=1.0)
+        assert_normal(w["head.weight"], 0.01)
+        assert (w["head.bias"] == 1.0).all()
 
 
 def test_jax_draws_q_k_and_v_as_matrices_of_their_own():

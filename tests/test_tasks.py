@@ -272,3 +272,22 @@ def test_tokens_are_exempt_from_decay_where_a_model_names_them():
         "head.bias",
     }
     assert len(decays) == 6
+
+
+def test_running_statistics_are_averaged_over_the_processes(monkeypatch):
+    """Batch normalisation's alone: frozen weights keep every bit, though a third of three times them may not."""
+    from plsc.engine.distributed import World
+
+    model = paddle.nn.Sequential(paddle.nn.Linear(3, 4), paddle.nn.BatchNorm1D(4))
+    model[0].weight.stop_gradient = True
+    weight = model[0].weight.numpy()
+    mean, variance = np.arange(4, dtype="float32"), np.full(4, 2.0, "float32")
+    model[1]._mean.set_value(mean)
+    model[1]._variance.set_value(variance)
+    monkeypatch.setattr(World, "all_reduce", lambda self, tensor: tensor + 2 * 10.0)  # two others have 10 everywhere
+    World(size=3).average_statistics(model)
+    np.testing.assert_allclose(model[1]._mean.numpy(), (mean + 20) / 3, rtol=1e-6)
+    np.testing.assert_allclose(model[1]._variance.numpy(), (variance + 20) / 3, rtol=1e-6)
+    assert np.array_equal(model[0].weight.numpy(), weight)
+    World().average_statistics(model)  # one process: as it is
+    np.testing.assert_allclose(model[1]._mean.numpy(), (mean + 20) / 3, rtol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 
 import paddle
 import paddle.distributed as dist
+from paddle import nn
 
 from plsc import compat, environment
 from plsc.devices import select_device
@@ -100,6 +101,20 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    @paddle.no_grad()
+    def average_statistics(self, model: paddle.nn.Layer) -> None:
+        """Make the running means and variances of batch normalisation equal on all processes: their mean.
+
+        Each process computes its own from its part of the batches; evaluations and checkpoints need one of them.
+        """
+        if self.size == 1:
+            return
+        kinds = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
+        for layer in (layer for layer in model.sublayers() if isinstance(layer, kinds)):
+            for statistic in (layer._mean, layer._variance):
+                mean = self.all_reduce(statistic.astype("float32")) / self.size
+                paddle.assign(mean.astype(statistic.dtype), output=statistic)
 
     @contextlib.contextmanager
     def first_only(self) -> Iterator[bool]:

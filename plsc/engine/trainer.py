@@ -182,6 +182,7 @@ class Trainer:
         if self.evaluator is None:
             return True
         self.check_finite()
+        self.world.average_statistics(self.model)
         ema, results = self.config.EMA, {}
         with self.meter.pause():
             result = self.evaluator.run(self.model, self.stop.agreed)
@@ -220,6 +221,7 @@ class Trainer:
         if self.saved_step == step:
             return
         self.check_finite()
+        self.world.average_statistics(self.model)
         with self.meter.pause(), self.world.first_only() as mine:
             if mine:
                 path = self.checkpointer.save(step)

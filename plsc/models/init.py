@@ -6,8 +6,11 @@
            and Paddle's own default for the patch embedding.
     coyo   COYO-ViT's: glorot-normal q, k, v and first MLP layer, glorot-uniform elsewhere.
     timm   DeiT's and timm's: truncated normal 0.02 everywhere, biases 0.
+    torch  PyTorch's own, as code has it that draws nothing itself (TooTouch's, Pytorch-VIT): weights and biases
+           uniform within 1 / sqrt(inputs), tokens and position embedding N(0, 1).
 
-The head is drawn by `init_head`: zeros, or as the scheme's other linear layers, with a constant bias.
+The head is drawn by `init_head`: zeros, as the scheme's other linear layers, or truncated normal of a given
+deviation; its bias is constant, but that of the scheme torch is drawn where no other is given.
 """
 
 import math
@@ -16,7 +19,7 @@ from paddle import nn
 
 from plsc import compat
 
-SCHEMES = ("jax", "plsc", "coyo", "timm")
+SCHEMES = ("jax", "plsc", "coyo", "timm", "torch")
 
 
 def _uniform(parameter, fan_in: int, fan_out: int):
@@ -45,6 +48,9 @@ def _linear(layer, scheme: str, role: str):
         _truncated(layer.weight, 0.02)
         _constant(layer.bias)
         return
+    if scheme == "torch":
+        _torch_uniform(layer, fan_in)
+        return
     parts = {"qkv": 3, "kv": 2}.get(role, 1)
     if scheme == "plsc":
         parts = 1
@@ -58,9 +64,20 @@ def _linear(layer, scheme: str, role: str):
         _constant(layer.bias)
 
 
+def _torch_uniform(layer, fan_in: int):
+    """PyTorch's default of Linear and Conv2d: Kaiming-uniform with a = sqrt(5), which is this bound."""
+    bound = 1.0 / math.sqrt(fan_in)
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            nn.initializer.Uniform(-bound, bound)(parameter)
+
+
 def _patch_embedding(conv, scheme: str):
     out_channels, in_channels, height, width = conv.weight.shape
     fan_in, fan_out = in_channels * height * width, out_channels * height * width
+    if scheme == "torch":
+        _torch_uniform(conv, fan_in)
+        return
     if scheme == "jax":
         # flax's LeCun-normal: truncated at two standard deviations, corrected for the lost variance
         std = math.sqrt(1.0 / fan_in) / 0.87962566103423978
@@ -86,7 +103,9 @@ def init_weights(model, scheme: str) -> None:
         parameter = getattr(model, name, None)
         if parameter is None or parameter.stop_gradient:
             continue
-        if name == "cls_token":
+        if scheme == "torch":
+            _normal(parameter, 1.0)
+        elif name == "cls_token":
             _constant(parameter)
         elif scheme == "timm":
             _truncated(parameter, 0.02)
@@ -94,10 +113,13 @@ def init_weights(model, scheme: str) -> None:
             _normal(parameter, 0.02)
 
 
-def init_head(head, scheme: str, head_init: str, head_bias: float) -> None:
-    """Draw the classifier: head_init is zeros or scheme."""
+def init_head(head, scheme: str, head_init: str | float, head_bias: float) -> None:
+    """Draw the classifier: head_init is zeros, scheme, or a standard deviation."""
     if head_init == "zeros":
         _constant(head.weight)
-    else:
+    elif isinstance(head_init, str):
         _linear(head, scheme, "head")
-    _constant(head.bias, head_bias)
+    else:
+        _truncated(head.weight, head_init)
+    if not (scheme == "torch" and head_init == "scheme" and head_bias == 0.0):
+        _constant(head.bias, head_bias)

@@ -27,8 +27,8 @@ class ViTSpec:
         drop_rate: dropout after the position embedding, attention projection and MLP layers.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         representation_size: width of the tanh layer before the head (pre-logits); None leaves it out.
-        pool: what the head sees: the class token, the average of the patch tokens, both side by side (token_avg;
-            DINOv2's linear heads), or attention pooling.
+        pool: what the head sees: the class token, the average of the patch tokens, that of all tokens, both the first
+            and the second side by side (token_avg; DINOv2's linear heads), or attention pooling.
         pool_prefix: whether attention pooling sees class and register tokens, too; timm's ViTs leave them out.
         pool_heads: heads of attention pooling; None: as many as num_heads.
         fc_norm: normalise after average pooling instead of before. final_norm: False leaves both norms out.
@@ -60,7 +60,10 @@ class ViTSpec:
         resnet_norm: numerics of hybrids' kernels and GroupNorms, google's or timm's, which differ in their epsilons.
         resnet_layers: bottlenecks a stage of the ResNet before the patches, which makes a hybrid;
             () is its stem alone, None a plain ViT. resnet_width: times 64 channels.
-        weight_init: see plsc.models.init. head_init: zeros, or as weight_init's linear layers.
+        weight_init: see plsc.models.init. head_init: zeros, as weight_init's linear layers, or a number, the standard
+            deviation of a truncated normal distribution (MAE: 2e-5, its linear probe 0.01).
+        head_batch_norm: normalise the head's input by batch statistics, without scale and shift (MAE's linear probe,
+            https://arxiv.org/abs/2111.06377).
     """
 
     img_size: Sides = 224
@@ -80,7 +83,7 @@ class ViTSpec:
     representation_size: Size | None = None
     class_token: bool = True
     reg_tokens: Annotated[int, Field(ge=0)] = 0
-    pool: Literal["token", "avg", "token_avg", "map"] = "token"
+    pool: Literal["token", "avg", "all", "token_avg", "map"] = "token"
     pool_prefix: bool = True
     pool_heads: Size | None = None
     fc_norm: bool = False
@@ -106,9 +109,10 @@ class ViTSpec:
     distillation: Literal["heads", "token"] | None = None
     drop_path_uniform: bool = False
     act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    weight_init: Literal["jax", "plsc", "coyo", "timm"] = "jax"
-    head_init: Literal["zeros", "scheme"] = "zeros"
+    weight_init: Literal["jax", "plsc", "coyo", "timm", "torch"] = "jax"
+    head_init: Literal["zeros", "scheme"] | Annotated[float, Field(gt=0, le=1)] = "zeros"
     head_bias: float = 0.0
+    head_batch_norm: bool = False
     resnet_layers: tuple[Size, ...] | None = None
     resnet_width: Annotated[float, Field(gt=0)] = 1.0
     resnet_norm: Literal["google", "timm"] = "google"
@@ -123,14 +127,14 @@ class ViTSpec:
             raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; the MLP must be at least 1 wide")
         if self.pool in ("token", "token_avg") and not self.class_token:
             raise ConfigError(f"pool {self.pool} needs class_token; without it choose pool avg or map")
-        if self.fc_norm and self.pool != "avg":
-            raise ConfigError("fc_norm goes with pool avg")
+        if self.fc_norm and self.pool not in ("avg", "all"):
+            raise ConfigError("fc_norm goes with pool avg or all")
         if self.fc_norm and not self.final_norm:
             raise ConfigError("fc_norm is a norm at the end, which final_norm False leaves out")
         if self.distillation and (not self.class_token or self.pool != "token"):
             raise ConfigError("distillation needs class_token and pool token")
-        if self.distillation and self.representation_size:
-            raise ConfigError("distillation goes without representation_size")
+        if self.distillation and (self.representation_size or self.head_batch_norm):
+            raise ConfigError("distillation goes without representation_size and head_batch_norm")
         if self.rope and (self.embed_dim // self.num_heads) % 4:
             raise ConfigError(f"rope needs heads of a width divisible by 4, not {self.embed_dim // self.num_heads}")
         if self.rel_pos_bias and (not self.class_token or self.prefix_tokens != 1):

@@ -95,6 +95,8 @@ class VisionTransformer(nn.Layer):
             x = x[:, 0]
         elif spec.pool == "avg":
             x = x[:, spec.prefix_tokens :].mean(axis=1)
+        elif spec.pool == "all":
+            x = x.mean(axis=1)
         elif spec.pool == "token_avg":
             x = paddle.concat([x[:, 0], x[:, spec.prefix_tokens :].mean(axis=1)], axis=-1)
         else:
@@ -103,11 +105,16 @@ class VisionTransformer(nn.Layer):
             x = self.fc_norm(x)
         if spec.representation_size:
             x = paddle.tanh(self.head0(x))
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        return self.head(self.head_norm(x) if spec.head_batch_norm else x)
 
     def reset_classifier(self, class_num: int) -> None:
         """A new head for `class_num` classes, drawn as the spec says; 0 leaves it out."""
         spec = self.spec = dataclasses.replace(self.spec, class_num=class_num)
+        if spec.head_batch_norm:
+            width = spec.representation_size or spec.pooled_width
+            self.head_norm = nn.BatchNorm1D(width, epsilon=1e-6, weight_attr=False, bias_attr=False)
         for name in ("head", "head_dist") if spec.distillation == "heads" else ("head",):
             head = nn.Linear(spec.representation_size or spec.pooled_width, class_num) if class_num else nn.Identity()
             if class_num:

@@ -170,7 +170,7 @@ register_family(
         spec=ViTSpec,
         layouts=(COYO, GOOGLE, HUGGINGFACE, TORCHVISION, LUKEMELAS, JEONSWORLD, TIMM),
         names=r"(cls_token|pos_embed|reg_token|patch_embed\..+|blocks\.\d+\..+|attn_pool\..+"
-        r"|(norm|fc_norm|head0?)\.(weight|bias))",
+        r"|(norm|fc_norm|head0?)\.(weight|bias)|head_norm\.(_mean|_variance))",
         infer=infer_spec,
         unseen=("num_heads", "qk_scale", "act", "epsilon", "pool", "no_embed_class"),
         matrices={"attn.qkv.weight": "wide", "mlp.fc1.weight": "wide", "mlp.fc2.weight": "tall"},
@@ -181,8 +181,8 @@ register_family(
             (r".*(norm\d?\.weight|\.gamma|\.bias)", 1),
         ),
         block=r"blocks\.\d+\.",
-        head=("head.", "head0."),
-        without_head={"class_num": 0, "representation_size": None},
+        head=("head.", "head0.", "head_norm."),
+        without_head={"class_num": 0, "representation_size": None, "head_batch_norm": False},
         adapt=_adapt,
     )
 )

@@ -23,6 +23,7 @@ from plsc.visualize.subject import Drawable, Subject, read_pictures, subject_of
 _READER = {
     "token": "what the class token reads",
     "avg": "what the mean of the patch tokens reads",
+    "all": "what the mean of all tokens reads",
     "token_avg": "what the class token and the mean of the patch tokens read",
     "map": "what the attention pool reads",
 }

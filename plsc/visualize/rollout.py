@@ -40,12 +40,14 @@ def reading(pool: str, tokens: int, prefix: int, pool_weights: np.ndarray | None
     """[N], summing to one: the share that each token of the last layer has in what the head sees.
 
     Args:
-        pool: token, avg, token_avg or map, as in ViTSpec.
+        pool: token, avg, all, token_avg or map, as in ViTSpec.
         prefix: tokens before the patches.
         pool_weights: [H, N] of attention pooling.
     """
     if pool == "map":
         return np.asarray(pool_weights, "float64").mean(axis=0)
+    if pool == "all":
+        return np.full(tokens, 1.0 / tokens)
     share = np.zeros(tokens)
     if pool != "avg":
         share[0] = 1.0
