@@ -40,6 +40,7 @@ def convert_weights(
     ema: bool = False,
     backbone: bool = False,
     num_heads: int | None = None,
+    verify: bool = True,
 ) -> Conversion:
     """Write weights in another format. Values are not changed: there and back gives the same bits.
 
@@ -50,6 +51,7 @@ def convert_weights(
         ema: the averaged weights of a plsc checkpoint.
         backbone: leave out head and pre-logits.
         num_heads: attention heads, where the source does not state them.
+        verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         CheckpointError: the source cannot be read, does not state what the format needs, or has what the format has no
@@ -63,7 +65,7 @@ def convert_weights(
     if to == "pdparams":
         environment.prepare()
         environment.import_paddle()
-    weights = read(source, "ema" if ema else "model")
+    weights = read(source, "ema" if ema else "model", verify=verify)
     if num_heads is not None:
         weights.card = dataclasses.replace(weights.card, spec={**weights.card.spec, "num_heads": num_heads})
     written = write(weights, to, output, backbone=backbone)

@@ -111,6 +111,13 @@ def read_bytes(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def absence(path: Path) -> str:
+    """Why there is no file or folder at a path, for a message: it is missing, or a link that leads nowhere."""
+    if not path.is_symlink():
+        return "is missing"
+    return f"is a link that leads nowhere or in a circle, to {os.readlink(path)}"
+
+
 def read_json(path: Path, kind: type | None = None, *, error: type[PlscError]) -> Any:
     """The content of a JSON file; None where there is no such file.
 

@@ -99,7 +99,12 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, *, weights: str = "model", img_size: int | None = None, config: Config | None = None
+    path: str | Path,
+    *,
+    weights: str = "model",
+    img_size: int | None = None,
+    config: Config | None = None,
+    verify: bool = True,
 ) -> LoadedModel:
     """The model that a file, checkpoint or run directory holds, ours or foreign: the one way from weights to a model.
 
@@ -109,6 +114,7 @@ def load_model(
         img_size: another resolution in pixels; position embedding and preprocessing follow.
         config: a recipe that says the model; what the weights do not say of preprocessing, activation and resizing
             of positions is the recipe's, too. Without it the path itself says it all.
+        verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit, or does not say all that rebuilds its model.
@@ -117,7 +123,7 @@ def load_model(
         loaded = load_model("output/mine")
         tokens = loaded.network.forward_features(images)  # images [B, 3, height, width], normalised
     """
-    source = read(path, weights)
+    source = read(path, weights, verify=verify)
     if config is not None:
         config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)

@@ -10,6 +10,7 @@
 Standard library only.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from plsc.errors import CheckpointError
 from plsc.files import read_json, special_kind
+
+log = logging.getLogger("plsc")
 
 CHECKPOINTS = "checkpoints"  # folder of a run directory
 POINTERS = ("latest", "best")
@@ -39,12 +42,18 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step that the name of a checkpoint's folder says; None where it is no such name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a run's checkpoints folder, rising."""
     if not folder.is_dir():
         return []
-    matches = (_STEP.fullmatch(entry.name) for entry in os.scandir(folder) if entry.is_dir())
-    return sorted(int(match.group(1)) for match in matches if match)
+    named = (step_of(folder / entry) for entry in os.listdir(folder) if (folder / entry).is_dir())
+    return sorted(step for step in named if step is not None)
 
 
 def find(folder: Path, which: str) -> Path | None:
@@ -66,7 +75,9 @@ def pointed(pointer: Path) -> str:
     try:
         return (pointer.read_text(encoding="utf-8").split() or [""])[0]
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{pointer}: cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{pointer}: cannot be read: {error}; name a checkpoint's folder instead, or remove it"
+        ) from error
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -86,8 +97,18 @@ def checkpoint(path: str | Path, prefer: tuple[str, ...] = ("latest",)) -> Path 
         return path
     if path.name in POINTERS and not path.is_dir():
         return find(path.parent, path.name)
-    candidates = (find(folder, which) for folder in (path / CHECKPOINTS, path) for which in prefer)
-    return next(filter(None, candidates), None)
+    for folder in (path / CHECKPOINTS, path):
+        for which in prefer:
+            try:
+                meant = find(folder, which)
+            except CheckpointError as error:
+                if which == prefer[-1]:
+                    raise
+                log.warning("%s; %s is taken instead", error, prefer[-1])
+                continue
+            if meant is not None:
+                return meant
+    return None
 
 
 def run_directory(path: str | Path) -> Path | None:

@@ -256,6 +256,7 @@ def load_predictor(
     img_size: int | None = None,
     config: Config | None = None,
     device: str = "auto",
+    verify: bool = True,
 ) -> Predictor:
     """The predictor of a checkpoint, a run directory, anybody's weights, or an export.
 
@@ -267,6 +268,7 @@ def load_predictor(
             only where that does not say it, from the recipe's DataLoader.Eval; where both differ, one warning says so.
         device: that the predictor runs on, and nothing else: cpu, gpu, gpu:1, …; auto is Paddle's present device, for
             an ONNX export CUDA where onnxruntime has it, and auto:1 the second of these.
+        verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         CheckpointError: the path cannot be read, or does not fit what is asked of it.
@@ -282,7 +284,8 @@ def load_predictor(
         from plsc import loading
 
         with _on(device):
-            return of_network(loading.load_model(path, weights=weights, img_size=img_size, config=config))
+            loaded = loading.load_model(path, weights=weights, img_size=img_size, config=config, verify=verify)
+            return of_network(loaded)
     if weights != "model":
         raise CheckpointError(
             f"{file}: an export holds one set of weights; `plsc export --ema` writes the averaged ones"

@@ -28,7 +28,7 @@ class Curves(Callback):
             log.info("curves: %s", picture)
 
 
-def train(config: "Config", callbacks: Sequence[Callback] = ()) -> TrainResult:
+def train(config: "Config", callbacks: Sequence[Callback] = (), *, verify: bool = True) -> TrainResult:
     """Train, fine-tune or continue the run that a configuration describes.
 
     Works in a notebook, in any thread, and several times in one process; under paddle.distributed.launch every
@@ -41,6 +41,7 @@ def train(config: "Config", callbacks: Sequence[Callback] = ()) -> TrainResult:
     Args:
         config: see plsc.load_config.
         callbacks: called at certain moments of the run, see plsc.Callback.
+        verify: compare the files of a plsc checkpoint that the run begins with with their checksums.
 
     Returns:
         The run directory, whether the run finished, and its last and best evaluation.
@@ -49,4 +50,4 @@ def train(config: "Config", callbacks: Sequence[Callback] = ()) -> TrainResult:
         PlscError: what the user can correct. One process raises it; of several, the one that fails prints it and writes
             it to errors/rank-N.txt in the run directory, and all end with exit code 2.
     """
-    return run.train(config, [*callbacks, Curves()])
+    return run.train(config, [*callbacks, Curves()], verify=verify)

@@ -135,6 +135,19 @@ class Part:
         self.state = dict(state)
 
 
+def summed_anew(checkpoint: Path) -> None:
+    """Write a checkpoint's checksums.json anew, of its files as a test has changed them."""
+    from plsc import checksums
+
+    folder = checksums.SummedFolder(checkpoint)
+    for file in sorted(checkpoint.iterdir()):
+        if file.name != checksums.FILE:
+            content = file.read_bytes()
+            with folder.open(file.name) as summed:
+                summed.write(content)
+    folder.finish(int(checkpoint.name.split("-")[1]))
+
+
 def metrics(run_directory, kind: str = "train") -> list[dict]:
     """The records of one kind in a run's metrics.jsonl."""
     lines = (Path(run_directory) / "metrics.jsonl").read_text().splitlines()

@@ -18,7 +18,7 @@ from plsc.engine.assembly import assemble
 from plsc.engine.checkpoint import Checkpoints, Description
 from plsc.engine.distributed import World
 from plsc.errors import CheckpointError
-from tests.helpers import CHECKOUT, Part, clean_environment, plsc, tiny_digits, write_config
+from tests.helpers import CHECKOUT, Part, clean_environment, plsc, summed_anew, tiny_digits, write_config
 
 
 def save(checkpoints: Checkpoints, step: int, value: float = 0.0, size: int = 4):
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_safetensors", full)
+    monkeypatch.setattr(checkpoint, "write_safetensors", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(checkpoints, 2)
     assert checkpoints.steps() == [1]
@@ -143,9 +143,10 @@ def test_a_run_directory_holds_what_the_contract_says(run):
         "config.yaml",
         "preprocess.json",
         "classes.json",
+        "checksums.json",
     }
     trainer = json.loads((latest / "trainer.json").read_text())
-    assert trainer["format"] == 2 and trainer["files"] == ["model", "optimizer", "ema"]
+    assert trainer["format"] == 3 and trainer["files"] == ["model", "optimizer", "ema"]
     progress = trainer["parts"]["progress"]
     assert progress["step"] == 6 and progress["samples"] == 6 * 32
     assert json.loads((latest / "preprocess.json").read_text())["mean"] == [0.5]
@@ -263,7 +264,7 @@ def test_a_checkpoint_of_plsc_3_0_continues(tmp_path, by):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(format=3), "format"),
+        (lambda t: t.update(format=4), "format"),
         (lambda t: t.pop("files"), "files"),
         (lambda t: t.update(files=["../secret"]), "files"),
         (lambda t: t.update(files=["model", "optimizer", "ema", "teacher"]), "teacher.safetensors is missing"),
@@ -281,6 +282,7 @@ def test_a_damaged_trainer_json_is_named(run, tmp_path, change, message):
     trainer = json.loads((step / "trainer.json").read_text())
     change(trainer)
     (step / "trainer.json").write_text(json.dumps(trainer))
+    summed_anew(step)
     overrides = [f"Global.checkpoint={step}", f"Global.output_dir={tmp_path / 'out'}"]
     config = load(str(run / "config.yaml"), overrides)
     with pytest.raises(CheckpointError) as error:

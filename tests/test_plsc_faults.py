@@ -118,6 +118,7 @@ from hypothesis import strategies as st
 
 import plsc as package
 from plsc import build, components, environment, files, loading, predictor, registry
+from plsc.checksums import SummedFolder
 from plsc.cli import main
 from plsc.config import load
 from plsc.data.fetch import Fetcher
@@ -661,8 +662,9 @@ class Kill:
         for owner, name in ((Path, "mkdir"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (os, "replace")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
         monkeypatch.setattr(files, "sync", self.counted(files.sync))
-        monkeypatch.setattr(Path, "write_text", self.halved_text(Path.write_text))
-        monkeypatch.setattr(checkpoint, "save_safetensors", self.halved_arrays(checkpoint.save_safetensors))
+        for owner in (Path, SummedFolder):
+            monkeypatch.setattr(owner, "write_text", self.halved_text(owner.write_text))
+        monkeypatch.setattr(checkpoint, "write_safetensors", self.halved_arrays(checkpoint.write_safetensors))
 
     def due(self) -> bool:
         self.done += 1
@@ -677,20 +679,21 @@ class Kill:
         return call
 
     def halved_text(self, write):
-        def call(path, text, **kwargs):
+        def call(owner, *arguments, **kwargs):
             if self.due():
-                write(path, text[: len(text) // 2], **kwargs)
+                *first, text = arguments
+                write(owner, *first, text[: len(text) // 2], **kwargs)
                 raise Killed
-            return write(path, text, **kwargs)
+            return write(owner, *arguments, **kwargs)
 
         return call
 
     def halved_arrays(self, write):
-        def call(arrays, path, metadata):
-            write(arrays, path, metadata)
+        def call(arrays, file, metadata):
             if self.due():
-                path.write_bytes(path.read_bytes()[:40])
+                file.write(bytes(40))
                 raise Killed
+            write(arrays, file, metadata)
 
         return call
 

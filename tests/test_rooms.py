@@ -9,6 +9,7 @@ PACKAGE = Path(plsc.__file__).parent
 SHARED = {
     "errors",
     "files",
+    "checksums",
     "places",
     "registry",
     "signatures",

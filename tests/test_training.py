@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.helpers import metrics, plsc, tiny_digits, write_config
+from tests.helpers import metrics, plsc, summed_anew, tiny_digits, write_config
 
 RANDOM = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
 
@@ -171,6 +171,7 @@ def test_the_best_checkpoint_survives_a_resume(tmp_path):
     # pretend that the best was better than anything to come
     saved["parts"]["best"] = {**best, "value": 0.999}
     (run / "checkpoints" / "step-00000010" / "trainer.json").write_text(json.dumps(saved))
+    summed_anew(run / "checkpoints" / "step-00000010")
     pointer = (run / "checkpoints" / "best").read_text()
     train(tmp_path, "run", tree, "Global.resume=auto", "Global.max_train_step=15")
     after = json.loads((run / "checkpoints" / "step-00000015" / "trainer.json").read_text())

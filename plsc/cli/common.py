@@ -69,6 +69,17 @@ def add_weights_arguments(
     else:
         parser.add_argument("--weights", metavar="PATH", help=f"{text}; default: {default}")
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
+    add_verify_argument(parser)
+
+
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    """--no-verify, as in every command that reads a checkpoint."""
+    parser.add_argument(
+        "--no-verify",
+        action="store_false",
+        dest="verify",
+        help="read a plsc checkpoint without comparing its files with their checksums",
+    )
 
 
 def unknown(value: str, choices: Iterable[str]) -> str:

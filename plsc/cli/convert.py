@@ -6,7 +6,7 @@ there and back gives the same bits.
 
 import argparse
 
-from plsc.cli.common import above_zero, add_import_argument, import_parts
+from plsc.cli.common import above_zero, add_import_argument, add_verify_argument, import_parts
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-heads", type=above_zero, metavar="N", help="attention heads, where the source does not state them"
     )
+    add_verify_argument(parser)
     add_import_argument(parser)
 
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
         backbone=arguments.backbone,
         num_heads=arguments.num_heads,
+        verify=arguments.verify,
     )
     named = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
     facts = [f"{word} {made.card.spec[field]}" for word, field in named if made.card.spec.get(field) is not None]

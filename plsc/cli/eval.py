@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             metrics=outputs.metrics(arguments.metrics),
             real=arguments.real,
             class_names=arguments.class_names,
+            verify=arguments.verify,
             on_row=outputs.write,
         )
     if environment.rank() == 0:

@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         dynamic=dynamic,
         precision=arguments.precision,
         tolerance=arguments.tolerance or TOLERANCE,
+        verify=arguments.verify,
     )
     print(f"{made.source}, checked in {runtimes.NAMES[made.format]} on two photos and the same moved sideways:")
     for comparison in made.checks:

@@ -173,6 +173,7 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
         img_size=arguments.resolution,
         config=config,
         device=device,
+        verify=arguments.verify,
     )
     hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
     return predictor

@@ -17,9 +17,10 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from plsc.cli.common import add_config_arguments
+    from plsc.cli.common import add_config_arguments, add_verify_argument
 
     add_config_arguments(parser)
+    add_verify_argument(parser)
     parser.add_argument(
         "-p",
         "--profiler_options",
@@ -35,4 +36,4 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = list(arguments.override)
     if arguments.profiler_options:
         overrides.append(f"Global.profiler_options={json.dumps(arguments.profiler_options)}")
-    return train(load_config(arguments.config, overrides, arguments.imports)).exit_code
+    return train(load_config(arguments.config, overrides, arguments.imports), verify=arguments.verify).exit_code

@@ -220,7 +220,8 @@ def _model(arguments: argparse.Namespace, img_size: int | None = None) -> "Loade
     from plsc.loading import load_model
 
     select_device(device)
-    model = load_model(weights, weights="ema" if arguments.ema else "model", img_size=img_size, config=config)
+    part = "ema" if arguments.ema else "model"
+    model = load_model(weights, weights=part, img_size=img_size, config=config, verify=arguments.verify)
     hint_at_averaged(weights, ema=arguments.ema)
     return model
 

@@ -33,19 +33,22 @@ from plsc.weights import read as read_weights
 log = logging.getLogger("plsc")
 
 
-def assemble(config: Config, world: World, callbacks: Callbacks | None = None) -> Trainer:
+def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *, verify: bool = True) -> Trainer:
     """A run, ready for `fit`: fresh, from pretrained weights, or as its checkpoint was.
 
     Files that must be there are looked at first, then the data sets are opened, then the model is made.
+
+    Args:
+        verify: compare the files of a checkpoint with their checksums.
 
     Raises:
         PlscError: what the configuration asks for does not exist or does not fit.
     """
     _check_processes(config, world)
-    saved = _starting_checkpoint(config, world)
+    saved = _starting_checkpoint(config, world, verify)
     if saved is not None:
         config = _continued(config, saved, world)
-    pretrained = _pretrained(config) if saved is None else None
+    pretrained = _pretrained(config, verify) if saved is None else None
 
     config, feed, sampler = _training_data(config, world)
     precision = Precision.of(config, world)
@@ -114,11 +117,16 @@ def _check_processes(config: Config, world: World) -> None:
     run_directory.check_shared(Path(config.Global.output_dir), world)
 
 
-def _starting_checkpoint(config: Config, world: World) -> Saved | None:
-    """The checkpoint that the run continues, as the first process chooses it."""
-    path = run_directory.starting_checkpoint(config) if world.is_first else None
-    path = world.broadcast(str(path) if path else None)
-    return checkpoint.read(path) if path else None
+def _starting_checkpoint(config: Config, world: World, verify: bool) -> Saved | None:
+    """The checkpoint that the run continues, as the first process chooses it and compares it with its checksums."""
+    saved = None
+    with world.first_only() as mine:
+        if mine:
+            saved = run_directory.starting_checkpoint(config, verify=verify)
+    path = world.broadcast(str(saved.path) if saved else None)
+    if path is None or saved is not None:
+        return saved
+    return checkpoint.read(path, verify=False)
 
 
 def _continued(config: Config, saved: Saved, world: World) -> Config:
@@ -142,7 +150,7 @@ def _continued(config: Config, saved: Saved, world: World) -> Config:
     return config.replace(changes)
 
 
-def _pretrained(config: Config) -> Source | None:
+def _pretrained(config: Config, verify: bool) -> Source | None:
     """The weights of Global.pretrained_model, opened."""
     g = config.Global
     if not g.pretrained_model:
@@ -150,7 +158,7 @@ def _pretrained(config: Config) -> Source | None:
             log.warning("Global.finetune is True, but there is no Global.pretrained_model: training from scratch")
         return None
     try:
-        return read_weights(g.pretrained_model)
+        return read_weights(g.pretrained_model, verify=verify)
     except CheckpointError as error:
         config.check_input(("Global", "pretrained_model"), g.pretrained_model)
         raise config.error(("Global", "pretrained_model"), str(error)) from error

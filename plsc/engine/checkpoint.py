@@ -3,6 +3,7 @@
 checkpoints/step-00001234/   a PART.safetensors for each part with arrays: model, optimizer, ema, …
                              trainer.json, the JSON values of all parts
                              config.yaml, preprocess.json, classes.json
+                             checksums.json, of all these files
 checkpoints/latest, best     text files that name such a folder
 """
 
@@ -16,14 +17,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from plsc import files, places
-from plsc.engine.state import Stateful
+from plsc import checksums, files, places
+from plsc.engine.state import BestRecord, Stateful
 from plsc.errors import CheckpointError
 from plsc.places import step_name
-from plsc.weights.containers import save_safetensors
+from plsc.weights.containers import DAMAGE, write_safetensors
 
 log = logging.getLogger("plsc")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -46,7 +46,7 @@ class Description:
 class _Trainer(BaseModel):
     """trainer.json: which parts have a .safetensors file, and the JSON values of all parts."""
 
-    format: Literal[2] = 2
+    format: Literal[2, 3] = checksums.FORMAT
     files: list[Annotated[str, Field(pattern=r"^\w+$")]]
     parts: dict[str, dict[str, Any]]
 
@@ -63,7 +63,7 @@ class Saved:
         try:
             return kind.model_validate(self.parts.get(part, {}))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            problems = checksums.problems(error)
             raise CheckpointError(f"{self.path / 'trainer.json'}: damaged: {part}: {problems}") from error
 
     def restore(self, parts: Mapping[str, Stateful]) -> None:
@@ -80,10 +80,37 @@ class Saved:
                 part.load_state_dict(self.parts[name])
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise CheckpointError(
                     f"{self.path}: damaged: the state of {name}: {type(error).__name__}: {error}"
                 ) from error
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint holds, as it was at one moment: arrays in memory of their own, the rest as text.
+
+    Attributes:
+        step: updates done.
+        arrays: of a part, by name, for each part that has some. metadata: of its file.
+        texts: by file name.
+    """
+
+    step: int
+    arrays: Mapping[str, Mapping[str, np.ndarray]]
+    metadata: Mapping[str, Mapping[str, str]]
+    texts: Mapping[str, str]
+
+    @classmethod
+    def take(cls, step: int, parts: Mapping[str, Stateful], description: Description) -> "Snapshot":
+        """The present state of the parts. Raises TypeError naming what is neither an array nor a JSON value."""
+        states = {name: _split(name, part.state_dict()) for name, part in parts.items()}
+        arrays = {name: arrays for name, (arrays, _) in states.items() if arrays}
+        trainer = _Trainer(files=list(arrays), parts={name: values for name, (_, values) in states.items()})
+        documents = {"trainer": trainer.model_dump(), **description.documents}
+        texts = {f"{name}.json": _as_text(content) for name, content in documents.items()}
+        metadata = {name: {"format": "plsc", **description.metadata.get(name, {})} for name in arrays}
+        return cls(step, arrays, metadata, {**texts, **description.texts})
 
 
 class Checkpoints:
@@ -104,33 +131,40 @@ class Checkpoints:
         """The folder that latest, best or step-… names; latest is the newest where no file names one."""
         return places.find(self.folder, which)
 
+    def newest_first(self) -> list[Path]:
+        """The checkpoints that a run may go on with: what latest names, and those before it."""
+        try:
+            latest = self.find("latest")
+        except CheckpointError as error:
+            log.warning("%s; the newest checkpoint is taken", error)
+            latest = None
+        steps = [step for step in reversed(self.steps()) if latest is None or step_name(step) <= latest.name]
+        return [self.folder / step_name(step) for step in steps]
+
     def save(self, step: int, parts: Mapping[str, Stateful], description: Description) -> Path:
+        """As `write`, of the present state."""
+        return self.write(Snapshot.take(step, parts, description))
+
+    def write(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint and point `latest` to it; one of the same step, left by a run that went back, is replaced.
 
         Raises:
             CheckpointError: it could not be written; what was there before is still there.
         """
-        path = self.folder / step_name(step)
-        states = {name: _split(name, part.state_dict()) for name, part in parts.items()}
-        trainer = _Trainer(
-            files=[name for name, (arrays, _) in states.items() if arrays],
-            parts={name: values for name, (_, values) in states.items()},
-        )
+        path = self.folder / step_name(snapshot.step)
         try:
             self._remove_leftovers()
             with files.replacing_folder(path) as folder:
-                for name, (arrays, _) in states.items():
-                    if arrays:
-                        metadata = {"format": "plsc", **description.metadata.get(name, {})}
-                        save_safetensors(arrays, folder / f"{name}.safetensors", metadata)
-                for name, content in {"trainer": trainer.model_dump(), **description.documents}.items():
-                    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-                    (folder / f"{name}.json").write_text(text, encoding="utf-8")
-                for name, text in description.texts.items():
-                    (folder / name).write_text(text, encoding="utf-8")
-        except (OSError, SafetensorError) as error:
+                summed = checksums.SummedFolder(folder)
+                for name, arrays in snapshot.arrays.items():
+                    with summed.open(f"{name}.safetensors") as file:
+                        write_safetensors(arrays, file, snapshot.metadata[name])
+                for name, text in snapshot.texts.items():
+                    summed.write_text(name, text)
+                summed.finish(snapshot.step)
+        except OSError as error:
             raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
-        self.point("latest", step)
+        self.point("latest", snapshot.step)
         return path
 
     def _remove_leftovers(self) -> None:
@@ -146,12 +180,15 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder / name}: could not be written: {error}") from error
 
     def best_record(self) -> dict[str, Any] | None:
-        """The record that `best` was pointed with, where its checkpoint is still there."""
-        pointer = self.folder / "best"
-        lines = pointer.read_text(encoding="utf-8").splitlines() if pointer.is_file() and self.find("best") else []
+        """The record that `best` was pointed with, where its checkpoint is still there; None where it is damaged."""
         try:
-            return json.loads(lines[1]) if len(lines) > 1 else None
-        except ValueError:
+            if self.find("best") is None:
+                return None
+            lines = (self.folder / "best").read_text(encoding="utf-8").splitlines()
+            return BestRecord.model_validate_json(lines[1]).model_dump() if len(lines) > 1 else None
+        except (CheckpointError, ValidationError, OSError) as error:
+            problem = checksums.problems(error) if isinstance(error, ValidationError) else error
+            log.warning("%s: damaged, and left aside: %s", self.folder / "best", problem)
             return None
 
     def prune(self) -> None:
@@ -161,7 +198,11 @@ class Checkpoints:
         """
         if self.keep < 0:
             return
-        latest, best = self.find("latest"), self.find("best")
+        try:
+            latest, best = self.find("latest"), self.find("best")
+        except CheckpointError as error:  # else the checkpoint that it names would go
+            log.warning("%s; no checkpoint is removed until it can be read", error)
+            return
         steps = [step for step in self.steps() if latest is None or step_name(step) <= latest.name]
         held = {path.name for path in (latest, best) if path}
         held |= {step_name(step) for step in (steps[-self.keep :] if self.keep else [])}
@@ -214,38 +255,56 @@ def _split(part: str, state: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], 
     return arrays, values
 
 
+def _as_text(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def locate(path: str | Path) -> Path:
     """The checkpoint folder that a path means: itself, or a run directory's latest. Raises CheckpointError."""
     folder = places.checkpoint(path)
     if folder:
         return folder
     path = Path(path).expanduser()
+    for wanted in (path, path / "trainer.json"):
+        if wanted.is_symlink() and not wanted.exists():
+            raise CheckpointError(f"{wanted}: {files.absence(wanted)}")
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     raise CheckpointError(f"{path}: neither a checkpoint (a folder with trainer.json) nor a run directory with some")
 
 
-def read(path: str | Path) -> Saved:
-    """Read a checkpoint to continue from, of this version or of plsc 3.0.
+def read(path: str | Path, *, verify: bool = True) -> Saved:
+    """Read a checkpoint to continue from, of this version or of an earlier one.
+
+    Args:
+        verify: compare its files with their checksums first.
 
     Raises:
-        CheckpointError: naming the file that is missing or damaged.
+        CheckpointError: naming the file that is missing, damaged or of another step.
     """
     path = locate(path)
+    if verify:
+        checksums.verify(path)
     file = path / "trainer.json"
     content = files.read_json(file, dict, error=CheckpointError)
     try:
         trainer = _Trainer.model_validate(_from_format_1(content) if content.get("format") == 1 else content)
-    except (ValidationError, KeyError) as error:
-        raise CheckpointError(f"{file}: damaged, or of another version of plsc: {error}") from error
-    missing = [f"{name}.safetensors" for name in trainer.files if not (path / f"{name}.safetensors").is_file()]
-    if missing:
-        raise CheckpointError(f"{path}: incomplete: {', '.join(missing)} is missing")
+    except ValidationError as error:
+        problems = checksums.problems(error)
+        raise CheckpointError(f"{file}: damaged, or of another version of plsc: {problems}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged: {type(error).__name__}: {error}") from error
+    step = trainer.parts.get("progress", {}).get("step")
+    if isinstance(step, int):
+        checksums.check_name(path, step, file.name)
     parts = trainer.parts
+    missing = [p for p in (path / f"{name}.safetensors" for name in trainer.files) if not p.is_file()]
+    if missing:
+        raise CheckpointError(f"{path}: incomplete: {', '.join(f'{p.name} {files.absence(p)}' for p in missing)}")
     for name in trainer.files:
         try:
             parts[name] = {**parts.get(name, {}), **load_file(path / f"{name}.safetensors")}
-        except (SafetensorError, OSError, ValueError) as error:
+        except DAMAGE as error:
             raise CheckpointError(f"{path / name}.safetensors: damaged: {error}") from error
     return Saved(path, parts)
 

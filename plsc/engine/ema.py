@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -67,4 +68,4 @@ class WeightAverage:
         for name, tensor in self._average.items():
             if name in state:
                 assign(tensor, state[name])
-        self.updates = state[_UPDATES]
+        self.updates = operator.index(state[_UPDATES])

@@ -98,6 +98,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     real: str | Path | None = None,
     class_names: str | Path | None = None,
+    verify: bool = True,
 ) -> Evaluation:
     """Measure weights on the data of DataLoader.Eval.
 
@@ -112,6 +113,7 @@ def evaluate(
         metrics: names of further ones, such as ECE, PerClassAccuracy or ConfusionMatrix.
         real: ImageNet-ReaL's real.json; adds the metric RealAcc.
         class_names: a file with the name of a class a line, instead of those of the data set or the weights.
+        verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         PlscError: something cannot be read, or does not fit; weights must fit the model as they are.
@@ -133,6 +135,7 @@ def evaluate(
         metrics=metrics,
         real=real,
         class_names=class_names,
+        verify=verify,
     )
     return row
 
@@ -149,13 +152,14 @@ def evaluate_all(
     metrics: Sequence[str] = (),
     real: str | Path | None = None,
     class_names: str | Path | None = None,
+    verify: bool = True,
     on_row: Callable[[list[Evaluation]], None] | None = None,
 ) -> list[Evaluation]:
     """Measure every combination of weights, data sets and resolutions.
 
     Args:
         weights, data, resolutions: none, one or several of what `evaluate` takes; a mapping gives the data sets names.
-        config, overrides, imports, ema, metrics, real, class_names: as in `evaluate`, for all rows.
+        config, overrides, imports, ema, metrics, real, class_names, verify: as in `evaluate`, for all rows.
         on_row: called by the first process after each row, with all rows so far.
 
     Returns:
@@ -169,7 +173,7 @@ def evaluate_all(
         for row in evaluate_all(["output/a", "output/b"], resolutions=[224, 384]):
             print(row.weights, row.resolution, row.error or row["top1"])
     """
-    request = Request(weights, config, overrides, imports, data, resolutions, ema, metrics, real)
+    request = Request(weights, config, overrides, imports, data, resolutions, ema, metrics, real, verify)
     rows = plan(request)
     results = [Evaluation(row.weights, ema, row.recipe, row.data, row.resolution, error=row.error) for row in rows]
     config = next((row.config for row in rows if row.config is not None), None)
@@ -331,7 +335,7 @@ def _loaded(row: Row, config: Config, part: Part) -> _Subject:
     from plsc import build, loading
     from plsc.weights import read
 
-    source = read(row.weights, part)
+    source = read(row.weights, part, verify=row.verify)
     config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = build.model(config)
     report = loading.load_pretrained(

@@ -31,6 +31,7 @@ class Request:
     ema: bool
     metrics: Sequence[str]
     real: str | Path | None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Row:
     Attributes:
         weights, recipe, data: by name. resolution: of the model, in pixels. resized: the one that was asked for.
         config: None where it could not be made; `error` is the reason.
+        verify: whether a checkpoint's files are compared with their checksums.
     """
 
     weights: str
@@ -49,6 +51,7 @@ class Row:
     resized: int | None
     config: Config | None = None
     error: str | None = None
+    verify: bool = True
 
 
 def plan(request: Request) -> list[Row]:
@@ -92,7 +95,9 @@ def _row(request: Request, weights: str | Path | None, named: tuple[str, str | P
     if pixels is not None:
         config = at_resolution(config, pixels)
     config = _with_metrics(config, request.metrics, request.real)
-    return Row(str(weights), recipe, name, config.Model.arguments.get("img_size"), pixels, config)
+    return Row(
+        str(weights), recipe, name, config.Model.arguments.get("img_size"), pixels, config, verify=request.verify
+    )
 
 
 def _name_of(config: Any) -> str | None:

@@ -51,7 +51,7 @@ class TrainResult:
         return 0 if self.signal is None else 128 + self.signal
 
 
-def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult:
+def train(config: "Config", callbacks: Sequence["Callback"] = (), *, verify: bool = True) -> TrainResult:
     """Train, fine-tune or continue the run that a configuration describes.
 
     Works in a notebook, in any thread, and several times in one process; under paddle.distributed.launch every
@@ -59,6 +59,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
 
     Args:
         callbacks: see plsc.engine.callbacks.
+        verify: compare the files of the checkpoint that the run begins with with their checksums.
 
     Raises:
         PlscError: what the user can correct. One process raises it; of several, the one that fails prints it, writes it
@@ -96,7 +97,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = ()) -> TrainResult
             log.info("%s", note)
         called = Callbacks([*loggers(config), *callbacks], is_first=first)
         try:
-            trainer = assemble(config, world, called)
+            trainer = assemble(config, world, called, verify=verify)
             trainer.stop.listen()
             trainer.fit()
             result = _result(folder, trainer)

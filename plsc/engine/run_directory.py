@@ -1,5 +1,6 @@
 """The folder of one run, and what a run starts from."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -14,21 +15,28 @@ import plsc
 from plsc import environment, files, places
 from plsc.config import Config
 from plsc.engine import checkpoint
-from plsc.engine.checkpoint import Checkpoints
+from plsc.engine.checkpoint import Checkpoints, Saved
 from plsc.engine.distributed import World
+from plsc.engine.state import ProgressState
 from plsc.errors import CheckpointError, ConfigError
+
+log = logging.getLogger("plsc")
 
 _SEEN_SECONDS = 10.0
 
 
-def starting_checkpoint(config: Config) -> Path | None:
+def starting_checkpoint(config: Config, *, verify: bool = True) -> Saved | None:
     """The checkpoint to continue from: Global.checkpoint, else Global.resume, else none.
 
     With `resume: auto` beside Global.checkpoint the run's own newest checkpoint comes first, so that
     a job that is started again goes on where it was.
 
+    Args:
+        verify: compare its files with their checksums. `resume: auto` takes the newest checkpoint that passes.
+
     Raises:
         ConfigError: the run directory holds checkpoints, and neither resume nor checkpoint is given.
+        CheckpointError: the checkpoint is missing or damaged.
     """
     g = config.Global
     own = Checkpoints(Path(g.output_dir) / places.CHECKPOINTS)
@@ -39,18 +47,46 @@ def starting_checkpoint(config: Config) -> Path | None:
             config.check_input(("Global", "checkpoint"), g.checkpoint)
             raise config.error(("Global", "checkpoint"), str(error)) from error
         if not own.steps() or path.resolve().is_relative_to(own.folder.resolve()):
-            return path
+            return checkpoint.read(path, verify=verify)
+    elif g.resume == "auto":
+        return _newest_intact(own, verify)
     elif g.resume:
-        chosen = own.find("latest" if g.resume == "auto" else g.resume)
-        if chosen is None and g.resume != "auto":
+        chosen = own.find(g.resume)
+        if chosen is None:
             steps = ", ".join(places.step_name(s) for s in own.steps())
             there = f"there are latest, best and {steps}" if steps else "it holds none; auto would start afresh"
             raise CheckpointError(f"Global.resume is {g.resume}, but {own.folder} holds no such checkpoint: {there}")
-        return chosen
+        return checkpoint.read(chosen, verify=verify)
     if own.steps():
         raise ConfigError(
             f"{g.output_dir} already holds a run (step {own.steps()[-1]}): continue it with -o Global.resume=auto, "
             f"or choose another folder, for instance -o Global.output_dir={g.output_dir.rstrip('/')}-2"
+        )
+    return None
+
+
+def _newest_intact(own: Checkpoints, verify: bool) -> Saved | None:
+    """The newest checkpoint that can be read, None where there is none; what is skipped is logged as an error.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+    """
+    damaged: dict[str, str] = {}  # name of a checkpoint → why it is skipped
+    for path in own.newest_first():
+        try:
+            saved = checkpoint.read(path, verify=verify)
+            saved.validated("progress", ProgressState)
+        except CheckpointError as error:
+            log.error("SKIPPED a damaged checkpoint: %s", error)
+            damaged[path.name] = str(error)
+            continue
+        if damaged:
+            log.error("Global.resume=auto goes back to %s; damaged: %s", path.name, ", ".join(damaged))
+        return saved
+    if damaged:
+        raise CheckpointError(
+            f"{own.folder}: no checkpoint is intact; copy one back from elsewhere, or start afresh with another "
+            "Global.output_dir:\n  " + "\n  ".join(damaged.values())
         )
     return None
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import paddle
@@ -119,6 +119,15 @@ class Progress:
             )
 
 
+class BestRecord(BaseModel):
+    """An evaluation that was the best: the value of a metric, at a step, of the weights raw or ema."""
+
+    metric: str
+    value: float
+    step: NonNegative
+    weights: Literal["raw", "ema"]
+
+
 class Best:
     """The best evaluation so far, by the first figure of the first metric.
 
@@ -140,4 +149,4 @@ class Best:
         return self.record or {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.record = dict(state) or None
+        self.record = BestRecord.model_validate(state).model_dump() if state else None

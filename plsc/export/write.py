@@ -58,6 +58,7 @@ def export_model(
     dynamic: bool = False,
     precision: Literal["fp32", "fp16"] = "fp32",
     tolerance: float = TOLERANCE,
+    verify: bool = True,
 ) -> Export:
     """Write weights as a folder that Paddle Inference or onnxruntime runs, and check it there against the model.
 
@@ -72,6 +73,7 @@ def export_model(
             any size. By default as the configuration's Export.input_shape, else the model's own size.
         precision: how weights are stored; the graph computes in float32 in any case.
         tolerance: of the logits' difference.
+        verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         CheckpointError: the weights cannot be read or exported so, or something else is in the output's place.
@@ -106,7 +108,8 @@ def export_model(
             f"is {config.Global.position_embedding}; a dynamic export resizes it bicubic; give --resolution PIXELS",
         )
     with on_device("cpu"):  # where the check runs
-        loaded = loading.load_model(given, weights="ema" if ema else "model", img_size=img_size, config=config)
+        part = "ema" if ema else "model"
+        loaded = loading.load_model(given, weights=part, img_size=img_size, config=config, verify=verify)
         checks = export(
             loaded,
             folder,

@@ -12,12 +12,13 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from plsc import pickles
 from plsc.errors import CheckpointError
@@ -38,6 +39,8 @@ _SAFETENSORS_TYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_WRITTEN_TYPES = {name: code for code, name in _SAFETENSORS_TYPES.items()}
+_WRITTEN_TYPES |= {"uint16": "U16", "uint32": "U32", "uint64": "U64", "complex64": "C64"}
 _BOMB_RATIO, _BOMB_BYTES = 100, 100 * 2**20
 
 
@@ -116,12 +119,44 @@ def _refuse_bombs(path: Path, members) -> None:
 # -- safetensors ------------------------------------------------------------------------------
 
 
-def save_safetensors(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a file that others may read as far as the umask lets them; safetensors itself would make it private."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(arrays, path, metadata=metadata)
-    path.chmod(mode)
+class Writable(Protocol):
+    """What write_safetensors writes into: an open binary file, or one that sums what is written."""
+
+    def write(self, content: bytes | memoryview, /) -> int: ...
+
+
+def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None) -> None:
+    """Write a file of arrays by name."""
+    with open(path, "wb") as file:
+        write_safetensors(arrays, file, metadata)
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray], file: Writable, metadata: Mapping[str, str] | None) -> None:
+    """Write arrays by name in the format of safetensors, without a copy of any.
+
+    The library's own writer first copies every array while no other thread may run, and makes a private file.
+
+    Raises:
+        CheckpointError: an array's type has no place in the format.
+    """
+    # the widest types first, as the library has them, so that every array begins at a multiple of its type's size
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, dict] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, array in ordered:
+        dtype = _WRITTEN_TYPES.get(array.dtype.name)
+        if dtype is None:
+            raise CheckpointError(f"{name}: an array of {array.dtype} has no place in a safetensors file")
+        end = offset + array.nbytes
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for _, array in ordered:
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
 
 
 def _read_safetensors(path: Path) -> Container:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc import places
+from plsc import checksums, places
 from plsc.errors import CheckpointError
 from plsc.files import read_json
 from plsc.model_card import ModelCard
@@ -97,7 +97,7 @@ def _open(file: Path) -> Container:
     return Container(file, "safetensors", {k: t for part in parts for k, t in part.tensors.items()}, {})
 
 
-def read(path, weights: str = "model", *, names: Collection[str] = ()) -> Source:
+def read(path, weights: str = "model", *, names: Collection[str] = (), verify: bool = True) -> Source:
     """Read weights; the format is recognised by content.
 
     Args:
@@ -105,6 +105,7 @@ def read(path, weights: str = "model", *, names: Collection[str] = ()) -> Source
             a .pdparams file without its ending, or a TensorFlow checkpoint's prefix, file or folder.
         weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
         names: of the model that is to be loaded. A file of Paddle's that nobody's layout fits is read by them.
+        verify: compare the file, if a plsc checkpoint's, and the small ones beside it with their checksums.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown model, or asking to run code.
@@ -115,6 +116,8 @@ def read(path, weights: str = "model", *, names: Collection[str] = ()) -> Source
         ('google', 12)
     """
     file = places.weights_file(path, weights)
+    if verify and places.is_checkpoint(file.parent):
+        checksums.verify(file.parent, [file.name])
     container = _open(file)
     if container.kind == "tensorflow" and weights == "ema":
         if not container.averaged:
@@ -123,7 +126,7 @@ def read(path, weights: str = "model", *, names: Collection[str] = ()) -> Source
     if container.notes.get("format") != "plsc":
         return foreign(container, names)
     if weights == "ema":  # frozen weights and buffers stand in the model's own file, not averaged
-        own = read(file.parent / "model.safetensors")
+        own = read(file.parent / "model.safetensors", verify=verify)
         return dataclasses.replace(own, path=file, tensors=own.tensors | container.tensors)
     card = ModelCard.from_metadata(container.notes, file)
     family = family_of(card.model)

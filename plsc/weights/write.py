@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 
 from plsc.errors import CheckpointError, ConfigError
 from plsc.files import replacing_file
@@ -73,7 +72,7 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
         raise CheckpointError(f"{source.path}: does not describe a {card.model}: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"{source.path}: {to} needs {error}, which is unknown of these weights") from error
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error}") from error
 
 

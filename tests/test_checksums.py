@@ -1,0 +1,234 @@
+"""Checkpoints that are not what was written: each kind of damage is named, and what can go on does."""
+
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import plsc
+from plsc import checksums, places
+from plsc.config import load
+from plsc.engine import checkpoint, run_directory
+from plsc.engine.assembly import assemble
+from plsc.engine.checkpoint import Checkpoints, Description
+from plsc.engine.distributed import World
+from plsc.errors import CheckpointError
+from plsc.weights.containers import save_safetensors
+from tests.helpers import Part, summed_anew, tiny_digits, write_config
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    parts = {name: Part(w=np.full([5000], step, "float32")) for name in ("model", "optimizer")}
+    progress = Part(step=step, seed=7, global_batch=32, steps_per_epoch=45)
+    checkpoints.save(step, {**parts, "progress": progress}, Description(texts={"config.yaml": f"step: {step}\n"}))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Of steps 1, 2 and 3, all kept."""
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=-1)
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    checkpoints.point("best", 2, {"metric": "top1", "value": 0.5, "step": 2, "weights": "raw"})
+    return checkpoints
+
+
+def flip(path, name="model.safetensors"):
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (path / name).write_bytes(content)
+
+
+def zero_a_block(path, name="optimizer.safetensors"):
+    with open(path / name, "r+b") as file:
+        file.seek(8192)
+        file.write(bytes(4096))
+
+
+def swap(path, name="model.safetensors"):
+    """For the file of the step before, of the same length."""
+    shutil.copy(path.parent / "step-00000002" / name, path / name)
+
+
+def link_in_a_circle(path, name="trainer.json"):
+    (path / name).unlink()
+    (path / name).symlink_to(name)
+
+
+def rename(path):
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "step-00000002", path)
+
+
+DAMAGE = {
+    "flip": (flip, "model.safetensors has CRC-32"),
+    "block": (zero_a_block, "optimizer.safetensors has CRC-32"),
+    "swapped": (swap, "model.safetensors has CRC-32"),
+    "recipe": (lambda path: (path / "config.yaml").write_text("step: 4\n"), "config.yaml has CRC-32"),
+    "cut": (lambda path: os.truncate(path / "optimizer.safetensors", 999), "optimizer.safetensors has 999 bytes, not"),
+    "gone": (lambda path: (path / "config.yaml").unlink(), "config.yaml is missing"),
+    "no sums": (lambda path: (path / "checksums.json").unlink(), "checksums.json is missing"),
+    "sums cut": (lambda path: os.truncate(path / "checksums.json", 20), "checksums.json: damaged"),
+    "sums bytes": (lambda path: (path / "checksums.json").write_bytes(b"\xff{"), "checksums.json: damaged"),
+    "sums keys": (lambda path: (path / "checksums.json").write_text("{}"), "step: Field required; files: Field"),
+    "sums type": (lambda path: (path / "checksums.json").write_text('{"step": 3, "files": []}'), "files: Input"),
+    "trainer bytes": (lambda path: (path / "trainer.json").write_bytes(b"\xff\xfe"), "trainer.json has 2 bytes"),
+    "circle": (link_in_a_circle, "trainer.json: is a link that leads nowhere or in a circle"),
+    "renamed": (rename, "its name is of step 3, but its checksums.json says step 2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_auto_goes_back(checkpoints, damage, caplog):
+    """An explicit checkpoint is an error; resume=auto takes the one before, and logs what it skipped."""
+    cause, message = DAMAGE[damage]
+    path = checkpoints.find("step-00000003")
+    cause(path)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.read(path)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert str(error.value).count("step-00000003:") <= 1, "one message"
+    tree = tiny_digits()
+    tree["Global"]["output_dir"] = str(checkpoints.folder.parent)
+    config = load(str(write_config(checkpoints.folder.parent / "c.yaml", tree)))
+    for resume in ("latest", "step-00000003"):
+        with pytest.raises(CheckpointError, match="step-00000003"):
+            run_directory.starting_checkpoint(config.replace({"Global.resume": resume}))
+    with caplog.at_level(logging.ERROR, "plsc"):
+        saved = run_directory.starting_checkpoint(config.replace({"Global.resume": "auto"}))
+    assert saved.path.name == "step-00000002" and saved.parts["model"]["w"][0] == 2
+    assert "SKIPPED" in caplog.text and message in caplog.text and "goes back to step-00000002" in caplog.text
+
+
+def test_what_no_checksum_is_compared_with_passes_without_verifying(checkpoints):
+    path = checkpoints.find("step-00000003")
+    flip(path)
+    assert checkpoint.read(path, verify=False).parts["progress"]["step"] == 3
+    (path / "checksums.json").unlink()
+    assert checkpoint.read(path, verify=False).parts["progress"]["step"] == 3
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(checkpoints):
+    for step in (1, 2, 3):
+        flip(checkpoints.folder / places.step_name(step))
+    tree = tiny_digits()
+    tree["Global"] |= {"output_dir": str(checkpoints.folder.parent), "resume": "auto"}
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint is intact.*step-00000003: damaged.*step-00000001"):
+        run_directory.starting_checkpoint(load(str(write_config(checkpoints.folder.parent / "c.yaml", tree))))
+
+
+def test_trainer_json_of_another_step_is_named_in_every_format(checkpoints):
+    """Where checksums fit, and where there are none, as in checkpoints before format 3."""
+    path = checkpoints.find("step-00000003")
+    swap(path, "trainer.json")
+    summed_anew(path)
+    with pytest.raises(CheckpointError, match=r"name is of step 3, but its trainer\.json says step 2"):
+        checkpoint.read(path)
+    trainer = json.loads((path / "trainer.json").read_text())
+    (path / "trainer.json").write_text(json.dumps({**trainer, "format": 2}))
+    (path / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match=r"name is of step 3, but its trainer\.json says step 2"):
+        checkpoint.read(path)
+    path.rename(path.with_name("kept"))  # a name that says no step
+    assert checkpoint.read(path.with_name("kept")).parts["progress"]["step"] == 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one update with averaged weights."""
+    folder = tmp_path_factory.mktemp("run")
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 1, "output_dir": str(folder / "run")}
+    tree["EMA"] = {"decay": 0.9}
+    assemble(load(str(write_config(folder / "c.yaml", tree))), World()).fit()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_every_reader_compares_what_it_reads(run, tmp_path, ema):
+    """Model or averages, and the recipe beside them; not the optimizer's large file, which only training reads."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "checkpoints" / "step-00000001"
+    part = "ema" if ema else "model"
+    readers = {
+        "load_model": lambda **verify: plsc.load_model(copy, weights=part, **verify),
+        "load_predictor": lambda **verify: plsc.load_predictor(path, weights=part, **verify),
+        "evaluate": lambda **verify: plsc.evaluate(copy, ema=ema, **verify),
+        "export": lambda **verify: plsc.export_model(copy, tmp_path / "export", ema=ema, **verify),
+        "convert": lambda **verify: plsc.convert_weights(copy, "safetensors", tmp_path / "w", ema=ema, **verify),
+    }
+    zero_a_block(path, "optimizer.safetensors")
+    readers["load_model"]()
+    flip(path, f"{part}.safetensors")
+    for name, reader in readers.items():
+        with pytest.raises(CheckpointError, match=f"{part}.safetensors has CRC-32 .*, not the") as error:
+            reader()
+        assert "--no-verify" in str(error.value), name
+    flip(path, f"{part}.safetensors")
+    with open(path / "config.yaml", "a") as file:
+        file.write("# edited\n")
+    for reader in readers.values():
+        with pytest.raises(CheckpointError, match=r"config\.yaml has [\d,]+ bytes, not the"):
+            reader()
+    for name in ("load_model", "load_predictor", "evaluate", "convert"):
+        assert readers[name](verify=False), name
+
+
+def test_no_verify_on_the_command_line(run, tmp_path, capsys):
+    from plsc.cli.main import main
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with open(copy / "checkpoints" / "step-00000001" / "config.yaml", "a") as file:
+        file.write("# edited\n")
+    arguments = ["convert", str(copy), "--to", "safetensors", "--output", str(tmp_path / "w.safetensors")]
+    assert main(arguments) == 2 and "config.yaml has" in capsys.readouterr().err
+    assert main([*arguments, "--no-verify"]) == 0
+
+
+def test_the_writer_writes_what_the_library_writes(tmp_path):
+    """Byte for byte, for every type, also arrays without elements or dimensions, views and the other byte order."""
+    rng = np.random.default_rng(0)
+    types = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
+    arrays = {f"a.{name}": rng.integers(0, 100, [3, 5]).astype(name) for name in (*types, "bool")}
+    arrays |= {"empty": np.zeros([0, 3], "float32"), "scalar": np.array(2.5, "float32"), "é": np.ones(1, "float32")}
+    for name, array in arrays.items():
+        several = {name: array, "zz": array.copy(), "b": array}
+        save_safetensors(several, tmp_path / "own", {"format": "plsc"})
+        assert (tmp_path / "own").read_bytes() == safetensors.numpy.save(several, {"format": "plsc"}), name
+    save_safetensors(arrays, tmp_path / "all", None)
+    read = safetensors.numpy.load_file(tmp_path / "all")
+    assert read.keys() == arrays.keys()
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
+    views = {"turned": np.arange(12, dtype="float32").reshape(3, 4).T, "swapped": np.arange(3, dtype=">f4")}
+    save_safetensors(views, tmp_path / "views", None)
+    for name, array in safetensors.numpy.load_file(tmp_path / "views").items():
+        np.testing.assert_array_equal(array, views[name])
+    with pytest.raises(CheckpointError, match="z: an array of complex128 has no place"):
+        save_safetensors({"z": np.zeros(2, "complex128")}, tmp_path / "none", None)
+
+
+def test_sums_are_those_of_zlib_over_pieces(tmp_path, monkeypatch):
+    """A file longer than a piece, written in several goes, has the sum of its whole content."""
+    import zlib
+
+    monkeypatch.setattr(checksums, "_PIECE", 100)
+    content = np.random.default_rng(0).integers(0, 256, 1234, dtype=np.uint8).tobytes()
+    folder = checksums.SummedFolder(tmp_path)
+    with folder.open("model.safetensors") as file:
+        for part in (content[:1], content[1:1], content[1:777], content[777:]):
+            file.write(part)
+    folder.finish(5)
+    assert (tmp_path / "model.safetensors").read_bytes() == content
+    written = json.loads((tmp_path / "checksums.json").read_text())
+    assert written == {
+        "step": 5,
+        "files": {"model.safetensors": {"bytes": 1234, "crc32": f"{zlib.crc32(content):08x}"}},
+    }
+    checksums.verify(tmp_path)
