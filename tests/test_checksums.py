@@ -14,8 +14,10 @@ from plsc import checksums, places
 from plsc.config import load
 from plsc.engine import checkpoint, run_directory
 from plsc.engine.assembly import assemble
+from plsc.engine.callbacks import Callbacks
 from plsc.engine.checkpoint import Checkpoints, Description
 from plsc.engine.distributed import World
+from plsc.engine.loggers import MetricsFile
 from plsc.errors import CheckpointError
 from plsc.weights.containers import save_safetensors
 from tests.helpers import Part, summed_anew, tiny_digits, write_config
@@ -135,6 +137,37 @@ def test_trainer_json_of_another_step_is_named_in_every_format(checkpoints):
         checkpoint.read(path)
     path.rename(path.with_name("kept"))  # a name that says no step
     assert checkpoint.read(path.with_name("kept")).parts["progress"]["step"] == 2
+
+
+POINTERS = {
+    "bytes": lambda pointer: pointer.write_bytes(b"\xff\xfe\x00"),
+    "circle": lambda pointer: (pointer.unlink(), pointer.symlink_to(pointer.name)),
+    "json": lambda pointer: pointer.write_text("step-00000002\n{]\n"),
+    "keys": lambda pointer: pointer.write_text('step-00000002\n{"value": 0.5}\n'),
+    "types": lambda pointer: pointer.write_text('step-00000002\n["top1", 0.5, 2, "raw"]\n'),
+}
+
+
+@pytest.mark.parametrize("damage", POINTERS)
+@pytest.mark.parametrize("name", ["best", "latest"])
+def test_a_damaged_pointer_alone_stops_nothing(tmp_path, damage, name):
+    """A run continues, keeps its best result, and points anew."""
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 4, "save_interval": 2, "save_unit": "step", "max_num_latest_checkpoint": 0}
+    tree["Global"] |= {"eval_during_train": True, "eval_interval": 2, "eval_unit": "step"}
+    tree["Global"] |= {"output_dir": str(tmp_path / "run"), "resume": "auto"}
+    tree["LRScheduler"] = {"learning_rate": 0.0}  # so that the first evaluation stays the best
+    config = load(str(write_config(tmp_path / "c.yaml", tree)))
+    short = config.replace({"Global.max_train_step": 2})
+    assemble(short, World(), Callbacks([MetricsFile()], is_first=True)).fit()
+    folder = tmp_path / "run" / "checkpoints"
+    POINTERS[damage](folder / name)
+    trainer = assemble(config, World(), Callbacks([MetricsFile()], is_first=True))
+    assert trainer.progress.step == 2
+    trainer.fit()
+    assert (folder / "latest").read_text() == "step-00000004\n"
+    assert Checkpoints(folder).best_record() == trainer.best.record and trainer.best.record["step"] == 2
+    assert (folder / "best").read_text().startswith("step-00000002\n") and places.steps(folder) == [2, 4]
 
 
 @pytest.fixture(scope="module")

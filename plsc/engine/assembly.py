@@ -100,7 +100,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         best=best,
         checkpointer=Checkpointer(checkpoints, parts, _description(config, model, feed)),
         callbacks=callbacks or Callbacks((), is_first=world.is_first),
-        saved_step=progress.step,
+        saved_step=progress.step if saved is not None and _is_own(saved, checkpoints) else 0,
         full_speed=_full_speed(config, model, precision, world),
     )
 
@@ -168,6 +168,8 @@ def _run_directory(config: Config, saved: Saved | None, progress: Progress, best
     """The run's checkpoints, and its directory as it is when the run begins or continues."""
     g = config.Global
     checkpoints = Checkpoints(Path(g.output_dir) / places.CHECKPOINTS, g.max_num_latest_checkpoint)
+    own = saved is not None and _is_own(saved, checkpoints)
+    record = None
     if saved is not None:
         log.info("continuing %s after step %d", saved.path, progress.step)
         record = checkpoints.best_record()  # newer than the checkpoint where an evaluation followed it
@@ -175,9 +177,16 @@ def _run_directory(config: Config, saved: Saved | None, progress: Progress, best
             best.improved_by(record)
     if world.is_first:
         run_directory.write_description(config, world)
-        if saved is not None and saved.path.resolve().parent == checkpoints.folder.resolve():
+        if own:
             checkpoints.point("latest", progress.step)  # where a run that went back is to be continued
+        if own and record is None and best.record is not None and best.record["step"] in checkpoints.steps():
+            checkpoints.point("best", best.record["step"], best.record)  # in the place of a damaged one
     return checkpoints
+
+
+def _is_own(saved: Saved, checkpoints: Checkpoints) -> bool:
+    """Whether a checkpoint lies in the run's own folder."""
+    return saved.path.resolve().parent == checkpoints.folder.resolve()
 
 
 # -- parts ------------------------------------------------------------------------------------

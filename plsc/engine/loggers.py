@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,16 +65,20 @@ class Console(Callback):
         log.info("saved %s", path)
 
 
+_METRICS = "metrics.jsonl"
+
+
 class MetricsFile(Callback):
     """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint."""
 
     _file: Any = None  # before `start`
 
     def start(self, run: RunInfo) -> None:
-        path = run.run_directory / "metrics.jsonl"
+        path = run.run_directory / _METRICS
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            files.write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= run.step))
+            records = [(line, _record(line)) for line in _lines(path)]
+            kept = [line for line, record in records if record is not None and record["step"] <= run.step]
+            files.write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def after_step(self, step: int, record: Mapping[str, float]) -> None:
@@ -102,11 +105,27 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _step_of(line: str) -> int:
+def recorded_evaluations(run_directory: Path, step: int) -> dict[str, dict[str, float]]:
+    """Figures of the evaluations of one step that metrics.jsonl has, by the weights raw and ema."""
+    path, results = run_directory / _METRICS, {}
+    for record in map(_record, _lines(path) if path.is_file() else ()):
+        if record is not None and record["step"] == step and record.get("kind") == "eval":
+            figures = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            results[str(record.get("weights"))] = {k: v for k, v in figures.items() if k not in ("step", "epoch")}
+    return results
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8", "replace").splitlines()  # what a kill cut short may be no text
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The object in a line of metrics.jsonl; None where a kill cut it short."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # cut short by a kill
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 class _Scalars(Callback):

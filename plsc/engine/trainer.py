@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import paddle
@@ -19,6 +21,7 @@ from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.guard import FiniteGuard
+from plsc.engine.loggers import recorded_evaluations
 from plsc.engine.precision import Precision
 from plsc.engine.profiling import Profile
 from plsc.engine.state import Best, Progress
@@ -45,7 +48,7 @@ class Trainer:
     Attributes:
         model: the network itself. forward: what the task calls, over processes and in the run's precision.
         schedule: update, from 0 → learning rate.
-        saved_step: the step of the newest checkpoint, or of the one that the run continues.
+        saved_step: the step of the newest checkpoint in the run's own folder; 0 without any.
         last: figures of the last evaluation, those of averaged weights with the prefix ema_.
         full_speed: images a second at the devices' peak; None where it is unknown.
     """
@@ -87,10 +90,9 @@ class Trainer:
         batches = self.feed.loader.run(self.sampler.batches(progress.step))
         try:
             with Profile(g.profiler_options, g.output_dir) as profile, self._bar() as bar:
-                stopped = False
                 if progress.finished:
                     log.info("nothing is left to train: the checkpoint is of step %d, the run's last", progress.step)
-                    self.evaluate()
+                stopped = not self.make_up_evaluation()
                 self.meter.read()
                 while not (stopped or progress.finished):
                     norm = self.advance(batches)
@@ -174,8 +176,30 @@ class Trainer:
         with self.meter.pause():
             self.callbacks.after_step(self.progress.step, {k: v for k, v in record.items() if v is not None})
 
-    def evaluate(self) -> bool:
+    def make_up_evaluation(self) -> bool:
+        """Evaluate the weights that the run begins with, where their evaluation is due and metrics.jsonl lacks it.
+
+        A stop or kill after the checkpoint was written cut it off, in part or whole. Measured or not, it is compared
+        with the best so far. Returns False where a signal ended it before its end.
+        """
+        g, progress = self.config.Global, self.progress
+        due = progress.finished or (progress.step > 0 and progress.due(g.eval_interval, g.eval_unit))
+        if self.evaluator is None or not due:
+            return True
+        known = recorded_evaluations(Path(g.output_dir), progress.step) if self.world.is_first else None
+        known = self.world.broadcast(known)
+        missing = [weights for weights in self._evaluated() if weights not in known]
+        if missing:
+            log.info(
+                "step %d was saved without its evaluation (%s), which is made up", progress.step, ", ".join(missing)
+            )
+        return self.evaluate(known)
+
+    def evaluate(self, known: Mapping[str, dict[str, float]] = MappingProxyType({})) -> bool:
         """Evaluate the weights and, as configured, the averaged ones; keep the best.
+
+        Args:
+            known: figures by the weights, raw or ema, that were measured and recorded before.
 
         Returns False where a signal ended it before its end.
         """
@@ -183,30 +207,39 @@ class Trainer:
             return True
         self.check_finite()
         self.world.average_statistics(self.model)
-        ema, results = self.config.EMA, {}
+        results: dict[str, dict[str, float]] = {}
         with self.meter.pause():
-            result = self.evaluator.run(self.model, self.stop.agreed)
-            if result is None:
-                return False
-            results["raw"] = result
-            if self.average and ema and ema.ema_eval and self.progress.epoch > ema.eval_start_epoch:
-                with self.average.applied(self.model) as averaged:
-                    result = self.evaluator.run(averaged, self.stop.agreed)
+            for weights in self._evaluated():
+                result = known.get(weights) or self._evaluation(self.evaluator, weights)
                 if result is None:
                     return False
-                results["ema"] = result
+                results[weights] = result
             with self.world.first_only():
-                for weights, result in results.items():
-                    record = {"epoch": self.progress.epoch, **result}
+                for weights in [w for w in results if w not in known]:
+                    record = {"epoch": self.progress.epoch, **results[weights]}
                     self.callbacks.after_evaluation(self.progress.step, weights, record)
             self._keep_best(self.evaluator.metrics[0].names[0], results)
         self.last = {**results["raw"], **{f"ema_{k}": v for k, v in results.get("ema", {}).items()}}
         return True
 
+    def _evaluated(self) -> list[str]:
+        """The weights that are evaluated at this step: raw, or raw and ema."""
+        ema = self.config.EMA
+        averaged = self.average and ema and ema.ema_eval and self.progress.epoch > ema.eval_start_epoch
+        return ["raw", "ema"] if averaged else ["raw"]
+
+    def _evaluation(self, evaluator: Evaluator, weights: str) -> dict[str, float] | None:
+        """The figures of the weights raw or ema; None where a signal ended it."""
+        if self.average is None or weights == "raw":
+            return evaluator.run(self.model, self.stop.agreed)
+        with self.average.applied(self.model) as averaged:
+            return evaluator.run(averaged, self.stop.agreed)
+
     def _keep_best(self, name: str, results: dict[str, dict[str, float]]) -> None:
         """Save and point to the best so far by the figure `name`, where one of these results is it."""
-        weights = max(results, key=lambda w: results[w][name])
-        record = {"metric": name, "value": results[weights][name], "step": self.progress.step, "weights": weights}
+        values = {weights: result.get(name, math.nan) for weights, result in results.items()}
+        weights = max(values, key=lambda w: values[w])
+        record = {"metric": name, "value": values[weights], "step": self.progress.step, "weights": weights}
         if not self.best.improved_by(record):
             return
         self.save()

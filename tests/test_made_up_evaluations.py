@@ -1,0 +1,155 @@
+"""Each evaluation stands once in metrics.jsonl and counts for `best`, wherever a run is killed or stopped."""
+
+import itertools
+
+import pytest
+
+from plsc.config import load
+from plsc.engine.assembly import assemble
+from plsc.engine.callbacks import Callbacks
+from plsc.engine.checkpoint import Checkpointer, Checkpoints
+from plsc.engine.distributed import World
+from plsc.engine.evaluator import Evaluator
+from plsc.engine.loggers import MetricsFile, recorded_evaluations
+from tests.helpers import metrics, tiny_digits, write_config
+
+TIMED = {"images_per_second", "data_time_fraction", "flops_utilisation"}
+
+
+class Killed(BaseException):
+    """What nobody catches, as a kill."""
+
+
+def config_at(folder, **changes):
+    """Four updates, saved and evaluated every two, with averages."""
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 4, "save_interval": 2, "save_unit": "step", "max_num_latest_checkpoint": -1}
+    tree["Global"] |= {"eval_during_train": True, "eval_interval": 2, "eval_unit": "step", "resume": "auto"}
+    tree["Global"] |= {"output_dir": str(folder), **changes}
+    tree["DataLoader"]["Eval"]["sampler"]["batch_size"] = 180
+    tree["EMA"] = {"decay": 0.5, "ema_eval": True}
+    folder.mkdir(exist_ok=True)
+    return load(str(write_config(folder / "c.yaml", tree)))
+
+
+def run(config):
+    trainer = assemble(config, World(), Callbacks([MetricsFile()], is_first=True))
+    trainer.fit()
+    return trainer
+
+
+def outcome(folder):
+    """What a kill must not change: the lines of metrics.jsonl but for times, best, and the last weights."""
+    lines = [
+        {k: v for k, v in r.items() if k not in TIMED} for kind in ("train", "eval") for r in metrics(folder, kind)
+    ]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    weights = (checkpoints.find("latest") / "model.safetensors").read_bytes()
+    return lines, checkpoints.best_record(), checkpoints.find("best").name, weights
+
+
+class Kill:
+    """Ends a run before or after the nth evaluation, line of metrics.jsonl or change of best."""
+
+    def __init__(self, monkeypatch, at: int):
+        self.at, self.done = at, 0
+        for owner, name in ((Evaluator, "run"), (MetricsFile, "_write"), (Checkpointer, "point_best")):
+            monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
+
+    def counted(self, function):
+        def call(*arguments):
+            self.done += 1
+            if self.done == self.at:
+                raise Killed
+            result = function(*arguments)
+            self.done += 1
+            if self.done == self.at:
+                raise Killed
+            return result
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    run(config_at(folder))
+    assert [(r["step"], r["weights"]) for r in metrics(folder, "eval")] == [
+        (2, "raw"), (2, "ema"), (4, "raw"), (4, "ema"),
+    ]  # fmt: skip
+    return outcome(folder)
+
+
+def test_a_kill_at_any_moment_leaves_each_evaluation_once(tmp_path, monkeypatch, straight):
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        config = config_at(folder)
+        with monkeypatch.context() as patch:
+            kill = Kill(patch, at)
+            try:
+                run(config)
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        run(config)
+        assert outcome(folder) == straight, f"after a kill at moment {at}"
+        if not killed:
+            break
+    assert kill.done > 20, "too few moments"
+
+
+def test_a_stop_during_an_evaluation_and_again_while_it_is_made_up(tmp_path, monkeypatch, straight):
+    """In the evaluation of the weights, in that of the averages, and in the making up."""
+    config, evaluate = config_at(tmp_path / "run"), Evaluator.run
+    for stopped_at in (1, 2, 1, None):  # which evaluation of each start
+        count = itertools.count(1)
+
+        def stopping(self, network, stop, count=count, stopped_at=stopped_at):
+            return evaluate(self, network, (lambda: True) if next(count) == stopped_at else stop)
+
+        monkeypatch.setattr(Evaluator, "run", stopping)
+        run(config)
+        assert not metrics(tmp_path / "run", "eval") or stopped_at is None
+    assert outcome(tmp_path / "run") == straight
+
+
+def test_a_stop_at_a_step_whose_evaluation_is_due(tmp_path, monkeypatch, straight):
+    """The stop saves and leaves the evaluation to the next start."""
+    config = config_at(tmp_path / "run")
+    trainer = assemble(config, World(), Callbacks([MetricsFile()], is_first=True))
+    monkeypatch.setattr(trainer.stop, "agreed", lambda: trainer.progress.step == 2)
+    trainer.fit()
+    assert trainer.progress.step == 2 and not metrics(tmp_path / "run", "eval")
+    run(config)
+    assert outcome(tmp_path / "run") == straight
+
+
+def test_a_finished_run_started_again_measures_nothing_again(tmp_path, monkeypatch, straight):
+    """Its summary has the recorded figures."""
+    folder = tmp_path / "run"
+    first = run(config_at(folder))
+    monkeypatch.setattr(Evaluator, "run", None)
+    again = run(config_at(folder))
+    assert outcome(folder) == straight
+    assert again.last == first.last and again.best.record == first.best.record
+
+
+def test_a_best_that_was_not_pointed_to_is_found_in_the_records(tmp_path, straight):
+    """Of the checkpoint that the run continues; a pointer that is missing or damaged is written anew."""
+    folder = tmp_path / "run"
+    run(config_at(folder))
+    pointer = folder / "checkpoints" / "best"
+    pointer.unlink()
+    run(config_at(folder))
+    assert outcome(folder) == straight
+
+
+def test_another_runs_checkpoint_is_evaluated_in_the_new_run(tmp_path):
+    """Its figures are the other run's, so the new one has its own, and a checkpoint that its best names."""
+    run(config_at(tmp_path / "one"))
+    new = config_at(tmp_path / "two", checkpoint=str(tmp_path / "one"))
+    run(new)
+    assert recorded_evaluations(tmp_path / "two", 4).keys() == {"raw", "ema"}
+    best = Checkpoints(tmp_path / "two" / "checkpoints").best_record()
+    assert best is None or best["step"] == 4
