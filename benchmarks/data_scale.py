@@ -5,7 +5,7 @@
 Writes a list file and tar shards into a temporary folder (about 1 GB). Each is opened twice (the first time
 builds the index), in a process of its own that tells its peak: ru_maxrss, pages of mapped files included. Then
 the list's lines are read for an epoch in training order, and some thousand samples of the shards through the
-loader with two workers. On the way the processes' own memory is told: RssAnon, without pages of mapped files;
+loader with two workers. On the way the processes' own memory is reported: RssAnon, without pages of mapped files;
 what workers share with the trainer since they began counts in each. It takes two to three minutes.
 """
 

@@ -39,7 +39,7 @@ MEAN = np.array([0.485, 0.456, 0.406], dtype="float32")
 STD = np.array([0.229, 0.224, 0.225], dtype="float32")
 
 
-def found_pictures(folder: Path, most: int) -> list[Path]:
+def pictures_in(folder: Path, most: int) -> list[Path]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise SystemExit(f"{folder}: holds no JPEGs")
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--pictures", type=int, default=250, help="pictures a turn")
     arguments = parser.parse_args()
-    paths = found_pictures(arguments.folder, arguments.pictures)
+    paths = pictures_in(arguments.folder, arguments.pictures)
     environment.prepare()
     environment.import_paddle()
     cv2.setNumThreads(0)

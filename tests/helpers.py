@@ -191,7 +191,7 @@ def wait_for_step(run, step, timeout=60):
 
 def children(pid: int) -> list[int]:
     """Processes below `pid`, at any depth."""
-    found, queue = [], [pid]
+    collected, queue = [], [pid]
     while queue:
         parent = queue.pop()
         for entry in os.listdir("/proc"):
@@ -199,11 +199,11 @@ def children(pid: int) -> list[int]:
                 try:
                     with open(f"/proc/{entry}/stat") as file:
                         if int(file.read().rsplit(")", 1)[1].split()[1]) == parent:
-                            found.append(int(entry))
+                            collected.append(int(entry))
                             queue.append(int(entry))
                 except OSError:
                     continue
-    return found
+    return collected
 
 
 def gone(pids, timeout=15) -> bool:
@@ -220,13 +220,13 @@ def rank_of(pid: int) -> str | None:
     """The rank of a process that runs tools/train.py under the launcher; None for any other."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            found = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+            variables = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             if b"train.py" not in file.read():
                 return None
     except OSError:
         return None
-    return found.get(b"PADDLE_TRAINER_ID", b"").decode() or None
+    return variables.get(b"PADDLE_TRAINER_ID", b"").decode() or None
 
 
 class TooSlow(BaseException):

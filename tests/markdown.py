@@ -40,13 +40,13 @@ class Block:
 def blocks(root: Path, page: str) -> list[Block]:
     """All blocks of a page, in order."""
     text = (root / page).read_text(encoding="utf-8")
-    found = []
+    collected = []
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("text")) + 1
         lines = match["text"].splitlines(keepends=True)
         inside = "".join(part.removeprefix(match["indent"]) for part in lines)
-        found.append(Block(page, line, match["language"], inside, match["reason"]))
-    return found
+        collected.append(Block(page, line, match["language"], inside, match["reason"]))
+    return collected
 
 
 def without_blocks(text: str) -> str:

@@ -142,9 +142,9 @@ def serve(address: str, small: dict[str, list[str]]) -> None:
     """Answer clients until killed."""
     environment.prepare(cpu_threads=1)
     environment.import_paddle()
-    for found in pkgutil.walk_packages(plsc.__path__, "plsc."):
-        if found.name != "plsc.__main__":
-            importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(plsc.__path__, "plsc."):
+        if module.name != "plsc.__main__":
+            importlib.import_module(module.name)
     for name in ("matplotlib.pyplot", "sklearn.datasets", "sklearn.model_selection", "sklearn.metrics"):
         importlib.import_module(name)
 

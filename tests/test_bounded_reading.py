@@ -67,7 +67,7 @@ RECIPES = {
     "huge hex": ("A: 0x" + "f" * 500_000, 1, "a number of 500,002 characters"),
     "huge sexagesimal": ("A: 1" + ":59" * 150_000, 1, "a number of 450,001 characters"),
     "character of no number": ('A:\n  b: "\\U00110000"', 2, "not valid YAML"),
-    "character beyond C": ('A:\n  b: "\\UFFFFFFFF"', 2, "not valid YAML"),
+    "character outside C": ('A:\n  b: "\\UFFFFFFFF"', 2, "not valid YAML"),
     "NUL": ("A: 3\nB: \0", 2, "the character 0x0 is not allowed"),
     "version": ("%YAML 1." + "9" * 5000 + "\n---\nA: 1", 1, "not valid YAML"),
     "not UTF-8": (b"A: 3\nB: \xe9 x", 2, "not UTF-8"),

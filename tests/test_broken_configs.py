@@ -30,7 +30,7 @@ class Broken:
 
     name: str
     change: dict
-    says: list
+    texts: list
     near: str | None = None
     overrides: list = field(default_factory=list)
     files: dict = field(default_factory=dict)
@@ -140,8 +140,8 @@ VALUES = [
     Broken("fraction-for-count", {"Model.depth": 2.5}, ["Model.depth", "a whole number", "2.5"]),
     Broken("number-for-section", {"Global": 3}, ["Global", "keys and values"]),
     Broken("mapping-for-list", {"Metric.Train": {"TopkAcc": {}}}, ["Metric.Train", "expected a list"]),
-    Broken("number-beyond-float", {}, ["Optimizer.weight_decay"], overrides=["Optimizer.weight_decay=10**400"]),
-    Broken("seed-beyond-64-bits", {"Global.seed": 10**30}, ["Global.seed"]),
+    Broken("number-outside-float", {}, ["Optimizer.weight_decay"], overrides=["Optimizer.weight_decay=10**400"]),
+    Broken("seed-above-64-bits", {"Global.seed": 10**30}, ["Global.seed"]),
     Broken("learning-rate-infinite", {"LRScheduler.learning_rate": float("inf")}, ["LRScheduler", "learning_rate"]),
     Broken("learning-rate-negative", {"LRScheduler.learning_rate": -1}, ["LRScheduler", "learning_rate"]),
     Broken("train-batch-of-0", {f"{TRAIN}.sampler.batch_size": 0}, [f"{TRAIN}.sampler", "batch_size"]),
@@ -272,42 +272,42 @@ def prepare(case: Broken, folder) -> list[str]:
     return ["train", "-c", "run.yaml", *(part for o in case.overrides for part in ("-o", o))]
 
 
-def assert_told(case: Broken, code: int, out: str, err: str):
+def assert_reported(case: Broken, code: int, out: str, err: str):
     assert "Traceback" not in out + err, err
     assert code == 2, (code, out, err)
     assert len(re.findall(r"(?m)^error: ", err)) == 1, err
     message = err[err.index("error: ") :]
-    for part in case.says:
+    for part in case.texts:
         assert part in message
     if case.near:
         assert f"did you mean {case.near}" in message
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_told_with_exit_code_2(case, tmp_path, capsys):
+def test_reported_with_exit_code_2(case, tmp_path, capsys):
     code = main(prepare(case, tmp_path))
-    assert_told(case, code, *capsys.readouterr())
+    assert_reported(case, code, *capsys.readouterr())
 
 
 def test_duplicate_keys(tmp_path, capsys):
     text = yaml.safe_dump(tiny_digits(), sort_keys=False).replace("  seed: 7\n", "  seed: 7\n  epochs: 2\n", 1)
     (tmp_path / "run.yaml").write_text(text)
     code = main(["train", "-c", "run.yaml"])
-    assert_told(Broken("", {}, ["run.yaml", "Global.epochs", "line 4 and in line 5"]), code, *capsys.readouterr())
+    assert_reported(Broken("", {}, ["run.yaml", "Global.epochs", "line 4 and in line 5"]), code, *capsys.readouterr())
 
 
 def test_a_recipe_that_does_not_exist(capsys):
     code = main(["train", "-c", "digit"])
-    assert_told(
+    assert_reported(
         Broken("", {}, ["digit: neither a file nor a shipped recipe"], near="digits"), code, *capsys.readouterr()
     )
 
 
 @pytest.mark.parametrize("case", [c for c in TYPOS if c.near], ids=lambda case: case.name)
-def test_typos_are_told_by_plsc_config_too(case, tmp_path, capsys):
+def test_typos_are_reported_by_plsc_config_too(case, tmp_path, capsys):
     code = main(["config", *prepare(case, tmp_path)[1:]])
     out, err = capsys.readouterr()
-    assert_told(case, code, out, err)
+    assert_reported(case, code, out, err)
     assert out == ""
 
 
@@ -326,7 +326,7 @@ def by_name(name: str) -> Broken:
 def test_in_a_process_of_its_own(name, tmp_path):
     case = by_name(name)
     done = plsc(*prepare(case, tmp_path), cwd=tmp_path, check=False)
-    assert_told(case, done.returncode, done.stdout, done.stderr)
+    assert_reported(case, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
@@ -350,6 +350,6 @@ def test_under_the_launcher(case, tmp_path):
     everything = done.stdout + done.stderr + logs
     assert done.returncode == 2, everything
     assert "error: " in everything
-    for part in case.says:
+    for part in case.texts:
         assert part in everything
     assert "/plsc/" not in "".join(re.findall(r'File "[^"]*"', everything)), everything

@@ -150,7 +150,7 @@ class Raising(Callback):
 
 @pytest.mark.parametrize("moment", ["start", "after_step", "after_evaluation", "after_save", "end"])
 def test_an_error_in_a_callback_fails_the_run_by_name(moment):
-    """And the other callbacks are told of it; a later run in the process works."""
+    """And the other callbacks hear of it; a later run in the process works."""
     journal = Journal()
     with pytest.raises(CallbackError, match=f"callback Raising failed in {moment}: OSError: disk") as error:
         plsc.train(config(), callbacks=[journal, Raising(moment, OSError("disk"))])
@@ -242,13 +242,13 @@ def test_on_the_first_process_unless_it_asks_for_all(tmp_path):
 
 def curves(lines) -> dict[tuple[str, int], float]:
     """(name, step) → value of every figure of metrics.jsonl, as loggers name it."""
-    found = {}
+    collected = {}
     for record in map(json.loads, lines):
         kind = record["kind"] + ("_ema" if record.get("weights") == "ema" else "")
         for name, value in record.items():
             if name not in ("kind", "step", "epoch", "weights"):
-                found[f"{kind}/{name}", record["step"]] = value
-    return found
+                collected[f"{kind}/{name}", record["step"]] = value
+    return collected
 
 
 def events(folder: Path):

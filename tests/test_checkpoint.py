@@ -78,7 +78,7 @@ def test_a_damaged_file_is_named(tmp_path, file):
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
-    """An error while writing is told, and the folder holds only complete checkpoints."""
+    """An error while writing is reported, and the folder holds only complete checkpoints."""
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
 

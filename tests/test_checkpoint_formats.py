@@ -117,12 +117,12 @@ def test_parity_with_googles_code(name):
     assert report.exact
     with paddle.no_grad():
         tokens = network.forward_features(paddle.to_tensor(reference["input"].transpose(0, 3, 1, 2).copy()))
-        found = {
+        actual = {
             "encoded": tokens,
             "pre_logits": network.forward_head(tokens, pre_logits=True),
             "logits": network.forward_head(tokens),
         }
-    for key, value in found.items():
+    for key, value in actual.items():
         np.testing.assert_allclose(value.numpy(), reference[key], rtol=1e-4, atol=1e-4, err_msg=key)
     spec = ViTSpec(**read(FIXTURES / f"{name}.npz").card.spec)
     assert (spec.grid, spec.num_heads, spec.resnet_layers) == (
@@ -144,10 +144,10 @@ def test_deit_tiny(file):
         network = VisionTransformer(ViTSpec(**{**spec, "act": act}))
         network.eval()
         loading.load_pretrained(network, str(DEIT / file), strict=True)
-        found = logits(network, x)
-        np.testing.assert_allclose(found, reference, atol=1e-3)
-        assert (found.argmax(1) == reference.argmax(1)).all()
-    assert np.abs(expected["gelu"] - expected["gelu_tanh"]).max() > 1e-3  # else the two would not be told apart
+        actual = logits(network, x)
+        np.testing.assert_allclose(actual, reference, atol=1e-3)
+        assert (actual.argmax(1) == reference.argmax(1)).all()
+    assert np.abs(expected["gelu"] - expected["gelu_tanh"]).max() > 1e-3  # else the two would not be distinguished
 
 
 # -- layouts: arrays in plsc's names → theirs ----------------------------------------------------
@@ -162,10 +162,10 @@ def renamed(arrays: dict, rules: dict[str, str], qkv: str | None = None) -> dict
     """Names by pattern; with `qkv` (block, part, kind) the fused attention is split in rows of [out, in]."""
     out = {}
     for name, array in turned(arrays).items():
-        found = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
-        if found and qkv:
+        match = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
+        if match and qkv:
             for part, piece in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                theirs = qkv.format(block=found[1], part=part, letter=part[0], kind=found[2])
+                theirs = qkv.format(block=match[1], part=part, letter=part[0], kind=match[2])
                 out[theirs] = np.ascontiguousarray(piece)
             continue
         (target,) = {re.sub(f"^{old}$", new, name) for old, new in rules.items() if re.fullmatch(old, name)}
@@ -358,7 +358,7 @@ CONTAINERS = {
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_in_every_container(tmp_path, name, container):
-    """proj, head and pre-logits are square here: one turned the wrong way would fit, and is told by its values."""
+    """proj, head and pre-logits are square here: one turned the wrong way would fit; its values show it."""
     convert, layout, fields = LAYOUTS[name]
     arrays = drawn(**fields)
     path = CONTAINERS[container](tmp_path / "weights.bin", convert(arrays))
@@ -519,7 +519,7 @@ def test_position_embedding_of_another_grid(tmp_path, size, patch, grid, method)
     path = npz(tmp_path / "w.npz", google_names(arrays, 2))
     network = network_of(img_size=size, patch_size=patch)
     report = loading.load_pretrained(network, str(path), position=method)
-    found, old = network.pos_embed.numpy(), arrays["pos_embed"]
+    actual, old = network.pos_embed.numpy(), arrays["pos_embed"]
     table = old[0, 1:].reshape(4, 4, 16)
     if method == "bilinear":
         ndimage = pytest.importorskip("scipy.ndimage")
@@ -528,8 +528,8 @@ def test_position_embedding_of_another_grid(tmp_path, size, patch, grid, method)
         picture = paddle.to_tensor(table.transpose(2, 0, 1)[None].copy())
         expected = F.interpolate(picture, size=list(grid), mode="bicubic", align_corners=False).numpy()
         expected = expected[0].transpose(1, 2, 0)
-    assert np.array_equal(found[:, 0], old[:, 0])
-    np.testing.assert_allclose(found[0, 1:], expected.reshape(-1, 16), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(actual[:, 0], old[:, 0])
+    np.testing.assert_allclose(actual[0, 1:], expected.reshape(-1, 16), rtol=1e-4, atol=1e-5)
     assert ("pos_embed" in report.adapted) == (grid != (4, 4))
 
 
@@ -696,12 +696,12 @@ def test_round_trips(tmp_path, to, model):
     for name in source.tensors:
         assert back.read(name).dtype == source.read(name).dtype
         assert np.array_equal(back.read(name), source.read(name)), name
-    tells = FIELDS if to in ("safetensors", "google", "huggingface") else [f for f in FIELDS if f != "num_heads"]
+    stated = FIELDS if to in ("safetensors", "google", "huggingface") else [f for f in FIELDS if f != "num_heads"]
     if model in ("hybrid", "stem"):
-        tells = [*(f for f in tells if f != "num_heads" or to != "pdparams"), "resnet_width"]
+        stated = [*(f for f in stated if f != "num_heads" or to != "pdparams"), "resnet_width"]
         assert tuple(back.card.spec["resnet_layers"]) == tuple(source.card.spec["resnet_layers"])
     defaults = {f.name: f.default for f in dataclasses.fields(ViTSpec)}
-    for field in tells:
+    for field in stated:
         assert back.card.spec.get(field, defaults[field]) == source.card.spec.get(field, defaults[field]), field
 
 
@@ -767,14 +767,14 @@ def test_names_and_orientation_of_what_is_written(tmp_path):
         write(source, to, tmp_path / to)
         if to == "google":
             with np.load(tmp_path / to, allow_pickle=False) as file:
-                found = dict(file)
+                actual = dict(file)
         else:
-            found = load_file(tmp_path / to / "model.safetensors" if to == "huggingface" else tmp_path / to)
-        assert found.keys() == theirs.keys()
-        assert all(np.array_equal(found[n], a) for n, a in theirs.items()), to
+            actual = load_file(tmp_path / to / "model.safetensors" if to == "huggingface" else tmp_path / to)
+        assert actual.keys() == theirs.keys()
+        assert all(np.array_equal(actual[n], a) for n, a in theirs.items()), to
     write(source, "pdparams", tmp_path / "w.pdparams")
-    found = paddle.load(str(tmp_path / "w.pdparams"))
-    assert all(np.array_equal(found[n].numpy(), a) for n, a in arrays.items())
+    actual = paddle.load(str(tmp_path / "w.pdparams"))
+    assert all(np.array_equal(actual[n].numpy(), a) for n, a in arrays.items())
     with safe_open(tmp_path / "timm", framework="np") as file:
         assert file.metadata() == {"format": "pt"}
 
@@ -1097,26 +1097,26 @@ def test_the_zoo_is_found():
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_sizes_told_by_shapes(name):
+def test_sizes_inferred_from_shapes(name):
     """A spec from nothing but shapes rebuilds every size of the zoo, the number of heads included."""
     spec = ZOO[name]
-    told = ViTSpec(**infer_spec(shapes_of(spec), {}))
-    assert shapes_of(told) == shapes_of(spec)
+    inferred = ViTSpec(**infer_spec(shapes_of(spec), {}))
+    assert shapes_of(inferred) == shapes_of(spec)
     for field in ("embed_dim", "depth", "num_heads", "patch_size", "in_chans", "class_num", "representation_size"):
-        assert getattr(told, field) == getattr(spec, field), field
-    assert (told.resnet_layers, told.pool, told.grid) == (spec.resnet_layers, "token", spec.grid)
+        assert getattr(inferred, field) == getattr(spec, field), field
+    assert (inferred.resnet_layers, inferred.pool, inferred.grid) == (spec.resnet_layers, "token", spec.grid)
     if spec.resnet_layers is not None:
-        assert reduced(told.img_size, told.resnet_layers) == reduced(spec.img_size, spec.resnet_layers)
+        assert reduced(inferred.img_size, inferred.resnet_layers) == reduced(spec.img_size, spec.resnet_layers)
     elif spec.img_size % spec.patch_size == 0:
-        assert told.img_size == spec.img_size
+        assert inferred.img_size == spec.img_size
 
 
-def test_every_mlp_width_is_told():
+def test_every_mlp_width_is_inferred():
     """int(width × ratio) must come back to the width of fc1, though the ratio is a float."""
     wrong = []
     for width in (192, 1152, 1408, 1664, 2320):
         for hidden in range(8, 8 * width, 8):
             shapes = {"patch_embed.proj.weight": (width, 3, 16, 16), "blocks.0.mlp.fc1.weight": (width, hidden)}
-            found = int(width * infer_spec(shapes, {})["mlp_ratio"])
-            wrong += [(width, hidden, found)] * (found != hidden)
+            actual = int(width * infer_spec(shapes, {})["mlp_ratio"])
+            wrong += [(width, hidden, actual)] * (actual != hidden)
     assert not wrong, f"{len(wrong)} widths, as (width, fc1, told): {wrong[:5]}"

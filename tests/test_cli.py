@@ -69,11 +69,11 @@ def test_examples_are_commands_that_plsc_accepts(name):
     from plsc.cli.main import parser
 
     text = import_module(f"plsc.cli.{name}").EXAMPLES.replace("\\\n", " ")
-    # a line is a command, then perhaps an explanation behind several spaces or a redirection
+    # a line is a command, then perhaps an explanation after several spaces or a redirection
     lines = [re.split(r"\s{3,}|>", line.strip())[0] for line in text.splitlines()]
-    found = [line.split()[1:] for line in lines if line.startswith("plsc ")]
-    assert found
-    for arguments in found:
+    commands = [line.split()[1:] for line in lines if line.startswith("plsc ")]
+    assert commands
+    for arguments in commands:
         assert parser().parse_args(arguments).command == arguments[0]
 
 

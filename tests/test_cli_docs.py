@@ -28,9 +28,9 @@ def sections() -> dict[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_there(name, sections, capsys):
     """As its --help shows them, with those of its subcommands."""
-    found = [section for section in sections if section.split()[:2] == ["plsc", name]]
-    assert found
-    for section in found:
+    named = [section for section in sections if section.split()[:2] == ["plsc", name]]
+    assert named
+    for section in named:
         shown = help_of(capsys, *section.split()[1:])
         options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", shown.partition("options:")[2].partition("examples:")[0]))
         assert options - {"--help"} <= set(re.findall(r"--[a-z][\w-]*", sections[section])), section
@@ -38,8 +38,8 @@ def test_every_option_of_a_command_is_there(name, sections, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example(name, sections):
-    found = [text for section, text in sections.items() if section.split()[:2] == ["plsc", name]]
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join(found), re.DOTALL))
+    texts = [text for section, text in sections.items() if section.split()[:2] == ["plsc", name]]
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join(texts), re.DOTALL))
     assert f"plsc {name} " in blocks
 
 

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_returned_unchanged(value, annotation):
 
 
 @pytest.mark.parametrize("value", ["10**400", "0x" + "f" * 400, 10**400], ids=["power", "hexadecimal", "number"])
-def test_a_whole_number_beyond_float_is_refused_not_a_crash(value):
+def test_a_whole_number_outside_float_is_refused_not_a_crash(value):
     """coerce never raises; the type check refuses what it leaves."""
     assert coerce(value, float) == value
 

@@ -76,7 +76,7 @@ def test_plscs_base_recipe_trains_then_fine_tunes(small_tree, tmp_path):
     recipe = ["-c", FOLDER / f"{BASE}.yaml"]
     plsc("train", *recipe, *overrides(small_tree, 2, 2, **paths), processes=2, cwd=tmp_path, timeout=400)
     losses = [record["loss"] for record in metrics(first)]
-    # 1000 sigmoids behind a bias of -10, one right class: about 10 + 1000 log(1 + exp(-10)), and the smoothing
+    # 1000 sigmoids after a bias of -10, one right class: about 10 + 1000 log(1 + exp(-10)), and the smoothing
     assert len(losses) == 2 and 9 < losses[0] < 14
     recipe = ["-c", FOLDER / f"{BASE_FT}.yaml"]
     paths = {"Global.output_dir": second, "Global.pretrained_model": first}

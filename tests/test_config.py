@@ -439,7 +439,7 @@ def test_a_missing_key_is_placed_at_its_section(here):
     assert f"{line_of(here, 'LRScheduler')}: LRScheduler.learning_rate: is missing" in message
 
 
-def test_several_problems_are_told_together_each_on_a_line_with_its_place(here):
+def test_several_problems_are_reported_together_each_on_a_line_with_its_place(here):
     tree = digits(**{"Global.epocs": 3, "Model.depth": "deep", "Loss.Train": [{"CELos": {}}], "EMA.decay": 2})
     message = refusal(here, tree, "Optimizer.betas=3")
     head, *rows = message.splitlines()
@@ -527,7 +527,7 @@ def test_eps_is_another_name_of_epsilon(here):
     assert "Optimizer.eps: is another name of epsilon" in message
 
 
-def test_epsilon_of_adamw_is_used_and_said(here):
+def test_epsilon_of_adamw_is_used_and_shown(here):
     """PLSC dropped the key and ran at 1e-8; the design promises one line that says so."""
     config = load_tree(here, digits(**{"Optimizer.epsilon": "1e-6"}))
     assert config.Optimizer.arguments["epsilon"] == 1e-6

@@ -1,4 +1,4 @@
-"""Paths in recipes: where files are looked for, what a missing one is told by, where PLSC's files have their run."""
+"""Paths in recipes: where files are looked for, what the message of a missing one names, where PLSC's runs are."""
 
 import pytest
 import yaml
@@ -65,7 +65,7 @@ def test_weights_are_found_beside_the_recipe_also_without_their_ending(here):
     assert config.Global.checkpoint == str(here / "place" / "gone")
 
 
-def test_a_missing_file_is_told_with_the_key_and_the_folders(here):
+def test_a_missing_file_is_reported_with_the_key_and_the_folders(here):
     config = load(recipe(here))
     with pytest.raises(ConfigError) as caught:
         build.component(config, METRICS, config.Metric["Eval"][1])
@@ -80,7 +80,7 @@ def test_a_missing_file_is_told_with_the_key_and_the_folders(here):
 
 
 @pytest.mark.parametrize("key", ["pretrained_model", "checkpoint"])
-def test_missing_weights_are_told_with_the_key_and_the_folders(here, key):
+def test_missing_weights_are_reported_with_the_key_and_the_folders(here, key):
     done = plsc("train", "-c", recipe(here, **{key: "gone", "device": "cpu"}), cwd=here / "place", check=False)
     assert done.returncode == 2 and f"Global.{key}: {here}/place/gone is missing" in done.stderr
     assert f"looked for in {here}/place and in {here}/recipes" in done.stderr and "Traceback" not in done.stderr

@@ -170,10 +170,10 @@ def write_list(root, names) -> ImageNetDataset:
     return ImageNetDataset(str(root), str(root / "list.txt"))
 
 
-def load(data, transforms, workers, damaged, said=None):
+def load(data, transforms, workers, damaged, messages=None):
     """One batch of the whole data set."""
     fetcher = Fetcher(data, transforms, seed=3, class_num=len(data), damaged=damaged)
-    report = said.append if said is not None else lambda message: None
+    report = messages.append if messages is not None else lambda message: None
     loader = Loader(fetcher, batch_size=len(data), num_workers=workers, on_skip=report)
     try:
         [batch] = itertools.islice(loader.run([[Draw(0, k) for k in range(len(data))]]), 1)
@@ -236,11 +236,11 @@ def test_a_worker_survives_a_damaged_picture(tmp_path, name):
 def test_all_of_them_are_skipped_when_asked(tmp_path, workers, transforms):
     """Each is reported once by name; its row holds the next readable picture and does not count."""
     names = [name for pair in itertools.zip_longest(RIGHT, DAMAGED) for name in pair if name]
-    data, said = write_list(tmp_path, names), []
-    batch = load(data, transforms, workers, "skip", said)
+    data, messages = write_list(tmp_path, names), []
+    batch = load(data, transforms, workers, "skip", messages)
     for name in DAMAGED:
-        assert any(f"{tmp_path}/{name}: " in message for message in said), name
-    assert not any(f"{tmp_path}/{name}: " in message for message in said for name in RIGHT)
+        assert any(f"{tmp_path}/{name}: " in message for message in messages), name
+    assert not any(f"{tmp_path}/{name}: " in message for message in messages for name in RIGHT)
     assert batch["valid"].tolist() == [name in RIGHT for name in names]
     following = [next(n for n in (names + names)[k:] if n in RIGHT) for k in range(len(names))]
     assert batch["label"].tolist() == [names.index(name) for name in following]

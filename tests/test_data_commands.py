@@ -68,13 +68,13 @@ def folder(tmp_path_factory):
 
 def members(output) -> dict[str, bytes]:
     """Every member of every shard."""
-    found = {}
+    collected = {}
     for path in sorted(output.glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
-                assert member.name not in found, "keys are unique"
-                found[member.name] = archive.extractfile(member).read()
-    return found
+                assert member.name not in collected, "keys are unique"
+                collected[member.name] = archive.extractfile(member).read()
+    return collected
 
 
 def shard_bytes(output) -> dict[str, bytes]:
@@ -101,11 +101,11 @@ def test_every_sample_is_there_once_with_its_label_and_size(folder, tmp_path):
     """Keys are the pictures' numbers; the short side is the wish, or what it was where that is less."""
     data = ImageFolder(str(folder))
     make(folder, tmp_path)
-    found = members(tmp_path)
-    assert sorted(found) == sorted(f"{k:09d}.{e}" for k in range(36) for e in ("cls", "jpg"))
+    actual = members(tmp_path)
+    assert sorted(actual) == sorted(f"{k:09d}.{e}" for k in range(36) for e in ("cls", "jpg"))
     for k in range(36):
-        stored, before = found[f"{k:09d}.jpg"], decode(data[k].image)
-        assert int(found[f"{k:09d}.cls"]) == data[k].label
+        stored, before = actual[f"{k:09d}.jpg"], decode(data[k].image)
+        assert int(actual[f"{k:09d}.cls"]) == data[k].label
         with Image.open(io.BytesIO(stored)) as image:
             assert image.format == "JPEG" and image.mode == "RGB" and "progressive" not in image.info
         height, width = decode(stored).shape[:2]
@@ -117,8 +117,8 @@ def test_every_sample_is_there_once_with_its_label_and_size(folder, tmp_path):
 def test_small_rgb_jpegs_keep_their_bytes_and_nothing_else_does(folder, tmp_path):
     data = ImageFolder(str(folder))
     make(folder, tmp_path)
-    found = members(tmp_path)
-    kept = {k for k in range(36) if found[f"{k:09d}.jpg"] == data[k].image}
+    actual = members(tmp_path)
+    kept = {k for k in range(36) if actual[f"{k:09d}.jpg"] == data[k].image}
     small = set()
     for k in range(36):
         with Image.open(io.BytesIO(data[k].image)) as image:
@@ -209,8 +209,8 @@ def test_what_is_written_is_read_back(folder, tmp_path):
 def test_several_labels_become_json(picture_tree, tmp_path):
     data = ImageNetDataset(str(picture_tree), str(picture_tree / "multi_list.txt"), multi_label=True)
     manifest = prepare(data, tmp_path, Settings(short_side=24, shard_size=20), workers=0)
-    found = members(tmp_path)
-    assert json.loads(found["000000047.json"]) == {"labels": [3, 0]} and not any(n.endswith(".cls") for n in found)
+    actual = members(tmp_path)
+    assert json.loads(actual["000000047.json"]) == {"labels": [3, 0]} and not any(n.endswith(".cls") for n in actual)
     assert manifest["class_counts"] == [24, 24, 24, 24] and manifest["class_names"] is None
     shards = WebDataset(str(tmp_path / "*.tar"), label_mode="multi_hot")
     read = Counter(shards[k].label for k in range(len(shards)))
@@ -243,8 +243,8 @@ def jpeg(seed: int, size=(20, 24)) -> bytes:
 def test_label_weights_are_kept(tmp_path):
     samples = [Sample(jpeg(0), (4, 9), "a", (0.5, 0.125)), Sample(jpeg(1), (2,), "b", (1.0,))]
     prepare(Listed(samples, max_labels=2), tmp_path, SETTINGS, workers=0)
-    found = members(tmp_path)
-    assert json.loads(found["000000000.json"]) == {"labels": [4, 9], "label_probs": [0.5, 0.125]}
+    actual = members(tmp_path)
+    assert json.loads(actual["000000000.json"]) == {"labels": [4, 9], "label_probs": [0.5, 0.125]}
     read = WebDataset(str(tmp_path / "*.tar"), label_mode="soft")
     assert {(read[k].label, read[k].weights) for k in range(2)} == {((4, 9), (0.5, 0.125)), ((2,), (1.0,))}
 
@@ -252,10 +252,10 @@ def test_label_weights_are_kept(tmp_path):
 def test_pixels_of_one_channel_become_grey_jpegs(tmp_path):
     data = Digits(split="test")
     prepare(data, tmp_path, Settings(shard_size=500), workers=0)
-    found = members(tmp_path)
-    with Image.open(io.BytesIO(found["000000007.jpg"])) as image:
+    actual = members(tmp_path)
+    with Image.open(io.BytesIO(actual["000000007.jpg"])) as image:
         assert image.mode == "L" and image.size == (8, 8)
-    assert int(found["000000007.cls"]) == data[7].label
+    assert int(actual["000000007.cls"]) == data[7].label
     pixels = np.zeros([8, 8, 2], "uint8")
     with pytest.raises(DataError, match="none of the pictures can be read"):
         prepare(Listed([Sample(pixels, 0, "odd")]), tmp_path / "odd", SETTINGS, workers=0)
@@ -265,8 +265,8 @@ def test_what_no_jpeg_can_hold_is_skipped(tmp_path):
     """A side above 65,500 pixels is no reason to stop."""
     wide = np.zeros([4, 70_000, 3], "uint8")
     manifest = prepare(Listed([Sample(wide, 0, "wide"), Sample(jpeg(0), 0, "b")]), tmp_path, SETTINGS, workers=0)
-    [found] = manifest["skipped"]
-    assert found["index"] == 0 and found["reason"].startswith("wide: 70000x4 pixels cannot be written as JPEG")
+    [entry] = manifest["skipped"]
+    assert entry["index"] == 0 and entry["reason"].startswith("wide: 70000x4 pixels cannot be written as JPEG")
 
 
 def test_a_shard_size_in_megabytes_is_about_kept(tmp_path):
@@ -287,7 +287,7 @@ def test_damaged_pictures_are_left_out_and_listed(tmp_path):
     for workers in (0, 2):
         manifest = prepare(data, tmp_path / f"{workers}", SETTINGS, workers=workers)
         assert manifest["count"] == 9 and manifest["class_counts"] == [5, 4]
-        assert [found["index"] for found in manifest["skipped"]] == [3, 5, 6]
+        assert [entry["index"] for entry in manifest["skipped"]] == [3, 5, 6]
         assert manifest["skipped"][0]["reason"].startswith("page.jpg: not a readable picture")
     assert shard_bytes(tmp_path / "0") == shard_bytes(tmp_path / "2")
 
@@ -362,8 +362,8 @@ def test_an_interrupted_start_is_continued(many, tmp_path, how):
     process = start(many, tmp_path / "out")
     if how == signal.SIGINT:
         os.killpg(process.pid, how)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 130 and said == b"interrupted\n"
+        _, output = process.communicate(timeout=30)
+        assert process.returncode == 130 and output == b"interrupted\n"
         assert not list((tmp_path / "out").glob(".writing*"))
     else:
         process.kill()
@@ -384,10 +384,10 @@ def test_an_interrupted_start_is_continued(many, tmp_path, how):
 def test_another_run_of_a_finished_one_changes_nothing(folder, tmp_path):
     first = make(folder, tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
-    told = []
-    assert make(folder, tmp_path, progress=told.append) == first
+    counts = []
+    assert make(folder, tmp_path, progress=counts.append) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")} == times
-    assert sum(told) == 36
+    assert sum(counts) == 36
 
 
 def test_a_lost_or_cut_shard_is_written_again(folder, tmp_path):
@@ -447,7 +447,7 @@ def test_a_journal_of_many_classes_is_not_kept_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"quality": 80}, "quality 85, now 80"),
         ({"short_side": 48}, "short_side 32, now 48"),
@@ -457,10 +457,10 @@ def test_a_journal_of_many_classes_is_not_kept_in_memory(tmp_path):
         ({"name": "train"}, "name 'shard', now 'train'"),
     ],
 )
-def test_a_restart_with_other_settings_is_refused(folder, tmp_path, changed, said):
+def test_a_restart_with_other_settings_is_refused(folder, tmp_path, changed, message):
     make(folder, tmp_path)
     before = shard_bytes(tmp_path)
-    with pytest.raises(DataError, match=f"was begun with {said}. .*another folder"):
+    with pytest.raises(DataError, match=f"was begun with {message}. .*another folder"):
         make(folder, tmp_path, Settings(**{**dict(short_side=32, quality=85, shard_size=10), **changed}))
     assert shard_bytes(tmp_path) == before
 
@@ -523,7 +523,7 @@ def test_a_full_disk_keeps_what_is_done(folder, tmp_path):
 
 
 def test_the_command_line_of_prepare(folder, tmp_path):
-    """Exit code 1 where pictures are left out, with their names; 2 for what the user can mend."""
+    """Exit code 1 where pictures are left out, with their names; 2 for what the user can correct."""
     (tmp_path / "data" / "ant").mkdir(parents=True)
     for k in range(4):
         (tmp_path / "data" / "ant" / f"{k}.jpg").write_bytes(jpeg(k))
@@ -535,7 +535,7 @@ def test_the_command_line_of_prepare(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["--output", "o"], "one of -c RECIPE, --folder DIR and --list FILE"),
         (["--folder", "a", "--list", "b", "--output", "o"], "one of -c RECIPE"),
@@ -552,10 +552,10 @@ def test_the_command_line_of_prepare(folder, tmp_path):
         (["--folder", "FOLDER", "--output", "FOLDER/ant/01.jpg"], "01.jpg"),
     ],
 )
-def test_wrong_arguments_are_named(folder, tmp_path, monkeypatch, capsys, given, said):
+def test_wrong_arguments_are_named(folder, tmp_path, monkeypatch, capsys, given, message):
     monkeypatch.chdir(tmp_path)
     assert exit_code("data", "prepare", *(part.replace("FOLDER", str(folder)) for part in given)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
@@ -574,7 +574,7 @@ def faulty_at(task, tick):
     return task
 
 
-def test_a_killed_process_is_told():
+def test_a_killed_process_is_reported():
     with pytest.raises(DataError, match="a process was killed"):
         list(each(killed_at, range(50), workers=2))
 
@@ -592,9 +592,9 @@ def test_every_task_is_done_and_counted_once(workers):
             tick()
         return task
 
-    told = []
-    assert sorted(each(count, range(20), workers=workers, progress=told.append)) == list(range(20))
-    assert sum(told) == sum(range(20))
+    counts = []
+    assert sorted(each(count, range(20), workers=workers, progress=counts.append)) == list(range(20))
+    assert sum(counts) == sum(range(20))
 
 
 def test_an_abandoned_iteration_ends_its_processes():
@@ -635,11 +635,11 @@ def flawed(tmp_path_factory):
     return root
 
 
-def test_a_flawed_folder_is_told_completely(flawed):
+def test_a_flawed_folder_is_reported_completely(flawed):
     report = checked(ImageFolder(str(flawed)))
     assert report["samples"] == 12 and report["readable"] == 10
     assert report["damaged"]["count"] == 2
-    reasons = [found["reason"] for found in report["damaged"]["examples"]]
+    reasons = [entry["reason"] for entry in report["damaged"]["examples"]]
     assert [reason.split(": ")[0] for reason in reasons] == [str(flawed / "cow" / n) for n in ("empty.jpg", "half.jpg")]
     groups = [({os.path.relpath(p, flawed) for p in g["pictures"]}, g["across_classes"]) for g in report["duplicates"]]
     assert groups == [({"ant/0.jpg", "bee/same.jpg"}, True), ({"ant/2.jpg", "ant/again.jpg"}, False)]
@@ -672,9 +672,9 @@ def test_the_report_does_not_depend_on_processes(flawed, monkeypatch):
     data = ImageFolder(str(flawed))
     whole = checked(data)
     monkeypatch.setattr("plsc.datatools.inspection._CHUNK", 2)
-    told = []
-    assert checked(data, workers=2, progress=told.append) == whole == checked(data, workers=0)
-    assert sum(told) == 12
+    counts = []
+    assert checked(data, workers=2, progress=counts.append) == whole == checked(data, workers=0)
+    assert sum(counts) == 12
 
 
 def test_animations_and_deep_pictures_are_noted(tmp_path):
@@ -700,13 +700,13 @@ def test_pixels_are_checked_too():
 def test_labels_out_of_range_are_named():
     samples = [Sample(jpeg(k), label, f"{k}") for k, label in enumerate((0, 4, 2, -1, 1))]
     report = checked(Listed(samples), class_num=4)
-    beyond = report["labels_out_of_range"]
-    assert beyond["count"] == 2 and [(f["index"], f["label"]) for f in beyond["examples"]] == [(1, 4), (3, -1)]
+    outside = report["labels_out_of_range"]
+    assert outside["count"] == 2 and [(f["index"], f["label"]) for f in outside["examples"]] == [(1, 4), (3, -1)]
     assert report["classes"]["counts"] == [1, 1, 1, 0] and report["classes"]["empty"] == [3]
     assert checked(Listed(samples[:3]))["labels_out_of_range"]["count"] == 0
     several = [Sample(jpeg(0), (0, 7), "a"), Sample(jpeg(1), (1,), "b")]
-    beyond = checked(Listed(several, 2), class_num=3)["labels_out_of_range"]
-    assert beyond["examples"] == [{"index": 0, "name": "a", "label": 7}]
+    outside = checked(Listed(several, 2), class_num=3)["labels_out_of_range"]
+    assert outside["examples"] == [{"index": 0, "name": "a", "label": 7}]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -718,8 +718,8 @@ def test_what_is_often_wrong_is_counted_and_its_first_named(monkeypatch, workers
     samples = [Sample(pixels, 5, f"{k}") if k % 2 else DataError(f"{k}: gone") for k in range(200)]
     report = checked(Listed(samples), class_num=3, workers=workers)
     assert report["damaged"]["count"] == 100 and report["labels_out_of_range"]["count"] == 100
-    assert [found["index"] for found in report["damaged"]["examples"]] == list(range(0, 24, 2))
-    assert [found["index"] for found in report["labels_out_of_range"]["examples"]] == list(range(1, 21, 2))
+    assert [entry["index"] for entry in report["damaged"]["examples"]] == list(range(0, 24, 2))
+    assert [entry["index"] for entry in report["labels_out_of_range"]["examples"]] == list(range(1, 21, 2))
 
 
 def test_the_command_line_says_that_not_all_damaged_pictures_are_listed(tmp_path, monkeypatch, capsys):
@@ -842,7 +842,7 @@ def test_the_command_line_of_check(flawed, folder, tmp_path):
     assert plsc("data", "check", "--folder", folder).returncode == 0
 
 
-def test_names_that_are_no_text_are_told(tmp_path, capsys):
+def test_names_that_are_no_text_are_reported(tmp_path, capsys):
     """Bytes of an old file system in a picture's and a folder's name; an --output that cannot be written."""
     place = tmp_path / os.fsdecode(b"caf\xe9")
     place.mkdir()
@@ -858,10 +858,10 @@ def test_names_that_are_no_text_are_told(tmp_path, capsys):
     shards = ["data", "prepare", "--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert main(shards) == 1
     capsys.readouterr()
-    for wrong, told in (("out", "is written as .json"), ("report.json/r.json", "report.json is no folder")):
+    for wrong, message in (("out", "is written as .json"), ("report.json/r.json", "report.json is no folder")):
         assert main([*given, "--output", str(tmp_path / wrong)]) == 2
-        said = capsys.readouterr()
-        assert told in said.err and said.out == "", "told before a picture is read"
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.out == "", "told before a picture is read"
 
 
 def test_a_list_and_a_recipe_are_checked(picture_tree, tmp_path, process_state, capsys):
@@ -982,7 +982,7 @@ def test_colours_are_shown_as_they_are(monkeypatch, tmp_path, process_state, to_
 
 
 @pytest.mark.parametrize(
-    ("target", "names", "said"),
+    ("target", "names", "message"),
     [
         ([0.0, 1.0, 0.0], ["ant", "bee", "cow"], "bee"),
         ([1.0, 0.0, 1.0], ["ant", "bee", "cow"], "ant, cow"),
@@ -994,8 +994,8 @@ def test_colours_are_shown_as_they_are(monkeypatch, tmp_path, process_state, to_
         ([0.2, 0.2, 0.2, 0.2, 0.2], list("abcde"), "0.20 a + 0.20 b + 0.20 c and 2 more"),
     ],
 )
-def test_captions(target, names, said):
-    assert contact_sheet.caption(np.array(target, "float32"), names) == said
+def test_captions(target, names, message):
+    assert contact_sheet.caption(np.array(target, "float32"), names) == message
 
 
 def test_the_command_line_of_show(tmp_path, process_state, capsys):
@@ -1006,14 +1006,14 @@ def test_the_command_line_of_show(tmp_path, process_state, capsys):
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 300
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 10
-    for wrong, said in (
+    for wrong, stated in (
         (["--count", "0"], "--count: '0'"),
         (["--copies", "0"], "--copies: '0'"),
         (["--count", "2000"], "--count"),
         (["--output", "sheet.jpg"], "sheet.jpg"),
     ):
         assert exit_code("data", "show", "-c", recipe, *wrong) == 2
-        assert said in capsys.readouterr().err
+        assert stated in capsys.readouterr().err
 
 
 def test_settings_are_checked():

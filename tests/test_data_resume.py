@@ -99,9 +99,9 @@ def batches(data, draws, count, batch, workers=0, seed=5):
         load.close()
 
 
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for one, two in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for one, two in zip(actual, expected, strict=True):
         assert one.keys() == two.keys() >= {"image", "index", "valid", "label", "patch", "colour"}
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 

@@ -100,9 +100,9 @@ def pillow_agrees_with_simplejpeg() -> bool:
 MOST_DIFFERENCE = 0 if pillow_agrees_with_simplejpeg() else 2
 
 
-def assert_pixels(found: np.ndarray, expected: np.ndarray):
-    assert found.dtype == np.uint8 and found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).max(initial=0) <= MOST_DIFFERENCE
+def assert_pixels(actual: np.ndarray, expected: np.ndarray):
+    assert actual.dtype == np.uint8 and actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected).max(initial=0) <= MOST_DIFFERENCE
 
 
 # -- headers and whole pictures ---------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_segments_and_fill_bytes_in_front(fill, length):
 
 
 def test_a_thumbnail_is_not_taken_for_the_picture():
-    """A whole JPEG within EXIF, and another one behind the picture's end."""
+    """A whole JPEG within EXIF, and another one after the picture's end."""
     data = jpeg(scene(50, 60))
     thumbnail = jpeg(scene(12, 16, seed=1))
     both = with_segment(data, 0xE1, exif(1) + thumbnail) + thumbnail
@@ -232,8 +232,8 @@ def test_a_thumbnail_is_not_taken_for_the_picture():
     grey=st.booleans(),
 )
 def test_all_of_it_together(height, width, orientation, order, **options):
-    said = b"" if orientation is None else exif(orientation, order)
-    data = jpeg(scene(height, width), exif=said, **options)
+    written = b"" if orientation is None else exif(orientation, order)
+    data = jpeg(scene(height, width), exif=written, **options)
     header = jpeg_header(data)
     assert (header.height, header.width) == (height, width)
     assert_pixels(decode(data), by_pillow(data))
@@ -257,8 +257,8 @@ def test_a_file_cut_anywhere(data):
     whole, header = decode(data), jpeg_header(data)
     for end in range(len(data)):
         cut = data[:end]
-        found = jpeg_header(cut)
-        assert found is None or found == header
+        actual = jpeg_header(cut)
+        assert actual is None or actual == header
         try:
             assert np.array_equal(decode(cut), whole)
         except DataError:
@@ -409,9 +409,9 @@ def test_a_file_that_claims_a_giant_picture_is_refused_unread(form, size):
 
     process = context.Process(target=work)
     process.start()
-    said = ours.recv()
+    received = ours.recv()
     process.join()
-    assert said.startswith("DataError"), said
+    assert received.startswith("DataError"), received
     header = jpeg_header(data)
     if header is not None:
         with pytest.raises(DataError, match="more than"):
@@ -583,10 +583,10 @@ def test_fused_is_decoding_followed_by_cropping(crop, backend, size, file):
         steps = fuse([decoding, cropping])
         for seed in range(8):
             one, two = np.random.default_rng(seed), np.random.default_rng(seed)
-            found = file
+            actual = file
             for step in steps:
-                found = step(found, one)
-            assert np.array_equal(found, cropping(decoding(file, two), two))
+                actual = step(actual, one)
+            assert np.array_equal(actual, cropping(decoding(file, two), two))
             assert one.random() == two.random()
 
 
@@ -616,19 +616,19 @@ def test_what_opencv_shrinks_is_averaged(size):
     [fused] = fuse([DecodeImage(), cropping])
     ours, skipping = [], []
     for seed in range(6):
-        found = fused(data, np.random.default_rng(seed)).astype(float)
+        actual = fused(data, np.random.default_rng(seed)).astype(float)
         plain = cropping(decode(data), np.random.default_rng(seed)).astype(float)
         top, left, height, width = cropping.box(320, 320, np.random.default_rng(seed))
         area = cv2.resize(
             decode(data)[top : top + height, left : left + width], (size, size), interpolation=cv2.INTER_AREA
         )
-        assert found.shape == (size, size, 3)
-        ours.append(np.abs(found - area).mean())
+        assert actual.shape == (size, size, 3)
+        ours.append(np.abs(actual - area).mean())
         skipping.append(np.abs(plain - area).mean())
     assert np.mean(ours) < 0.7 * np.mean(skipping)
 
 
-def test_damage_is_told_by_the_fused_step_too():
+def test_damage_is_reported_by_the_fused_step_too():
     [fused] = fuse([DecodeImage(), RandCropImage(16)])
     data = FILES["4:2:0"]
     for bad in (b"", b"GIF89a", data[:100], data[:-400], data[:2] + data[200:]):

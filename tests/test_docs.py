@@ -41,8 +41,8 @@ SMALL = {
 
 
 def all_blocks(*languages: str):
-    found = (block for page in PAGES for block in markdown.blocks(CHECKOUT, page))
-    return [pytest.param(block, id=block.place) for block in found if block.language in languages]
+    blocks = (block for page in PAGES for block in markdown.blocks(CHECKOUT, page))
+    return [pytest.param(block, id=block.place) for block in blocks if block.language in languages]
 
 
 # -- YAML -----------------------------------------------------------------------------------

@@ -71,14 +71,14 @@ def wait_for(path: Path, seconds: float = 30) -> None:
     [
         ("0", (), 0, 1),
         ("1,250,15,0", (), 0, 4),
-        ("1,2,0", (), 2, 2),  # the user must mend something
+        ("1,2,0", (), 2, 2),  # the user must correct something
         ("1,250,0", ("--tries", "2"), 250, 2),
     ],
 )
 def test_a_failed_command_is_started_again(tmp_path, codes, options, code, starts):
     started = restart(tmp_path, codes, *options)
-    _, said = started.communicate(timeout=60)
-    assert (started.returncode, lines(tmp_path / "starts")) == (code, starts), said
+    _, output = started.communicate(timeout=60)
+    assert (started.returncode, lines(tmp_path / "starts")) == (code, starts), output
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -87,17 +87,17 @@ def test_a_signal_to_the_whole_group_reaches_the_command_once(tmp_path, number, 
     started = restart(tmp_path, "wait")
     wait_for(tmp_path / "starts")
     os.killpg(started.pid, number)
-    _, said = started.communicate(timeout=60)
-    assert started.returncode == code, said
+    _, output = started.communicate(timeout=60)
+    assert started.returncode == code, output
     assert lines(tmp_path / "starts") == 1 and lines(tmp_path / "signals") == 1
 
 
 def test_a_command_that_says_it_is_ill_is_started_again(tmp_path):
     started = restart(tmp_path, "ill,0", "--restart_on", "lease not found")
-    _, said = started.communicate(timeout=60)
-    assert started.returncode == 0, said
+    _, output = started.communicate(timeout=60)
+    assert started.returncode == 0, output
     assert lines(tmp_path / "starts") == 2 and lines(tmp_path / "signals") == 1
-    assert "a line requested lease not found and more\n" in said, "the command's own words were not passed on"
+    assert "a line requested lease not found and more\n" in output, "the command's own words were not passed on"
 
 
 def test_a_failure_after_long_work_counts_as_the_first(tmp_path, monkeypatch, process_state):
@@ -229,12 +229,12 @@ def test_a_job_goes_on_when_a_node_is_lost_and_comes_back(tmp_path):
         start_new_session=True,
     )
     try:
-        said, _ = started.communicate(timeout=600)
+        output, _ = started.communicate(timeout=600)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     logs = "".join(f"\n{path.name}:\n{path.read_text()[-3000:]}" for path in sorted(tmp_path.glob("*.log")))
-    assert started.returncode == 0, said + logs
+    assert started.returncode == 0, output + logs
 
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 161))
     checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step-*/trainer.json"))

@@ -48,9 +48,9 @@ def test_average_against_numpy(decay, ramp):
         average.update()
         d = min(decay, (1 + t) / (10 + t)) if ramp else decay
         expected = {name: d * e + (1 - d) * arrays(model)[name] for name, e in expected.items()}
-        for name, found in averages(average).items():
-            assert found.dtype == np.float32
-            np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6)
+        for name, actual in averages(average).items():
+            assert actual.dtype == np.float32
+            np.testing.assert_allclose(actual, expected[name], rtol=1e-5, atol=1e-6)
     assert average.updates == 30
 
 
@@ -60,7 +60,7 @@ def test_average_begins_at_the_weights():
     before = arrays(model)
     average = WeightAverage(weights(model), 0.9, True)
     draw(model, 1)
-    assert all(np.array_equal(found, before[name]) for name, found in averages(average).items())
+    assert all(np.array_equal(actual, before[name]) for name, actual in averages(average).items())
 
 
 def test_average_of_half_precision_weights_is_float32():
@@ -73,7 +73,7 @@ def test_average_of_half_precision_weights_is_float32():
     for parameter in model.parameters():
         parameter.set_value(paddle.full_like(parameter, 2.0))
     average.update()
-    assert all(np.allclose(found, 1.001, rtol=1e-6) for found in averages(average).values())
+    assert all(np.allclose(entry, 1.001, rtol=1e-6) for entry in averages(average).values())
 
 
 def test_masters_are_averaged_where_they_appear():

@@ -118,34 +118,34 @@ def assert_figures(row: dict, expected: dict):
 
 def test_one_row_is_a_plain_object(run, picture_tree, capsys):
     """As readers know it: the figures stand at the top; the console shows a line a figure."""
-    found = evaluated("--weights", run)
-    assert_figures(found, figures_of(*ours(run, picture_tree / "val")))
-    assert found["weights"] == str(run) and found["ema"] is False and found["config"] == str(run / "config.yaml")
-    assert found["data"] == "ImageFolder" and found["resolution"] == 16 and found["top5"] == 1.0
+    report = evaluated("--weights", run)
+    assert_figures(report, figures_of(*ours(run, picture_tree / "val")))
+    assert report["weights"] == str(run) and report["ema"] is False and report["config"] == str(run / "config.yaml")
+    assert report["data"] == "ImageFolder" and report["resolution"] == 16 and report["top5"] == 1.0
     out = capsys.readouterr().out
-    assert re.search(rf"^top1 +{100 * found['top1']:.2f} %$", out, re.MULTILINE)
+    assert re.search(rf"^top1 +{100 * report['top1']:.2f} %$", out, re.MULTILINE)
     assert re.search(r"^samples +20$", out, re.MULTILINE) and "written to result.json" in out
 
 
 def test_every_combination_is_a_row(run, other, picture_tree, capsys):
     """Weights by data by resolution; each row as if it were measured alone, and as a second way computes it."""
-    found = evaluated(
+    report = evaluated(
         *("--weights", run, "--weights", other),
         *("--data", f"seen={picture_tree / 'train'}", "--data", picture_tree / "val_list.txt"),
         *("--resolution", "16,24"),
     )
-    assert list(found) == ["rows"]
-    facts = [(row["weights"], row["data"], row["resolution"]) for row in found["rows"]]
+    assert list(report) == ["rows"]
+    facts = [(row["weights"], row["data"], row["resolution"]) for row in report["rows"]]
     data = ["seen", str(picture_tree / "val_list.txt")]
     assert facts == [(str(w), d, p) for w in (run, other) for d in data for p in (16, 24)]
-    for row, (weights, name, pixels) in zip(found["rows"], facts, strict=True):
+    for row, (weights, name, pixels) in zip(report["rows"], facts, strict=True):
         folder = picture_tree / ("train" if name == "seen" else "val")
         assert_figures(row, figures_of(*ours(Path(weights), folder, pixels)))
-    assert len({row["loss"] for row in found["rows"]}) == 8
+    assert len({row["loss"] for row in report["rows"]}) == 8
     out = capsys.readouterr().out
     header, *lines = out[out.index("\nweights ") + 1 :].splitlines()
     assert header.split() == ["weights", "data", "resolution", "loss", "top1", "top5", "samples"]
-    for line, row in zip(lines, found["rows"], strict=False):
+    for line, row in zip(lines, report["rows"], strict=False):
         shown = [row["weights"], row["data"], str(row["resolution"]), f"{row['loss']:.6g}"]
         assert line.split()[:4] == shown and f"{100 * row['top1']:.2f} %" in line
 
@@ -172,12 +172,12 @@ def test_a_recipe_as_data_brings_its_own_preparation(run, picture_tree):
     section["dataset"] = {**section["dataset"], "root": str(picture_tree / "train")}
     section["dataset"]["transform_ops"] = [{"DecodeImage": None}, {"ResizeImage": {"size": 16}}, *TRANSFORMS[3:]]
     write_config(Path("squeezed.yaml"), config)
-    found = evaluated("--weights", run, "--data", "squeezed.yaml")
+    report = evaluated("--weights", run, "--data", "squeezed.yaml")
     write_config(Path("same.yaml"), config)
-    assert found["data"] == "squeezed.yaml" and found["samples"] == 48
+    assert report["data"] == "squeezed.yaml" and report["samples"] == 48
     alone = evaluated("-c", "same.yaml", "--weights", run)
-    assert (found["loss"], found["top1"]) == (alone["loss"], alone["top1"])
-    assert found["loss"] != evaluated("--weights", run, "--data", picture_tree / "train")["loss"]
+    assert (report["loss"], report["top1"]) == (alone["loss"], alone["top1"])
+    assert report["loss"] != evaluated("--weights", run, "--data", picture_tree / "train")["loss"]
 
 
 def test_a_path_with_an_equals_sign_is_a_path(run, picture_tree):
@@ -193,7 +193,7 @@ def test_a_list_is_read_like_the_recipes(run, picture_tree):
     config["DataLoader"]["Eval"]["dataset"] = listed
     config["Loss"] = {"Train": [{"BCELoss": None}]}
     config["Metric"]["Eval"] = ["TopkAcc", {"F1": {"activation": "sigmoid"}}]
-    found = evaluated(
+    report = evaluated(
         *("-c", write_config(Path("c.yaml"), config), "--weights", run),
         *("--data", picture_tree / "multi_list.txt", "--metrics", "mAP,AUC,F1,PrecisionAt1"),
     )
@@ -202,7 +202,7 @@ def test_a_list_is_read_like_the_recipes(run, picture_tree):
     powers = np.exp(logits.astype("float64"))
     probabilities = powers / powers.sum(axis=1, keepdims=True)  # the weights come from a softmax loss
     assert_figures(
-        found,
+        report,
         {
             "samples": 48,
             "mAP": average_precision_score(right, probabilities, average="macro"),
@@ -220,7 +220,7 @@ def test_real_labels(run, picture_tree):
     folder = Path("pictures")
     folder.mkdir()
     logits, labels = ours(run, picture_tree / "val")
-    said = logits.argmax(axis=1)
+    predicted = logits.argmax(axis=1)
     real = [[]] * 30
     lines = []
     for k, path in enumerate(sorted((picture_tree / "val").rglob("*.jpg"))):
@@ -228,11 +228,13 @@ def test_real_labels(run, picture_tree):
         shutil.copy(path, folder / f"ILSVRC2012_val_{number:08d}.JPEG")
         lines.append(f"ILSVRC2012_val_{number:08d}.JPEG {labels[k]}\n")
         # of four pictures one is skipped, two are right, one is wrong
-        real[number - 1] = ([], [int(said[k])], [int(said[k]), 3], [int(said[k] + 1) % 4])[k % 4]
+        real[number - 1] = ([], [int(predicted[k])], [int(predicted[k]), 3], [int(predicted[k] + 1) % 4])[k % 4]
     (folder / "list.txt").write_text("".join(lines))
     Path("real.json").write_text(json.dumps(real))
-    found = evaluated("--weights", run, "--data", folder / "list.txt", "--real", "real.json")
-    assert_figures(found, {"real_top1": 10 / 15, "real_samples": 15, "top1": (said == labels).mean(), "samples": 20})
+    report = evaluated("--weights", run, "--data", folder / "list.txt", "--real", "real.json")
+    assert_figures(
+        report, {"real_top1": 10 / 15, "real_samples": 15, "top1": (predicted == labels).mean(), "samples": 20}
+    )
 
 
 def test_results_go_to_the_runs_they_are_of(run, other, picture_tree, capsys):
@@ -307,7 +309,7 @@ def test_a_single_failure_is_raised_and_one_of_several_is_in_its_row(run):
     assert "gone: no such file" in rows[0].error and rows[1].error is None and seen == [1, 2]
 
 
-def test_missing_weights_are_told_before_data_is_read(run, picture_tree, monkeypatch):
+def test_missing_weights_are_reported_before_data_is_read(run, picture_tree, monkeypatch):
     """Of every row, before the first is measured."""
     monkeypatch.setattr("plsc.build.data.component", lambda *_, **__: pytest.fail("a data set was opened"))
     with pytest.raises(CheckpointError, match="gone: no such file"):
@@ -322,17 +324,17 @@ def test_missing_weights_are_told_before_data_is_read(run, picture_tree, monkeyp
 
 
 def test_one_failing_among_several(run, other, picture_tree, capsys):
-    """Missing, damaged, of another model: each is told in its row, the rest are measured, exit code 1."""
+    """Missing, damaged, of another model: each is reported in its row, the rest are measured, exit code 1."""
     Path("damaged").mkdir()
     shutil.copy(run / "config.yaml", "damaged")
     Path("damaged/model.safetensors").write_bytes(b"no weights")
-    found = evaluated(
+    report = evaluated(
         *("--weights", "gone", "--weights", "damaged", "--weights", run, "--weights", other, "--resolution", "16"),
         code=1,
     )["rows"]
-    assert [row["weights"] for row in found] == ["gone", "damaged", str(run), str(other)]
-    assert "gone: no such file or folder" in found[0]["error"] and "damaged" in found[1]["error"]
-    for row, weights in ((found[2], run), (found[3], other)):
+    assert [row["weights"] for row in report] == ["gone", "damaged", str(run), str(other)]
+    assert "gone: no such file or folder" in report[0]["error"] and "damaged" in report[1]["error"]
+    for row, weights in ((report[2], run), (report[3], other)):
         assert "error" not in row
         assert_figures(row, figures_of(*ours(weights, picture_tree / "val")))
     out, err = capsys.readouterr()
@@ -343,9 +345,9 @@ def test_a_failing_data_set_among_several(run, picture_tree):
     """A picture that cannot be read ends its own row."""
     shutil.copytree(picture_tree / "val", "broken")
     Path("broken/class_2/003.jpg").write_bytes(b"no picture")
-    found = evaluated("--weights", run, "--data", "broken", "--data", picture_tree / "val", code=1)["rows"]
-    assert "class_2/003.jpg" in found[0]["error"] and "loss" not in found[0]
-    assert found[1]["samples"] == 20 and "error" not in found[1]
+    report = evaluated("--weights", run, "--data", "broken", "--data", picture_tree / "val", code=1)["rows"]
+    assert "class_2/003.jpg" in report[0]["error"] and "loss" not in report[0]
+    assert report[1]["samples"] == 20 and "error" not in report[1]
 
 
 def test_a_single_failing_checkpoint_is_exit_code_2(capsys):
@@ -362,8 +364,8 @@ def test_all_failing_at_the_data_is_exit_code_2(run, picture_tree):
     """Rows that could begin, and failed all the same."""
     shutil.copytree(picture_tree / "val", "broken")
     Path("broken/class_2/003.jpg").write_bytes(b"no picture")
-    found = evaluated("--weights", run, "--data", "broken", "--data", "again=broken", code=2)["rows"]
-    assert all("class_2/003.jpg" in row["error"] for row in found)
+    report = evaluated("--weights", run, "--data", "broken", "--data", "again=broken", code=2)["rows"]
+    assert all("class_2/003.jpg" in row["error"] for row in report)
 
 
 def test_what_was_measured_is_kept_when_a_later_row_crashes(run, other, monkeypatch, capsys):
@@ -402,7 +404,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "expected"), WRONG.values(), ids=WRONG)
-def test_wrong_use_is_told(arguments, expected, run, picture_tree, capsys):
+def test_wrong_use_is_reported(arguments, expected, run, picture_tree, capsys):
     Path("folder.json").mkdir()
     config = pictures_config(picture_tree, Path("elsewhere"))
     del config["DataLoader"]["Eval"]
@@ -583,8 +585,8 @@ def as_predictor(run, **changes):
 def test_an_export_is_measured_like_its_checkpoint(run, monkeypatch, capsys):
     expected = evaluated("--weights", run, "--metrics", "ECE")
     exported_as(monkeypatch, as_predictor(run))
-    found = evaluated("-c", run / "config.yaml", "--weights", "export.onnx", "--metrics", "ECE")
-    assert_figures(found, {name: expected[name] for name in ("loss", "top1", "ece", "samples")})
+    report = evaluated("-c", run / "config.yaml", "--weights", "export.onnx", "--metrics", "ECE")
+    assert_figures(report, {name: expected[name] for name in ("loss", "top1", "ece", "samples")})
     assert "prepared otherwise" not in capsys.readouterr().out
 
 
@@ -636,10 +638,10 @@ def test_training_evaluates_with_every_metric():
     tree["Metric"]["Eval"] = ["mAP", "PerClassAccuracy", "ECE", "ConfusionMatrix", "TopkAcc"]
     assert main(["train", "-c", str(write_config(Path("c.yaml"), tree))]) == 0
     [record] = metrics("trained", "eval")
-    found = evaluated("--weights", "trained")
+    report = evaluated("--weights", "trained")
     names = {"mAP", "mAP_classes", "mean_class_top1", "classes", "ece", "top1", "top5"}
     assert names <= record.keys()
-    assert {name: record[name] for name in names} == pytest.approx({name: found[name] for name in names}, rel=1e-6)
+    assert {name: record[name] for name in names} == pytest.approx({name: report[name] for name in names}, rel=1e-6)
     assert '"metric": "mAP"' in Path("trained/checkpoints/best").read_text()
 
 
@@ -718,7 +720,7 @@ def test_processes_give_up_a_row_together():
 
 
 def test_a_failing_picture_ends_all_processes(run, monkeypatch):
-    """In the midst of a row others may be waiting: the error is not noted, but ends the run."""
+    """During a row others may be waiting: the error is not noted, but ends the run."""
 
     def unreadable(*_):
         raise DataError("a picture of this process")
@@ -753,9 +755,9 @@ def test_deit_tiny_on_imagenet(tmp_path):
         cwd=tmp_path,
         timeout=900,
     )
-    found = json.loads((tmp_path / "deit.json").read_text())
-    assert found["data"] == "imagenet" and found["samples"] == 500 and found["real_samples"] == 475
-    assert 100 * found["top1"] == pytest.approx(68.4, abs=0.5)
-    assert 100 * found["top5"] == pytest.approx(91.2, abs=0.5)
-    assert 100 * found["real_top1"] == pytest.approx(74.9, abs=0.5)
-    assert found["mean_class_top1"] == pytest.approx(found["top1"]), "ten classes of fifty pictures each"
+    report = json.loads((tmp_path / "deit.json").read_text())
+    assert report["data"] == "imagenet" and report["samples"] == 500 and report["real_samples"] == 475
+    assert 100 * report["top1"] == pytest.approx(68.4, abs=0.5)
+    assert 100 * report["top5"] == pytest.approx(91.2, abs=0.5)
+    assert 100 * report["real_top1"] == pytest.approx(74.9, abs=0.5)
+    assert report["mean_class_top1"] == pytest.approx(report["top1"]), "ten classes of fifty pictures each"

@@ -69,9 +69,9 @@ def multi(index, labels=MULTI) -> Targets:
     ids = np.full([len(index), 5], -1, "int32")
     weights = np.zeros([len(index), 5], "float32")
     for row, i in enumerate(index):
-        found = sorted(labels[i])
-        ids[row, : len(found)], weights[row, : len(found)] = found, 0.5
-        ids[row, len(found)] = CLASSES - 1
+        actual = sorted(labels[i])
+        ids[row, : len(actual)], weights[row, : len(actual)] = actual, 0.5
+        ids[row, len(actual)] = CLASSES - 1
     return Targets(
         label_ids=paddle.to_tensor(ids), label_weights=paddle.to_tensor(weights), index=paddle.to_tensor(index)
     )
@@ -116,14 +116,16 @@ def over(world: int, make, logits=LOGITS, targets_of=single):
 @BOTH
 def test_per_class_accuracy(world):
     metric = over(world, PerClassAccuracy)
-    said = LOGITS.argmax(axis=1)
+    predicted = LOGITS.argmax(axis=1)
     present = np.unique(LABEL)
-    expected = recall_score(LABEL, said, labels=present, average=None, zero_division=0)
+    expected = recall_score(LABEL, predicted, labels=present, average=None, zero_division=0)
     assert metric.samples.tolist() == np.bincount(LABEL, minlength=CLASSES).tolist()
     np.testing.assert_allclose(metric.right[present] / metric.samples[present], expected)
     assert len(present) == CLASSES - 1
     assert metric.compute() == {
-        "mean_class_top1": pytest.approx(recall_score(LABEL, said, labels=present, average="macro", zero_division=0)),
+        "mean_class_top1": pytest.approx(
+            recall_score(LABEL, predicted, labels=present, average="macro", zero_division=0)
+        ),
         "classes": len(present),
     }
 
@@ -186,8 +188,8 @@ def direct_ece(confidence, right, bins: int) -> float:
 def test_ece_against_a_loop(world, bins, activation):
     probabilities = softmax(LOGITS) if activation == "softmax" else sigmoid(LOGITS)
     expected = direct_ece(probabilities.max(axis=1), LOGITS.argmax(axis=1) == LABEL, bins)
-    found = over(world, lambda: ECE(bins, activation)).compute()
-    assert found == {"ece": pytest.approx(expected, rel=1e-5)} and expected > 0.01
+    actual = over(world, lambda: ECE(bins, activation)).compute()
+    assert actual == {"ece": pytest.approx(expected, rel=1e-5)} and expected > 0.01
 
 
 def test_ece_by_hand():
@@ -213,9 +215,9 @@ def test_certainty_falls_into_the_last_bin():
 
 
 def test_ece_of_several_labels_takes_any_of_them():
-    found = over(1, ECE, targets_of=multi).compute()["ece"]
+    actual = over(1, ECE, targets_of=multi).compute()["ece"]
     right = np.array([int(c) in labels for c, labels in zip(LOGITS.argmax(axis=1), MULTI, strict=True)])
-    assert found == pytest.approx(direct_ece(softmax(LOGITS).max(axis=1), right, 15), rel=1e-5)
+    assert actual == pytest.approx(direct_ece(softmax(LOGITS).max(axis=1), right, 15), rel=1e-5)
 
 
 def test_ece_shows_logits_that_are_not_numbers():
@@ -237,12 +239,12 @@ def test_precision_at_1(world):
 @BOTH
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
 def test_f1_against_scikit_learn(world, threshold):
-    said = sigmoid(LOGITS) > threshold
+    predicted = sigmoid(LOGITS) > threshold
     present = np.flatnonzero(DENSE.any(axis=0))
-    found = over(world, lambda: F1(threshold, "sigmoid"), targets_of=multi).compute()
-    assert found == {
-        "f1_macro": pytest.approx(f1_score(DENSE, said, labels=present, average="macro", zero_division=0)),
-        "f1_micro": pytest.approx(f1_score(DENSE, said, average="micro", zero_division=0)),
+    actual = over(world, lambda: F1(threshold, "sigmoid"), targets_of=multi).compute()
+    assert actual == {
+        "f1_macro": pytest.approx(f1_score(DENSE, predicted, labels=present, average="macro", zero_division=0)),
+        "f1_micro": pytest.approx(f1_score(DENSE, predicted, average="micro", zero_division=0)),
         "f1_classes": len(present),
     }
     assert len(present) == CLASSES - 1
@@ -251,20 +253,20 @@ def test_f1_against_scikit_learn(world, threshold):
 @BOTH
 def test_f1_of_softmax_and_one_label_takes_the_highest_logit(world):
     """However unsure: of many classes none reaches a half."""
-    said, present = LOGITS.argmax(axis=1), np.unique(LABEL)
-    found = over(world, lambda: F1(0.9, "softmax")).compute()
-    assert found == {
-        "f1_macro": pytest.approx(f1_score(LABEL, said, labels=present, average="macro", zero_division=0)),
-        "f1_micro": pytest.approx(f1_score(LABEL, said, average="micro")),
+    predicted, present = LOGITS.argmax(axis=1), np.unique(LABEL)
+    actual = over(world, lambda: F1(0.9, "softmax")).compute()
+    assert actual == {
+        "f1_macro": pytest.approx(f1_score(LABEL, predicted, labels=present, average="macro", zero_division=0)),
+        "f1_micro": pytest.approx(f1_score(LABEL, predicted, average="micro")),
         "f1_classes": len(present),
     }
 
 
 def test_f1_of_softmax_and_several_labels_asks_for_a_probability():
-    said = softmax(LOGITS) > 0.3
-    found = over(1, lambda: F1(0.3, "softmax"), targets_of=multi).compute()
-    assert found["f1_micro"] == pytest.approx(f1_score(DENSE, said, average="micro", zero_division=0))
-    assert said.sum() > 0
+    predicted = softmax(LOGITS) > 0.3
+    actual = over(1, lambda: F1(0.3, "softmax"), targets_of=multi).compute()
+    assert actual["f1_micro"] == pytest.approx(f1_score(DENSE, predicted, average="micro", zero_division=0))
+    assert predicted.sum() > 0
 
 
 def average_precision(right, scores) -> float:
@@ -285,10 +287,10 @@ def area(right, scores) -> float:
 def test_map_against_ranks(world, targets_of):
     right = DENSE if targets_of is multi else np.eye(CLASSES, dtype=bool)[LABEL]
     expected = [average_precision(right[:, c], LOGITS[:, c]) for c in range(CLASSES - 1)]
-    found = over(world, mAP, targets_of=targets_of).compute()
-    assert found == {"mAP": pytest.approx(np.mean(expected)), "mAP_classes": CLASSES - 1}
+    actual = over(world, mAP, targets_of=targets_of).compute()
+    assert actual == {"mAP": pytest.approx(np.mean(expected)), "mAP_classes": CLASSES - 1}
     if targets_of is multi:
-        assert found["mAP"] == pytest.approx(average_precision_score(DENSE[:, :-1], LOGITS[:, :-1], average="macro"))
+        assert actual["mAP"] == pytest.approx(average_precision_score(DENSE[:, :-1], LOGITS[:, :-1], average="macro"))
 
 
 @BOTH
@@ -297,10 +299,10 @@ def test_auc_against_pairs(world, targets_of):
     logits = np.round(LOGITS)  # with many ties
     right = DENSE if targets_of is multi else np.eye(CLASSES, dtype=bool)[LABEL]
     expected = [area(right[:, c], logits[:, c]) for c in range(CLASSES - 1)]
-    found = over(world, AUC, logits=logits, targets_of=targets_of).compute()
-    assert found == {"auc": pytest.approx(np.mean(expected)), "auc_classes": CLASSES - 1}
+    actual = over(world, AUC, logits=logits, targets_of=targets_of).compute()
+    assert actual == {"auc": pytest.approx(np.mean(expected)), "auc_classes": CLASSES - 1}
     if targets_of is multi:
-        assert found["auc"] == pytest.approx(roc_auc_score(DENSE[:, :-1], logits[:, :-1], average="macro"))
+        assert actual["auc"] == pytest.approx(roc_auc_score(DENSE[:, :-1], logits[:, :-1], average="macro"))
 
 
 def test_a_class_that_every_sample_has_counts_for_map_only():
@@ -315,7 +317,7 @@ def test_a_class_that_every_sample_has_counts_for_map_only():
 
 @pytest.mark.parametrize("make", [mAP, AUC])
 def test_samples_that_could_not_be_read_do_not_rank(make):
-    """Rows marked as not valid in the midst, as damaged pictures are."""
+    """Rows marked as not valid inside the data, as damaged pictures are."""
     kept = RNG.random(SIZE) < 0.6
     metric = make()
     metric.attach(Pictures(["x"] * SIZE))
@@ -388,9 +390,9 @@ def test_nothing_measured_is_not_a_number(make):
         metric.attach(Pictures(["x"] * SIZE))
     metric.update(paddle.to_tensor(LOGITS), single(np.arange(SIZE)), paddle.zeros([SIZE], dtype="bool"))
     metric.reduce(lambda tensor: tensor)
-    found = metric.compute()
-    assert all(math.isnan(found[name]) for name in metric.names or ["ece"])
-    assert all(value == 0 for name, value in found.items() if name.endswith("classes"))
+    actual = metric.compute()
+    assert all(math.isnan(actual[name]) for name in metric.names or ["ece"])
+    assert all(value == 0 for name, value in actual.items() if name.endswith("classes"))
 
 
 @pytest.mark.parametrize(
@@ -430,13 +432,13 @@ def test_topk_and_f1_like_scikit_learn(data):
     several = Targets(label_ids=paddle.to_tensor(ids), label_weights=paddle.ones(ids.shape))
     f1 = F1(activation="sigmoid")
     f1.update(inputs[0], several, inputs[2])
-    found, said = f1.compute(), logits[valid] > 0
+    actual, predicted = f1.compute(), logits[valid] > 0
     present = np.flatnonzero(right[valid].any(axis=0))
-    assert found["f1_classes"] == len(present)
-    assert found["f1_micro"] == pytest.approx(f1_score(right[valid], said, average="micro", zero_division=0))
+    assert actual["f1_classes"] == len(present)
+    assert actual["f1_micro"] == pytest.approx(f1_score(right[valid], predicted, average="micro", zero_division=0))
     if len(present):
-        macro = f1_score(right[valid], said, labels=present, average="macro", zero_division=0)
-        assert found["f1_macro"] == pytest.approx(macro)
+        macro = f1_score(right[valid], predicted, labels=present, average="macro", zero_division=0)
+        assert actual["f1_macro"] == pytest.approx(macro)
 
 
 # -- ImageNet-ReaL ------------------------------------------------------------------------
@@ -461,8 +463,8 @@ def real(tmp_path, labels, names) -> RealAcc:
 def test_pictures_without_real_labels_are_skipped(tmp_path):
     """The protocol: right is any label of the list; an empty list takes the picture out, right or wrong."""
     labels = [[], [2, 0], [1], [0, 1], []]
-    said = [0, 2, 0, 1, 1]  # skipped, right, wrong, right, skipped
-    logits = np.eye(3, dtype="float32")[said]
+    predicted = [0, 2, 0, 1, 1]  # skipped, right, wrong, right, skipped
+    logits = np.eye(3, dtype="float32")[predicted]
     original = np.array([0, 1, 1, 2, 1])  # of ImageNet itself: they do not matter here
     metric = real(tmp_path, labels, names_of(range(1, 6)))
     targets = Targets(label=paddle.to_tensor(original), index=paddle.arange(5))
@@ -475,11 +477,11 @@ def test_real_labels_follow_the_number_in_the_name(world, tmp_path):
     """A part of the pictures, in any order, over processes."""
     labels = [sorted(labels) for labels in MULTI] * 2
     numbers = RNG.permutation(len(labels))[:SIZE] + 1
-    found = over(world, lambda: real(tmp_path, labels, names_of(numbers))).compute()
+    actual = over(world, lambda: real(tmp_path, labels, names_of(numbers))).compute()
     mine = [labels[n - 1] for n in numbers]
     right = [int(c) in classes for c, classes in zip(LOGITS.argmax(axis=1), mine, strict=True) if classes]
     assert 0 < sum(right) < len(right) < SIZE
-    assert found == {"real_top1": pytest.approx(sum(right) / len(right)), "real_samples": len(right)}
+    assert actual == {"real_top1": pytest.approx(sum(right) / len(right)), "real_samples": len(right)}
 
 
 def test_without_numbers_the_order_tells(tmp_path):
@@ -552,13 +554,13 @@ def test_softmax_models_are_ranked_by_probability():
     labels = rng.integers(0, 4, 60)
     targets = Targets(label=paddle.to_tensor(labels), index=paddle.arange(60, dtype="int64"))
     for make, figure in ((mAP, average_precision_score), (AUC, roc_auc_score)):
-        found = {}
+        collected = {}
         for activation, scores in (("softmax", softmax(logits, axis=1)), ("sigmoid", logits)):
             metric = make(activation=activation)
             metric.attach(range(60))
             metric.update(paddle.to_tensor(logits), targets)
             metric.reduce(lambda tensor: tensor)
-            found[activation] = metric.compute()[metric.names[0]]
+            collected[activation] = metric.compute()[metric.names[0]]
             expected = np.mean([figure(labels == c, scores[:, c]) for c in range(4)])
-            assert found[activation] == pytest.approx(expected, abs=1e-6)
-        assert abs(found["softmax"] - found["sigmoid"]) > 0.01
+            assert collected[activation] == pytest.approx(expected, abs=1e-6)
+        assert abs(collected["softmax"] - collected["sigmoid"]) > 0.01

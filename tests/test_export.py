@@ -1,4 +1,4 @@
-"""plsc export: what the runtimes compute, what is refused, and what is left behind when something goes wrong."""
+"""plsc export: what the runtimes compute, what is refused, and what is left when something goes wrong."""
 
 import dataclasses
 import json
@@ -140,7 +140,7 @@ def test_paddle_inference_agrees(models, tmp_path):
         dict(pool="map", class_token=False),
         dict(pos_embed="sincos2d", qk_scale=0.1),
         dict(resnet_layers=(), patch_size=2),
-        dict(img_size=30, resnet_layers=(2, 1), patch_size=1),  # odd sides behind the stem
+        dict(img_size=30, resnet_layers=(2, 1), patch_size=1),  # odd sides after the stem
         dict(embed_dim=24, num_heads=8, in_chans=1),
     ],
     ids=lambda fields: "-".join(fields),
@@ -214,7 +214,7 @@ def test_deit_tiny_agrees_and_names_the_same_classes(tmp_path, capsys):
         records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         lists.append([(r["image"], [p["class"] for p in r["predictions"]]) for r in records])
     assert len(lists[0]) == 50 and lists[0] == lists[1] == lists[2]
-    assert sum(found[0] == 491 for _, found in lists[0]) > 30  # 491 is the chain saw
+    assert sum(actual[0] == 491 for _, actual in lists[0]) > 30  # 491 is the chain saw
 
 
 # -- float16 ------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_a_kernel_is_standardised_channel_by_channel():
     np.testing.assert_allclose(conv.standardised().numpy().reshape(5, -1), expected, atol=1e-5)
 
 
-def test_weights_beyond_float16_are_refused(tmp_path):
+def test_weights_outside_float16_are_refused(tmp_path):
     path = write_model(tmp_path / "model.safetensors")
     source = read(path)
     arrays = {name: source.read(name).copy() for name in source.tensors}
@@ -386,8 +386,8 @@ def test_a_run_whose_best_weights_are_averaged_says_so(run_directory, process_st
 def test_the_help_tells_the_checks_own_tolerance(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    said = re.search(r"logit in the check; default: ([\d.e-]+)", " ".join(capsys.readouterr().out.split()))[1]
-    assert float(said) == exporting.TOLERANCE
+    printed = re.search(r"logit in the check; default: ([\d.e-]+)", " ".join(capsys.readouterr().out.split()))[1]
+    assert float(printed) == exporting.TOLERANCE
 
 
 def test_ema_exports_the_averaged_weights(run_directory, process_state):
@@ -419,7 +419,7 @@ def test_input_shape_is_honoured(run_directory, process_state, shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "message"),
     [
         ("[None, 3, 8, 8]", "3 channels, but Model.in_chans is 1"),
         ("[None, 1, 8]", "batch, channels, height, width"),
@@ -428,12 +428,12 @@ def test_input_shape_is_honoured(run_directory, process_state, shape):
         ("[None, 1, 8, None]", "another square"),
     ],
 )
-def test_wrong_input_shapes_are_told(run_directory, process_state, capsys, shape, told):
+def test_wrong_input_shapes_are_reported(run_directory, process_state, capsys, shape, message):
     config = write_config(Path("run.yaml"), tiny_digits())
     options = ["-o", f"Global.pretrained_model={run_directory}", "-o", f"Export.input_shape={shape}"]
     assert main(["export", "-c", str(config), *options, "--output", "out"]) == 2
     error = capsys.readouterr().err
-    assert "Export.input_shape" in error and told in error
+    assert "Export.input_shape" in error and message in error
     assert not Path("out").exists()
 
 
@@ -489,9 +489,9 @@ def test_other_things_are_not_overwritten(model, process_state, capsys):
     Path("folder").mkdir()
     Path("folder/thesis.txt").write_text("years of work")
     Path("file").write_text("more")
-    for output, told in (("folder", "something else than an export"), ("file", "is a file")):
+    for output, message in (("folder", "something else than an export"), ("file", "is a file")):
         assert main(["export", "--weights", str(model), "--output", output]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert Path("folder/thesis.txt").read_text() == "years of work"
 
 
@@ -504,8 +504,8 @@ def test_what_a_user_put_beside_an_export_is_kept(model, process_state, capsys):
         Path("out", name).write_text("mine")
     before = {file.name: file.read_bytes() for file in Path("out").iterdir() if file.is_file()}
     assert main(options) == 2
-    told = capsys.readouterr().err
-    assert "README.md, labels.csv, notes and 1 more, which would be lost" in told and "another --output" in told
+    printed = capsys.readouterr().err
+    assert "README.md, labels.csv, notes and 1 more, which would be lost" in printed and "another --output" in printed
     assert {file.name: file.read_bytes() for file in Path("out").iterdir() if file.is_file()} == before
     Path("out/notes").rmdir()
     for name in names:
@@ -539,7 +539,7 @@ def test_weights_that_do_not_say_how_pictures_enter_need_a_recipe(model, process
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--output", "out"], "--weights PATH"),
         (["--weights", "plain.safetensors"], "--output FOLDER"),
@@ -549,9 +549,9 @@ def test_weights_that_do_not_say_how_pictures_enter_need_a_recipe(model, process
         (["--weights", "plain.safetensors", "--resolution", "4", "--output", "out"], "holds no patch"),
     ],
 )
-def test_wrong_uses_are_told(model, process_state, capsys, arguments, told):
+def test_wrong_uses_are_reported(model, process_state, capsys, arguments, message):
     assert main(["export", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ def test_wrong_uses_are_told(model, process_state, capsys, arguments, told):
         ["--format", "tflite"],
     ],
 )
-def test_wrong_values_are_told(capsys, arguments):
+def test_wrong_values_are_reported(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(["export", "--weights", "x", "--output", "out", *arguments])
     assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
@@ -582,14 +582,14 @@ def test_a_dynamic_export_does_not_resize_bilinear(run_directory, process_state,
 
 
 @pytest.mark.parametrize("missing", ["paddle2onnx", "onnxruntime"])
-def test_a_missing_library_is_told_with_its_remedy(model, process_state, monkeypatch, capsys, missing):
+def test_a_missing_library_is_reported_with_its_remedy(model, process_state, monkeypatch, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["export", "--weights", str(model), "--format", "onnx", "--output", "out"]) == 2
-    assert "pip install" in (told := capsys.readouterr().err) and missing in told
+    assert "pip install" in (printed := capsys.readouterr().err) and missing in printed
     assert not Path("out").exists()
 
 
-def test_weights_beyond_an_onnx_file_are_refused_before_they_are_written(model, tmp_path, monkeypatch):
+def test_weights_too_large_for_an_onnx_file_are_refused_before_they_are_written(model, tmp_path, monkeypatch):
     loaded = loading.load_model(model)
     size = 4 * sum(p.size for p in loaded.network.parameters())
     monkeypatch.setattr(export_write, "_ONNX_LIMIT", size - 1)
@@ -641,7 +641,7 @@ def test_what_is_no_export_is_none(model, tmp_path, run_directory):
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
-def test_damaged_exports_are_told(model, tmp_path, format):
+def test_damaged_exports_are_reported(model, tmp_path, format):
     output = tmp_path / "out"
     exported(model, output, format=format)
     victims = ["inference.json", "inference.pdiparams"] if format == "paddle" else ["model.onnx"]
@@ -684,12 +684,12 @@ def test_an_export_without_its_papers_does_not_guess(run_directory, process_stat
     with pytest.raises(ConfigError, match="-c RECIPE"):
         alone.logits([picture])
     config = load_recipe(str(write_config(Path("run.yaml"), tiny_digits())))
-    told = predictor.load_predictor("alone.onnx", config=config)
-    assert told.card.preprocess == Preprocess(mean=(0.5,), std=(0.5,))
-    np.testing.assert_array_equal(told.logits([picture]), whole.logits([picture]))
+    completed = predictor.load_predictor("alone.onnx", config=config)
+    assert completed.card.preprocess == Preprocess(mean=(0.5,), std=(0.5,))
+    np.testing.assert_array_equal(completed.logits([picture]), whole.logits([picture]))
 
 
-def test_a_device_that_onnxruntime_lacks_is_told(model, tmp_path):
+def test_a_device_that_onnxruntime_lacks_is_reported(model, tmp_path):
     exported(model, tmp_path / "out", format="onnx")
     for device in ("xpu", "npu:1"):
         with pytest.raises(DeviceError, match=f"no {device[:3]}"):
@@ -771,10 +771,10 @@ def test_the_guides_programs_name_the_same_classes(guide, script, format):
     command = [sys.executable, script, format, "photo.png"]
     done = subprocess.run(command, cwd=guide, env=clean_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = re.findall(r"\('(kind \d)', ([\d.]+)\)", done.stdout)
+    matches = re.findall(r"\('(kind \d)', ([\d.]+)\)", done.stdout)
     expected = expected_answer(guide)
-    assert [name for name, _ in found] == [name for name, _ in expected]
-    np.testing.assert_allclose([float(share) for _, share in found], [share for _, share in expected], atol=1e-4)
+    assert [name for name, _ in matches] == [name for name, _ in expected]
+    np.testing.assert_allclose([float(share) for _, share in matches], [share for _, share in expected], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -788,7 +788,7 @@ def test_the_guides_service_answers(guide):
     server = subprocess.Popen(command, cwd=guide, env=clean_environment(), stderr=subprocess.DEVNULL)
     try:
         answer = post(port, (guide / "photo.png").read_bytes())
-        assert answer[0] == 200 and [(found["name"]) for found in answer[1]] == [n for n, _ in expected_answer(guide)]
+        assert answer[0] == 200 and [(entry["name"]) for entry in answer[1]] == [n for n, _ in expected_answer(guide)]
         assert post(port, b"no picture")[0] == 400
     finally:
         server.kill()

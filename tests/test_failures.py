@@ -51,7 +51,7 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, number):
 
 @pytest.mark.distributed
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
-    """The processes vote: one checkpoint, written by the first, nobody left behind."""
+    """The processes vote: one checkpoint, written by the first, no process goes on."""
     process, run = start(tmp_path, long_run(), processes=2)
     wait_for_step(run, 3)
     trainers = [p for p in children(process.pid) if rank_of(p) == "1"]

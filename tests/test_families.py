@@ -128,8 +128,8 @@ def drawn(name="TestNet", **fields) -> Net:
 
 def source_of(network: Net, model="TestNet", **card) -> Source:
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    said = dict(model=model, spec=dataclasses.asdict(network.spec), preprocess=PREPROCESS, activation="softmax")
-    return Source.of_arrays("made", arrays, ModelCard(**{**said, **card}))
+    stated = dict(model=model, spec=dataclasses.asdict(network.spec), preprocess=PREPROCESS, activation="softmax")
+    return Source.of_arrays("made", arrays, ModelCard(**{**stated, **card}))
 
 
 def images(count=2, size=16) -> np.ndarray:
@@ -270,7 +270,7 @@ def nn_of_other_names():
     return network
 
 
-def test_a_model_that_is_not_registered_is_told(tmp_path, capsys):
+def test_a_model_that_is_not_registered_is_reported(tmp_path, capsys):
     write(source_of(drawn(), "Elsewhere"), "safetensors", tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"the model Elsewhere, which is not registered; .*--import"):
         loading.load_model(tmp_path / "w.safetensors")
@@ -300,9 +300,9 @@ def test_a_model_of_any_size_is_exported_for_any_size(tmp_path, format):
     exporting.export(loading.load_model(tmp_path / "w.safetensors"), tmp_path / "out", format=format)
     model = predictor.load_predictor(tmp_path / "out", device="cpu")
     pictures = [np.random.default_rng(k).integers(0, 256, [12 + k % 2, 20, 3]).astype("uint8") for k in range(5)]
-    found = model.logits(pictures, batch_size=2)
+    actual = model.logits(pictures, batch_size=2)
     expected = predictor.of_network(loading.load_model(tmp_path / "w.safetensors")).logits(pictures)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 class LeakyNet(Net):
@@ -333,7 +333,7 @@ def test_several_epsilons_are_not_exported_to_onnx(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_abilities_are_told_apart():
+def test_abilities_are_distinguished():
     network = drawn()
     assert isinstance(network, Model)
     assert not any(isinstance(network, ability) for ability in (HasBlocks, AttentionMaps, Deployable))

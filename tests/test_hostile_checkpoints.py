@@ -148,9 +148,9 @@ def google_names(arrays: dict, heads: int) -> dict:
     """Arrays in plsc's names → Google's original npz."""
     out = {}
     for name, a in arrays.items():
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-        if found:
-            block, part, kind = f"Transformer/encoderblock_{found[1]}", found[2], found[3]
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+        if match:
+            block, part, kind = f"Transformer/encoderblock_{match[1]}", match[2], match[3]
             attention, theirs = f"{block}/MultiHeadDotProductAttention_1", "kernel" if kind == "weight" else "bias"
             if part == "attn.qkv":
                 for which, piece in zip(("query", "key", "value"), np.split(a, 3, axis=-1), strict=True):
@@ -527,21 +527,21 @@ def test_truncated_files(tmp_path, kind, kept):
     assert_refused(path, "damaged|truncated|missing|not a file of weights")
 
 
-def _spoilt(path, place: bytes, behind: int, count: int = 24):
-    """Overwrite bytes `behind` the first occurrence of `place`."""
+def _spoilt(path, place: bytes, offset: int, count: int = 24):
+    """Overwrite bytes `offset` after the first occurrence of `place`."""
     whole = bytearray(path.read_bytes())
-    start = whole.index(place) + len(place) + behind
+    start = whole.index(place) + len(place) + offset
     whole[start : start + count] = b"\xff" * count
     path.write_bytes(bytes(whole))
     return path
 
 
-@pytest.mark.parametrize("behind", [0, 300])
-def test_spoilt_compressed_npz(tmp_path, behind):
+@pytest.mark.parametrize("offset", [0, 300])
+def test_spoilt_compressed_npz(tmp_path, offset):
     """In the deflated header of an array, and in its values."""
     path = npz(tmp_path / "w.npz", google_names(ARRAYS, 2), compressed=True)
     name = b"Transformer/encoderblock_1/MlpBlock_3/Dense_1/kernel.npy"
-    assert_refused(_spoilt(path, name, behind + 20), "damaged")
+    assert_refused(_spoilt(path, name, offset + 20), "damaged")
 
 
 def test_spoilt_values_fail_their_checksum(tmp_path):
@@ -738,7 +738,7 @@ _ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         "short length",
         "overlap",
         "gap",
-        "beyond the file",
+        "outside the file",
         "backwards",
         "negative offset",
         "overflowing shape",
@@ -748,7 +748,7 @@ _ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         "float8",
         "no offsets",
         "no entry",
-        "bytes behind",
+        "bytes after it",
         "no json",
         "nested json",
         "no text",
@@ -908,7 +908,7 @@ def test_infinite_values_in_half_precision(tmp_path, kind):
     assert_refused(torch_zip(tmp_path / "w.pth", tree), "not finite")
 
 
-def test_float64_beyond_float32(tmp_path):
+def test_float64_outside_float32(tmp_path):
     """Finite in the file, infinite in the model."""
     assert_refused(npz(tmp_path / "w.npz", _filled(1e300, "float64")), r"head\.bias")
 

@@ -25,12 +25,12 @@ def cache(tmp_path, monkeypatch):
 
 def python_lines(text: bytes) -> list[tuple[int, bytes]]:
     """(where it begins, line without its end) of every line that is not blank."""
-    found, at = [], 0
+    collected, at = [], 0
     for line in text.split(b"\n"):
         if line.strip():
-            found.append((at, line))
+            collected.append((at, line))
         at += len(line) + 1
-    return found
+    return collected
 
 
 WORDS = st.sampled_from(["", " ", "\r", "\t", "x", "a/b.jpg 0", "a/b.jpg 3,17", "a,b.jpg 1,2,3,4", "ä ü 5", "0"])
@@ -45,18 +45,18 @@ def test_lines_are_pythons(lines, last, piece):
     expected = python_lines(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imagenet, "_PIECE", piece)
-        found = line_index(np.frombuffer(text, np.uint8))
-    spans = zip(found["starts"].tolist(), found["lengths"].tolist(), strict=True)
+        actual = line_index(np.frombuffer(text, np.uint8))
+    spans = zip(actual["starts"].tolist(), actual["lengths"].tolist(), strict=True)
     assert [(start, text[start : start + length].rstrip()) for start, length in spans] == [
         (start, line.rstrip()) for start, line in expected
     ]
-    assert int(found["most_commas"][0]) >= max((line.count(b",") for _, line in expected), default=0)
+    assert int(actual["most_commas"][0]) >= max((line.count(b",") for _, line in expected), default=0)
 
 
 def test_commas_are_not_overcounted():
     """As many places a row as the line with most commas needs, in a text of one piece."""
-    found = line_index(np.frombuffer(b"a 1,2\nb 1\nc 1,2,3\nd 1,2\n", np.uint8))
-    assert int(found["most_commas"][0]) == 2
+    actual = line_index(np.frombuffer(b"a 1,2\nb 1\nc 1,2,3\nd 1,2\n", np.uint8))
+    assert int(actual["most_commas"][0]) == 2
 
 
 def test_a_line_longer_than_a_piece_is_refused(monkeypatch):
@@ -101,7 +101,7 @@ def test_odd_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("a.jpg", "line 5: expected 'path label', got 'a.jpg'"),
         ("a.jpg one", "line 5: expected"),
@@ -112,11 +112,11 @@ def test_odd_names(tmp_path):
         ("x", "line 5: expected 'path label', got 'x'"),
     ],
 )
-def test_a_wrong_line_is_named_by_its_number(tmp_path, line, said):
+def test_a_wrong_line_is_named_by_its_number(tmp_path, line, message):
     """Counted as an editor counts, blank lines too."""
     data = listed(tmp_path, f"a.jpg 0\n\n\r\nb.jpg 1\n{line}\na.jpg 2\n", class_num=5)
     assert len(data) == 4
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         data[2]
     assert "list.txt" in str(caught.value)
     assert data[3].label == 2
@@ -129,9 +129,9 @@ def test_a_check_before_the_run_finds_what_does_not_fit(tmp_path):
         data.check(7)
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("\n\n \n", "no lines"), ("\r\n", "no lines")])
-def test_lists_of_nothing(tmp_path, text, said):
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("\n\n \n", "no lines"), ("\r\n", "no lines")])
+def test_lists_of_nothing(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
         listed(tmp_path, text)
 
 
@@ -188,6 +188,6 @@ def test_a_list_rewritten_under_way_kills_nobody(tmp_path):
         (tmp_path / "list.txt").write_text("a.jpg 0\n")
         return data[1999]
 
-    code, said = in_child(read)
+    code, received = in_child(read)
     assert code != -signal.SIGBUS
-    assert said.startswith(("DataError", "Sample"))
+    assert received.startswith(("DataError", "Sample"))

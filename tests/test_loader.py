@@ -1,4 +1,4 @@
-"""The loader's contract: order, sameness, failures with their cause, nothing left behind."""
+"""The loader's contract: order, sameness, failures with their cause, nothing is left."""
 
 import io
 import itertools
@@ -112,12 +112,12 @@ def test_a_damaged_picture_stops_the_run_and_is_named(tmp_path, workers):
 def test_a_damaged_picture_is_skipped_and_counted_when_asked(tmp_path, workers):
     """Training takes the next sample, so that batches stay whole; evaluation marks the row."""
     data, bad = damaged_tree(tmp_path)
-    said = []
-    load = loader(data, workers, damaged="skip", batch_size=4, on_skip=said.append)
+    messages = []
+    load = loader(data, workers, damaged="skip", batch_size=4, on_skip=messages.append)
     batches = take(load, order(data, 4), 3)
     load.close()
     # with workers the next epoch may be under way, where the picture is met again
-    assert 1 <= load.skipped == len(said) <= 2 and all(str(bad) in message for message in said)
+    assert 1 <= load.skipped == len(messages) <= 2 and all(str(bad) in message for message in messages)
     assert sum(int((~b["valid"]).sum()) for b in batches) == 1
 
 
@@ -200,8 +200,8 @@ def test_workers_take_no_sigterm_and_end_with_a_parent_that_forgets_them(tmp_pat
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
-    said, _ = parent.communicate("go on\n", timeout=30)
-    assert (parent.returncode, said) == (0, "20\n")
+    output, _ = parent.communicate("go on\n", timeout=30)
+    assert (parent.returncode, output) == (0, "20\n")
     assert not any(_alive(pid) for pid in pids)
 
 
@@ -300,18 +300,18 @@ def test_a_damaged_last_picture_is_skipped_where_it_fills_a_batch_up(tmp_path):
         (tmp_path / "a").mkdir(exist_ok=True)
         Image.fromarray(np.full((24, 24, 3), k, np.uint8)).save(tmp_path / "a" / f"{k:02d}.png")
     (tmp_path / "a" / "19.png").write_bytes(b"no picture")
-    told = []
+    messages = []
     load = loader(
         ImageFolder(str(tmp_path)),
         transforms=[DecodeImage()],
         damaged="skip",
         batch_size=3,
         class_num=1,
-        on_skip=told.append,
+        on_skip=messages.append,
     )
     counted = [i for b in load.run(evaluation_batches(20, 3, 0, 1)) for i in b["index"][b["valid"]].tolist()]
     assert counted == list(range(19))
-    assert len(told) == 1 and "19.png" in told[0]
+    assert len(messages) == 1 and "19.png" in messages[0]
 
 
 @pytest.mark.parametrize("rows, workers, prefetch", [(4096, 1, 2), (8192, 2, 6)])

@@ -47,8 +47,8 @@ def sigmoid_ce(y, logits=LOGITS) -> np.ndarray:
     return -y * log_expit(logits) - (1 - y) * log_expit(-logits)
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
 # -- softmax cross entropy ----------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_vit_smoothing(type_, function, smoothing, floor):
     close(value(ViTCELoss(epsilon=0.01, type=type_, smoothing=smoothing), hard()), expected)
 
 
-def test_vit_smoothing_is_towards_one_unless_said():
+def test_vit_smoothing_is_towards_one_unless_stated():
     y = 0.9 * ONE_HOT + 0.1
     close(value(ViTCELoss(epsilon=0.1), hard()), sigmoid_ce(y).sum(axis=1))
 
@@ -241,15 +241,15 @@ def padded() -> Targets:
 
 
 def test_dense_form_of_labels():
-    found = hard().to_dense(C)
-    assert found.dtype == paddle.float32
-    assert np.array_equal(found.numpy(), ONE_HOT)
+    actual = hard().to_dense(C)
+    assert actual.dtype == paddle.float32
+    assert np.array_equal(actual.numpy(), ONE_HOT)
 
 
 def test_dense_form_of_padded_labels():
-    found = padded().to_dense(C)
-    assert found.dtype == paddle.float32
-    assert found.numpy().tolist() == [[0.5, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0.25, 1]]
+    actual = padded().to_dense(C)
+    assert actual.dtype == paddle.float32
+    assert actual.numpy().tolist() == [[0.5, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0.25, 1]]
 
 
 def test_dense_form_of_mixed_targets():

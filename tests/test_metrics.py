@@ -43,15 +43,15 @@ def test_topk_against_numpy(valid):
 
 def test_topk_by_hand():
     logits = np.array([[3.0, 2, 1], [3.0, 2, 1], [3.0, 2, 1], [3.0, 2, 1]], "float32")
-    found = updated(TopkAcc([1, 2]), logits, labels([0, 1, 2, 0])).compute()
-    assert found == {"top1": 0.5, "top2": 0.75}
+    actual = updated(TopkAcc([1, 2]), logits, labels([0, 1, 2, 0])).compute()
+    assert actual == {"top1": 0.5, "top2": 0.75}
 
 
 def test_padded_rows_do_not_count():
     """Rows repeated to fill a batch would be right."""
     logits = np.array([[0.0, 1], [1.0, 0], [1.0, 0], [1.0, 0]], "float32")
-    found = updated(TopkAcc(1), logits, labels([0, 0, 0, 0]), np.array([True, True, False, False]))
-    assert found.compute() == {"top1": 0.5}
+    actual = updated(TopkAcc(1), logits, labels([0, 0, 0, 0]), np.array([True, True, False, False]))
+    assert actual.compute() == {"top1": 0.5}
 
 
 def test_fewer_classes_than_k():

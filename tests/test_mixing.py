@@ -188,7 +188,7 @@ def test_the_mode_is_a_key_of_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Mixup(alpha=0.0), "alpha"),
         (lambda: Cutmix(prob=1.5), "prob"),
@@ -202,8 +202,8 @@ def test_the_mode_is_a_key_of_each(tmp_path):
         (lambda: TransformOpSampler(Mixup={"prob": 0.7}, Cutmix={"prob": 0.7}), "at most 1"),
     ],
 )
-def test_wrong_arguments_are_refused(make, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_arguments_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
         make()
 
 
@@ -231,7 +231,7 @@ def test_the_samplers_arguments_become_what_mixup_and_cutmix_take(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"Mixup": {"alpha": None}}, r"TransformOpSampler\.Mixup\.alpha: expected a number, got None"),
         ({"Cutmix": {"prob": "often"}}, r"TransformOpSampler\.Cutmix\.prob: expected a number, got 'often'"),
@@ -240,8 +240,8 @@ def test_the_samplers_arguments_become_what_mixup_and_cutmix_take(tmp_path):
         ({"Mixup": [0.8]}, r"TransformOpSampler\.Mixup: expected keys and values"),
     ],
 )
-def test_the_samplers_arguments_are_checked_with_the_recipe(tmp_path, arguments, said):
-    with pytest.raises(ConfigError, match=said):
+def test_the_samplers_arguments_are_checked_with_the_recipe(tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
         sampler_config(tmp_path, arguments)
 
 

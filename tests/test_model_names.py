@@ -122,7 +122,7 @@ def test_a_model_is_created_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "told"),
+    ("name", "fields", "message"),
     [
         ("ViT_base_patch16_244", {}, "did you mean ViT_base_patch16_224"),
         ("swin_tiny", {}, "only plain Vision Transformers"),
@@ -138,12 +138,12 @@ def test_a_model_is_created_by_name():
         ("ViT", {"pretrained": True}, "takes the path of weights"),
     ],
 )
-def test_wrong_names_and_fields_are_answered(name, fields, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_names_and_fields_are_answered(name, fields, message):
+    with pytest.raises(ConfigError, match=message):
         plsc.create_model(name, **fields)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as refused:
         plsc.create_model("ViT", num_classes=10, depth=-1, drop_rate=1.0)
     assert all(name in str(refused.value) for name in ("num_classes", "depth", "drop_rate"))

@@ -1,4 +1,4 @@
-"""Fields of ViTSpec beyond the plain Vision Transformer: what each computes, and that a plain one pays for none."""
+"""Fields of ViTSpec that the plain Vision Transformer lacks: what each computes, and that it pays for none."""
 
 import dataclasses
 import math

@@ -371,7 +371,7 @@ def test_reset_classifier():
 
 
 def test_reset_classifier_draws_by_the_scheme():
-    """head_init: scheme is xavier-uniform behind the pre-logits: |w| ≤ sqrt(6 / (40 + 60))."""
+    """head_init: scheme is xavier-uniform after the pre-logits: |w| ≤ sqrt(6 / (40 + 60))."""
     model = VisionTransformer(ViTSpec(**SMALL, representation_size=40, weight_init="plsc", head_init="scheme"))
     model.reset_classifier(60)
     weight = np.abs(model.head.weight.numpy())
@@ -411,11 +411,11 @@ def test_attention_maps(fields):
     reference = NumpyViT(model)
     reference(pixels)
     assert len(maps) == 2
-    for found, expected in zip(maps, reference.maps, strict=True):
-        assert list(found.shape) == [3, model.spec.num_heads, tokens, tokens]
-        assert found.stop_gradient
-        np.testing.assert_allclose(found.numpy().sum(axis=-1), 1.0, rtol=1e-5)
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+    for actual, expected in zip(maps, reference.maps, strict=True):
+        assert list(actual.shape) == [3, model.spec.num_heads, tokens, tokens]
+        assert actual.stop_gradient
+        np.testing.assert_allclose(actual.numpy().sum(axis=-1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-6)
     model.eval()
     model.attention_maps(paddle.to_tensor(pixels))
     assert not model.training
@@ -485,7 +485,7 @@ def assert_uniform(weight, bound: float):
 
 
 def assert_normal(weight, std: float, rtol: float = 0.04):
-    """Spread `std`, and as much beyond two of them as a normal distribution has (4.55 %)."""
+    """Spread `std`, and as much outside two of them as a normal distribution has (4.55 %)."""
     np.testing.assert_allclose(weight.std(), std, rtol=rtol)
     assert abs(weight.mean()) < 0.1 * std
     assert 0.02 < (np.abs(weight) > 2 * std).mean() < 0.08
@@ -777,7 +777,7 @@ def test_training_without_dropout_is_deterministic():
     assert np.array_equal(run(model, pixels), expected)
 
 
-def test_dropout_acts_behind_the_position_embedding():
+def test_dropout_acts_after_the_position_embedding():
     """drop_rate changes training runs and leaves evaluation alone."""
     model = build(drop_rate=0.5, depth=1)
     pixels = images(model.spec)

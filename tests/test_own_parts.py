@@ -85,7 +85,7 @@ def _prediction(done) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])["predictions"]
 
 
-def test_what_a_model_lacks_is_told(trained):
+def test_what_a_model_lacks_is_reported(trained):
     """Pictures of attention, layer decay and recomputation by block ask for optional abilities."""
     done = plsc("visualize", "attention", "x.png", "--weights", "run", "--import", "parts.py", cwd=trained, check=False)
     assert done.returncode == 2 and "attention_maps" in done.stderr and "Traceback" not in done.stderr
@@ -221,7 +221,7 @@ def test_errors_in_an_imported_file_are_one_message(tmp_path):
 
 
 def test_an_installed_package_registers_its_parts(tmp_path):
-    """By an entry point in the group plsc.components, without a word in the recipe."""
+    """By an entry point in the group plsc.components, with nothing in the recipe."""
     (tmp_path / "their_package.py").write_text(textwrap.dedent(TRAINING_PARTS))
     about = tmp_path / "their_package-1.0.dist-info"
     about.mkdir()

@@ -1,13 +1,13 @@
 """The faults of the older PLSC (commit bd0c824) and the tests that show that plsc does not have them.
 
-"silent" is a wrong result that nobody was logged of, "crash" a crash on ordinary input, "safety" a danger
+"silent" is a wrong result that nothing reports, "crash" a crash on ordinary input, "safety" a danger
 to checkpoints. Each line is: fault → tests. What no other file shows is tested below.
 
-silent 1: unknown keys of YAML and of -o are ignored → test_broken_configs.py::test_told_with_exit_code_2,
-    test_config.py::test_several_problems_are_told_together_each_on_a_line_with_its_place,
+silent 1: unknown keys of YAML and of -o are ignored → test_broken_configs.py::test_reported_with_exit_code_2,
+    test_config.py::test_several_problems_are_reported_together_each_on_a_line_with_its_place,
     test_config.py::test_problems_of_overrides_are_placed_at_them,
     test_plsc_faults.py::test_no_factory_swallows_unknown_arguments
-silent 2: AdamW's epsilon has no effect; a key may stand twice → test_config.py::test_epsilon_of_adamw_is_used_and_said,
+silent 2: AdamW's epsilon has no effect; a key may stand twice → test_config.py::test_epsilon_of_adamw_is_used_and_shown,
     test_compat_plsc.py::test_every_key_has_its_evident_meaning,
     test_plsc_faults.py::test_epsilon_reaches_the_update, test_config.py::test_duplicate_keys_name_both_lines
 silent 3: a resumed run follows the checkpoint's schedule, at rate 0 past its end →
@@ -52,21 +52,21 @@ crash 6: with workers it is not named → test_loader.py::test_a_damaged_picture
     test_failures.py::test_processes_fail_together_with_the_first_error
 crash 7: max_loss_scaling 2.**32 as documented → test_config.py::test_yaml_texts_that_are_numbers
 crash 8: 1e-3 in a list → test_config.py::test_yaml_texts_that_are_numbers
-crash 9: no LRScheduler (which plsc asks for by name) → test_broken_configs.py::test_told_with_exit_code_2,
+crash 9: no LRScheduler (which plsc asks for by name) → test_broken_configs.py::test_reported_with_exit_code_2,
     test_plsc_faults.py::test_without_a_schedule_the_section_is_asked_for
 crash 10: no Metric → test_plsc_faults.py::test_a_run_without_metric_is_evaluated
 crash 11: two processes without DistributedStrategy → test_plsc_faults.py::test_two_processes_of_a_bare_configuration
 crash 12: use_dali → test_config.py::test_keys_that_are_not_offered_are_refused_with_the_reason
 crash 13: the profiler's option -p → test_plsc_faults.py::test_the_profiler_writes_a_trace,
     test_plsc_faults.py::test_wrong_profiler_options_are_refused,
-    test_plsc_faults.py::test_a_profile_that_the_run_never_reaches_is_told
+    test_plsc_faults.py::test_a_profile_that_the_run_never_reaches_is_reported
 crash 14: export of a configuration with O2 →
     test_plsc_faults.py::test_an_o2_configuration_is_exported
 crash 15: an epoch's last batch that accum_steps does not divide →
     test_sampler.py::test_an_epoch_has_every_sample_and_completes_from_its_head,
     test_plsc_faults.py::test_the_last_batch_of_an_epoch_is_accumulated
-crash 16: accum_steps that does not divide the batch, logged after all set-up →
-    test_broken_configs.py::test_told_with_exit_code_2
+crash 16: accum_steps that does not divide the batch, reported after all set-up →
+    test_broken_configs.py::test_reported_with_exit_code_2
 crash 17: names that do not exist, in branches nobody visited →
     test_plsc_faults.py::test_every_name_in_the_code_exists, test_plsc_faults.py::test_every_option_of_a_transform_works
 crash 18: interpolation random → test_plsc_faults.py::test_random_interpolation_draws_both
@@ -82,7 +82,7 @@ safety 2: parts of an old and a new checkpoint mix →
     test_plsc_faults.py::test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones
 safety 3: all ranks write the same files → test_plsc_faults.py::test_another_rank_writes_nothing,
     test_plsc_faults.py::test_two_processes_of_a_bare_configuration
-safety 4: the writing rank is logged by its device number → test_plsc_faults.py::test_the_first_rank_is_told_by_rank
+safety 4: the writing rank is chosen by its device number → test_plsc_faults.py::test_the_first_rank_is_reported_by_rank
 safety 5: no saving and resuming within an epoch, no state of random numbers →
     test_training.py::test_a_resumed_run_ends_bit_equal,
     test_training.py::test_a_resumed_run_of_two_processes_ends_bit_equal
@@ -171,13 +171,13 @@ def latest(run="run") -> checkpoint.Saved:
 
 def faults() -> dict[str, list[tuple[str, str]]]:
     """Label → (file, test) of each line of the docstring's map."""
-    found, label = {}, None
+    collected, label = {}, None
     for line in __doc__.splitlines():
         start = re.match(r"(silent|crash|safety) \d+(?=: )", line)
         label = start.group() if start else label if line.startswith("    ") else None
         if label:
-            found.setdefault(label, []).extend(re.findall(r"(test_\w+\.py)::(test_\w+)", line))
-    return found
+            collected.setdefault(label, []).extend(re.findall(r"(test_\w+\.py)::(test_\w+)", line))
+    return collected
 
 
 def test_the_map_names_tests_that_exist():
@@ -320,7 +320,7 @@ def with_gradients(dtype: str, **values):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_norm_over_half_precision_parameters_does_not_overflow(dtype):
-    """Squares, their sum in one parameter, and the sum over parameters, each beyond float16's 65504."""
+    """Squares, their sum in one parameter, and the sum over parameters, each above float16's 65504."""
     named = with_gradients(dtype, a=np.full([64, 64], 2048.0), b=np.full([64, 64], 2048.0), c=[512.0])
     norm = GradientClip()(named)
     assert norm.dtype == paddle.float32
@@ -511,8 +511,8 @@ def test_wrong_profiler_options_are_refused(options, key):
         profiling.parse(options)
 
 
-def test_a_profile_that_the_run_never_reaches_is_told(logged):
-    """batch_range beyond the run's end is refused or warned of, not passed over."""
+def test_a_profile_that_the_run_never_reaches_is_reported(logged):
+    """batch_range after the run's end is refused or warned of, not passed over."""
     try:
         trainer(small(3, profiler_options="batch_range=[10,20]")).fit()
     except ConfigError as error:
@@ -551,9 +551,9 @@ def test_the_last_batch_of_an_epoch_is_accumulated():
 
 def modules():
     """Every module of plsc, imported, but the one that runs the command line."""
-    for found in pkgutil.walk_packages(package.__path__, "plsc."):
-        if not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(package.__path__, "plsc."):
+        if not module.name.endswith("__main__"):
+            yield importlib.import_module(module.name)
 
 
 def globals_read(code: types.CodeType):
@@ -776,7 +776,7 @@ def test_another_rank_writes_nothing():
     assert latest("elsewhere").parts["progress"]["step"] == 2
 
 
-def test_the_first_rank_is_told_by_rank(monkeypatch):
+def test_the_first_rank_is_reported_by_rank(monkeypatch):
     """Not by the device's number: `--devices 3` has a first rank on GPU 3."""
     assert World(device="gpu:3", rank=0).is_first and World(device="gpu:3", rank=0, size=2).is_first
     assert not World(device="gpu:0", rank=1, size=2).is_first

@@ -89,19 +89,19 @@ def test_every_form_of_a_model_gives_the_same_list(forms, pictures, capsys):
     for records in lists.values():
         assert [r["image"] for r in records] == [r["image"] for r in lists["checkpoint"]]
         for record, reference in zip(records, lists["checkpoint"], strict=True):
-            found, expected = record["predictions"], reference["predictions"]
-            assert [(p["class"], p["name"]) for p in found] == [(p["class"], p["name"]) for p in expected]
-            shares = [[p["probability"] for p in each] for each in (found, expected)]
+            actual, expected = record["predictions"], reference["predictions"]
+            assert [(p["class"], p["name"]) for p in actual] == [(p["class"], p["name"]) for p in expected]
+            shares = [[p["probability"] for p in each] for each in (actual, expected)]
             np.testing.assert_allclose(*shares, atol=1.01e-4)  # of numbers rounded to four places
 
 
 def test_probabilities_are_those_of_the_model(forms, pictures, capsys):
     for record in predicted(capsys, "--weights", forms["onnx"], "--topk", 10, pictures):
         expected = by_hand(forms["checkpoint"], record["image"])
-        found = record["predictions"]
-        assert [p["class"] for p in found] == np.argsort(-expected).tolist()
-        np.testing.assert_allclose([p["probability"] for p in found], np.sort(expected)[::-1], atol=1e-4)
-        assert [p["name"] for p in found] == [NAMES[p["class"]] for p in found]
+        actual = record["predictions"]
+        assert [p["class"] for p in actual] == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([p["probability"] for p in actual], np.sort(expected)[::-1], atol=1e-4)
+        assert [p["name"] for p in actual] == [NAMES[p["class"]] for p in actual]
 
 
 def test_sigmoid_gives_each_class_its_own_probability(forms, pictures, capsys):
@@ -130,7 +130,7 @@ def test_the_batch_size_changes_nothing(forms, pictures, capsys, size):
 
 
 def test_a_run_directory_predicts_with_its_own_classes(picture_tree, capsys):
-    """Trained, averaged, without a configuration; its pictures are told apart by their colour."""
+    """Trained, averaged, without a configuration; its pictures differ by their colour."""
     tree = tiny_digits()
     transforms = [
         {"DecodeImage": None},
@@ -211,11 +211,11 @@ def test_a_model_of_grey_pictures_refuses_colours(tmp_path, capsys):
     Image.fromarray(grey).save("grey.png")
     Image.fromarray(np.stack([grey, grey, 255 - grey], axis=2)).save("colours.png")
     assert main(["predict", "--weights", str(path), "grey.png", "colours.png"]) == 1
-    said = capsys.readouterr()
-    assert "grey.png" in said.out and "not read: colours.png: has colours" in said.err
+    printed = capsys.readouterr()
+    assert "grey.png" in printed.out and "not read: colours.png: has colours" in printed.err
 
 
-def test_pictures_of_another_size_than_the_models_are_told(tmp_path, capsys):
+def test_pictures_of_another_size_than_the_models_are_reported(tmp_path, capsys):
     path = write_model(tmp_path / "model.safetensors", preprocess=Preprocess())
     Image.fromarray(np.zeros([40, 33, 3], "uint8")).save("wrong.png")
     Image.fromarray(np.zeros([32, 32, 3], "uint8")).save("right.png")
@@ -375,14 +375,14 @@ def test_order_and_number_survive_damage(readable, batch_size, workers):
     # the class nearest to the pixel
     model = predictor.Predictor("onnx", Path("model"), lambda x: -abs(x[:, 0, 0] / 2 + 0.5 - np.arange(14)), card=card)
     model.prepare = prepare
-    told, seen = [], []
-    options = dict(batch_size=batch_size, workers=workers, on_damaged=lambda path, error: told.append(path))
+    messages, seen = [], []
+    options = dict(batch_size=batch_size, workers=workers, on_damaged=lambda path, error: messages.append(path))
     for batch in model.stream(iter(whole), **options):
         assert 1 <= len(batch) <= batch_size
         seen += [path for path, _ in batch]
         assert [predictions[0].index for _, predictions in batch] == [int(path[:-4]) for path, _ in batch]
     assert seen == [path for path, good in whole.items() if good]
-    assert told == [path for path, good in whole.items() if not good]
+    assert messages == [path for path, good in whole.items() if not good]
 
 
 # -- what is written ----------------------------------------------------------------------
@@ -431,23 +431,23 @@ def test_a_run_whose_best_weights_are_averaged_says_so_beside_the_answers(forms,
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(Path(forms["checkpoint"]).read_bytes())
     (folder / "trainer.json").write_text("{}")
-    for weights, told in (("ema", True), ("raw", False)):
+    for weights, hinted in (("ema", True), ("raw", False)):
         record = {"metric": "top1", "value": 0.5, "step": 5, "weights": weights}
         (folder.parent / "best").write_text(f"{folder.name}\n{json.dumps(record)}\n")
         for path in ("run", folder, folder / "model.safetensors", folder.parent / "best"):
             assert main(["predict", "--weights", str(path), str(pictures / "a" / "0.jpg")]) == 0
-            said = capsys.readouterr()
-            assert ("--ema takes them" in said.err) == told and "note" not in said.out
+            printed = capsys.readouterr()
+            assert ("--ema takes them" in printed.err) == hinted and "note" not in printed.out
 
 
-def test_a_damaged_picture_is_told_and_the_rest_goes_on(forms, pictures, capsys):
+def test_a_damaged_picture_is_reported_and_the_rest_goes_on(forms, pictures, capsys):
     good = (pictures / "a" / "0.jpg").read_bytes()
     for name, data in (("1.jpg", good), ("2.jpg", good[: len(good) // 2]), ("3.jpg", b""), ("4.jpg", good)):
         Path(name).write_bytes(data)
     assert main(["predict", "--weights", forms["paddle"], "--format", "csv", "--topk", "1", "--softmax", "."]) == 1
-    said = capsys.readouterr()
-    assert [row["image"] for row in csv.DictReader(io.StringIO(said.out))] == ["./1.jpg", "./4.jpg"]
-    lines = said.err.splitlines()
+    printed = capsys.readouterr()
+    assert [row["image"] for row in csv.DictReader(io.StringIO(printed.out))] == ["./1.jpg", "./4.jpg"]
+    lines = printed.err.splitlines()
     assert [line.split(": ")[:2] for line in lines[:2]] == [["not read", "./2.jpg"], ["not read", "./3.jpg"]]
     assert lines[2] == "2 of 4 pictures could not be read"
     assert main(["predict", "--weights", forms["onnx"], "2.jpg", "3.jpg"]) == 2
@@ -469,7 +469,7 @@ def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["picture.png"], "--weights PATH"),
         (["--weights", "MODEL", "absent.jpg"], "absent.jpg: no such file or folder"),
@@ -486,22 +486,22 @@ def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys)
         (["--weights", "MODEL", "--class-names", "absent.txt", "picture.png"], "absent.txt: cannot be read"),
     ],
 )
-def test_wrong_uses_are_told(forms, capsys, arguments, told):
+def test_wrong_uses_are_reported(forms, capsys, arguments, message):
     Path("empty").mkdir()
     Image.fromarray(np.zeros([40, 40, 3], "uint8")).save("picture.png")
     assert main(["predict", *(forms["onnx"] if a == "MODEL" else a for a in arguments)]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--topk", "--batch-size", "--resolution"])
 @pytest.mark.parametrize("value", ["0", "-3", "many", "²", "٣"])
-def test_wrong_numbers_are_told(capsys, option, value):
+def test_wrong_numbers_are_reported(capsys, option, value):
     with pytest.raises(SystemExit) as stopped:
         main(["predict", "--weights", "x", option, value, "picture.png"])
     assert stopped.value.code == 2 and option in capsys.readouterr().err
 
 
-def test_nothing_on_standard_input_is_told(forms, monkeypatch, capsys):
+def test_nothing_on_standard_input_is_reported(forms, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     assert main(["predict", "--weights", forms["onnx"], "-"]) == 2
     assert "no pictures were given" in capsys.readouterr().err
@@ -561,20 +561,22 @@ def test_benchmark_times_every_form(forms, capsys):
         *(["--threads", text] for text in ("0", "²")),
     ],
 )
-def test_wrong_numbers_for_the_benchmark_are_told(capsys, arguments):
+def test_wrong_numbers_for_the_benchmark_are_reported(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         main(["benchmark", "x", *arguments])
     assert stopped.value.code == 2 and arguments[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("output", "told"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is no folder")]
+    ("output", "message"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is no folder")]
 )
-def test_an_output_that_a_benchmark_cannot_write_is_told_before_it_runs(forms, monkeypatch, capsys, output, told):
+def test_an_output_that_a_benchmark_cannot_write_is_reported_before_it_runs(
+    forms, monkeypatch, capsys, output, message
+):
     monkeypatch.setattr(predictor, "load_predictor", None)
     Path("file").write_text("")
     assert main(["benchmark", forms["onnx"], "--output", output]) == 2
-    assert f"--output {output}: " in (said := capsys.readouterr().err) and told in said
+    assert f"--output {output}: " in (text := capsys.readouterr().err) and message in text
 
 
 def test_a_benchmark_makes_the_folder_of_its_output(forms):
@@ -583,6 +585,6 @@ def test_a_benchmark_makes_the_folder_of_its_output(forms):
     assert len(json.loads(Path("deep/er/speed.json").read_text())["rows"]) == 1
 
 
-def test_a_benchmark_of_nothing_is_told():
+def test_a_benchmark_of_nothing_is_reported():
     done = plsc("benchmark", "absent", check=False)
     assert done.returncode == 2 and "absent: no such file or folder" in done.stderr

@@ -56,7 +56,7 @@ def test_normalisation_by_each_of_its_names(transforms, expected):
 
 
 @pytest.mark.parametrize(
-    "transforms, told",
+    "transforms, message",
     [
         ([NormalizeImage(), RandFlipImage()], "RandFlipImage comes after NormalizeImage"),
         ([ToTensor(), RandFlipImage(), Normalize()], "RandFlipImage comes after ToTensor"),
@@ -66,8 +66,8 @@ def test_normalisation_by_each_of_its_names(transforms, expected):
         ([NormalizeImage(), RandomErasing(), RandomErasing()], "RandomErasing is there twice"),
     ],
 )
-def test_what_stands_in_the_wrong_place_is_refused(transforms, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_stands_in_the_wrong_place_is_refused(transforms, message):
+    with pytest.raises(ConfigError, match=message):
         split_transforms(transforms)
 
 
@@ -115,7 +115,7 @@ def test_resize_and_crop_are_torchvisions(backend, height, width, short, crop):
     np.testing.assert_array_equal(Preprocess.from_dict(saved)(picture), theirs)
 
 
-def test_a_preprocessing_saved_before_it_said_how_pixels_are_rounded_means_plscs():
+def test_a_preprocessing_saved_before_it_stated_how_pixels_are_rounded_means_plscs():
     saved = Preprocess.of([ResizeImage(resize_short=11, backend="pil"), CenterCropImage(8)]).to_dict()
     old = {key: value for key, value in saved.items() if key not in ("truncate", "round_corner")}
     assert len(old) == len(saved) - 2

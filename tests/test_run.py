@@ -1,4 +1,4 @@
-"""Runs from Python: what `plsc train` does, several times in one process, in any thread, and nothing left behind."""
+"""Runs from Python: what `plsc train` does, several times in one process, in any thread, and nothing is left."""
 
 import logging
 import os

@@ -112,7 +112,7 @@ def test_timm_cosine_by_epoch():
 
 
 def test_timm_cosine_by_epoch_with_prefix():
-    """The cosine begins behind the warm-up and runs over the other 6 epochs: cos 60° after a third."""
+    """The cosine begins after the warm-up and runs over the other 6 epochs: cos 60° after a third."""
     schedule = make(
         "TimmCosine", 40, per_epoch=5, learning_rate=1.0, warmup_epoch=2, warmup_start_lr=0.1, warmup_prefix=True
     )
@@ -203,7 +203,7 @@ def test_a_run_shorter_than_its_warmup_stays_in_it(name, arguments, expected):
     assert [make(name, 3, **arguments)(step) for step in range(3)] == pytest.approx(expected)
 
 
-def test_warmup_is_told_in_steps():
+def test_warmup_is_reported_in_steps():
     """The engine warns with it, whatever unit the schedule counts in."""
     rate = dict(learning_rate=1.0)
     assert make("ViTLRScheduler", 40, per_epoch=5, warmup_steps=7, **rate).warmup == 7

@@ -1,4 +1,4 @@
-"""Data sets in shards: what is written is what is read; damage, changes and far files are told by name."""
+"""Data sets in shards: what is written is what is read; damage, changes and far files are named."""
 
 import faulthandler
 import io
@@ -123,13 +123,13 @@ def picture(n: int) -> bytes:
 
 def write_shard(kind: str, path, numbers, labels=None) -> str:
     """A shard of any format with picture(n) and the class n % 7 for each number, or labels[n]."""
-    said = {n: n % 7 if labels is None else labels[n] for n in numbers}
+    stated = {n: n % 7 if labels is None else labels[n] for n in numbers}
     if kind == "WebDataset":
-        pairs = ([(f"{n:06d}.jpg", picture(n)), (f"{n:06d}.cls", str(said[n]).encode())] for n in numbers)
+        pairs = ([(f"{n:06d}.jpg", picture(n)), (f"{n:06d}.cls", str(stated[n]).encode())] for n in numbers)
         return write_tar(path, itertools.chain.from_iterable(pairs))
     if kind == "TFRecord":
-        return write_records(path, (example({"image": [picture(n)], "label": [said[n]]}) for n in numbers))
-    table = pyarrow.table({"image": [picture(n) for n in numbers], "label": [said[n] for n in numbers]})
+        return write_records(path, (example({"image": [picture(n)], "label": [stated[n]]}) for n in numbers))
+    table = pyarrow.table({"image": [picture(n) for n in numbers], "label": [stated[n] for n in numbers]})
     parquet.write_table(table, path, row_group_size=4)
     return str(path)
 
@@ -160,14 +160,14 @@ def in_child(function, timeout: float = 30.0) -> tuple[int, str]:
     process.start()
     theirs.close()
     try:
-        said = ours.recv() if ours.poll(timeout) else "it hangs"
+        received = ours.recv() if ours.poll(timeout) else "it hangs"
     except EOFError:
-        said = ""
+        received = ""
     process.join(5)
     if process.is_alive():
         process.kill()
         process.join()
-    return process.exitcode, said
+    return process.exitcode, received
 
 
 KINDS = pytest.mark.parametrize("kind", ["WebDataset", "TFRecord", "Parquet"])
@@ -252,14 +252,14 @@ FEATURES = st.dictionaries(
 @given(features=FEATURES, packed=st.booleans())
 def test_every_example_is_parsed(features, packed):
     """Any names, negative and large integers, several byte strings, empty lists."""
-    found = parse_example(example(features, packed))
-    assert found.keys() == features.keys()
+    actual = parse_example(example(features, packed))
+    assert actual.keys() == features.keys()
     for name, values in features.items():
-        assert np.array_equal(found[name], values) if isinstance(values, np.ndarray) else list(found[name]) == values
+        assert np.array_equal(actual[name], values) if isinstance(values, np.ndarray) else list(actual[name]) == values
 
 
 def test_fields_from_elsewhere_are_passed_over():
-    """Fields of every wire type that an Example does not have, before and behind the features."""
+    """Fields of every wire type that an Example does not have, before and after the features."""
     other = varint(9 * 8) + varint(7) + varint(10 * 8 + 1) + bytes(8) + varint(11 * 8 + 5) + bytes(4)
     other += delimited(12, b"x")
     assert list(parse_example(other + example({"label": [5]}) + other)["label"]) == [5]
@@ -502,7 +502,7 @@ def test_data_sets_within_data_sets_come_from_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"fils": "x"}, r"DataLoader\.Train\.dataset\.datasets\.0\.WebDataset\.fils.*did you mean files"),
         ({"label_mode": "hard"}, r"datasets\.0\.WebDataset\.label_mode: expected one of class, multi_hot, soft"),
@@ -510,13 +510,13 @@ def test_data_sets_within_data_sets_come_from_yaml(tmp_path):
         ({"slice": "x"}, r"datasets\.0\.WebDataset\.slice: got 'x'; write it in quotes as in Python"),
     ],
 )
-def test_problems_within_are_located(tmp_path, wrong, said):
-    with pytest.raises(ConfigError, match=said):
+def test_problems_within_are_located(tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
         load(str(write_config(tmp_path / "c.yaml", stacked(tmp_path, **wrong))))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"slice": "[9:9]"}, r"datasets\.0\.WebDataset\.slice: slice \[9:9\] of \d+ samples leaves no sample"),
         ({"label_prob_threshold": 1.5}, r"datasets\.0\.WebDataset\.label_prob_threshold: got 1\.5; it should be less"),
@@ -526,11 +526,11 @@ def test_problems_within_are_located(tmp_path, wrong, said):
         ({"files": []}, r"files"),
     ],
 )
-def test_wrong_options_are_located(tmp_path, wrong, said):
+def test_wrong_options_are_located(tmp_path, wrong, message):
     from plsc import build
 
     path = write_config(tmp_path / "c.yaml", stacked(tmp_path, **wrong))
-    with pytest.raises((ConfigError, DataError), match=said):
+    with pytest.raises((ConfigError, DataError), match=message):
         build.dataset(load(str(path)), "Train")
 
 
@@ -545,7 +545,7 @@ def test_a_slice_is_written_as_in_python_on_the_command_line(tmp_path, unquoted)
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_same_pictures_for_training_and_evaluation_are_told(tmp_path, caplog, nested):
+def test_the_same_pictures_for_training_and_evaluation_are_reported(tmp_path, caplog, nested):
     """Also where the data sets lie within a Stack."""
     from plsc import build
 
@@ -562,7 +562,7 @@ def test_the_same_pictures_for_training_and_evaluation_are_told(tmp_path, caplog
 
 @KINDS
 def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
-    """Wherever it is cut. Only where a record ends, a TFRecord file cannot be told from a whole one."""
+    """Wherever it is cut. Only where a record ends, a TFRecord file cannot be distinguished from a whole one."""
     path = write_shard(kind, tmp_path / "a", range(6))
     whole = (tmp_path / "a").read_bytes()
     legitimate = {0}
@@ -579,11 +579,11 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
             continue
         with pytest.raises(DataError, match=path):
             open_data(kind, path)
-            pytest.fail(f"cut at byte {cut} of {len(whole)} without a word")
+            pytest.fail(f"cut at byte {cut} of {len(whole)} silently")
 
 
 def test_a_damaged_tar_header_is_refused(tmp_path):
-    """Else all that follows it would be missing without a word."""
+    """Else all that follows it would be missing silently."""
     path = write_shard("WebDataset", tmp_path / "a", range(6))
     whole = (tmp_path / "a").read_bytes()
     for name in (b"000003.jpg", b"000003.cls"):
@@ -602,7 +602,7 @@ def test_a_compressed_tar_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         (("0.cls", b"cat"), "0: its labels cannot be read from its .cls"),
         (("0.cls", b""), "cannot be read"),
@@ -617,9 +617,9 @@ def test_a_compressed_tar_is_refused(tmp_path):
         (("1.cls", b"1"), r"has neither 0.cls"),
     ],
 )
-def test_unreadable_labels_in_a_tar(tmp_path, label, said):
+def test_unreadable_labels_in_a_tar(tmp_path, label, message):
     path = write_tar(tmp_path / "a.tar", [("0.jpg", picture(0)), label])
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         WebDataset(path)
     assert path in str(caught.value)
 
@@ -712,7 +712,7 @@ def test_damaged_parquet_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"picture": [b"x"], "label": [1]}, "has no column image; there are picture, label"),
         ({"image": [b"x"], "label": ["cat"]}, "cannot be indexed"),
@@ -721,9 +721,9 @@ def test_damaged_parquet_is_refused_by_name(tmp_path):
         ({"image": [b"x"], "label": [{"id": 1}]}, "cannot be indexed"),
     ],
 )
-def test_unreadable_parquet(tmp_path, columns, said):
+def test_unreadable_parquet(tmp_path, columns, message):
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=f"a.parquet.*{said}"):
+    with pytest.raises(DataError, match=f"a.parquet.*{message}"):
         Parquet(str(tmp_path / "a.parquet"))
 
 
@@ -770,7 +770,7 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
 
 
 @KINDS
-def test_a_file_replaced_by_a_smaller_one_is_told_by_name(tmp_path, kind):
+def test_a_file_replaced_by_a_smaller_one_is_reported_by_name(tmp_path, kind):
     """After it was counted and before it is first read: no other sample and no IndexError."""
     path = write_shard(kind, tmp_path / "a", range(8))
     data = open_data(kind, path)
@@ -782,7 +782,7 @@ def test_a_file_replaced_by_a_smaller_one_is_told_by_name(tmp_path, kind):
 
 
 @KINDS
-def test_a_file_that_is_gone_is_told_by_name(tmp_path, kind):
+def test_a_file_that_is_gone_is_reported_by_name(tmp_path, kind):
     path = write_shard(kind, tmp_path / "a", range(8))
     data = open_data(kind, path)
     os.remove(path)
@@ -791,7 +791,7 @@ def test_a_file_that_is_gone_is_told_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["WebDataset", "TFRecord"])
-def test_a_file_truncated_under_way_is_told_by_name(tmp_path, kind):
+def test_a_file_truncated_under_way_is_reported_by_name(tmp_path, kind):
     path = write_shard(kind, tmp_path / "a", range(8))
     data = open_data(kind, path)
     data[0]
@@ -801,7 +801,7 @@ def test_a_file_truncated_under_way_is_told_by_name(tmp_path, kind):
 
 
 def test_a_parquet_file_truncated_under_way_kills_nobody(tmp_path):
-    """Reading a mapped file behind its end is SIGBUS."""
+    """Reading a mapped file after its end is SIGBUS."""
     rng = np.random.default_rng(0)
     table = pyarrow.table({"image": [rng.bytes(20_000) for _ in range(40)], "label": list(range(40))})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=4)
@@ -812,9 +812,9 @@ def test_a_parquet_file_truncated_under_way_kills_nobody(tmp_path):
         os.truncate(tmp_path / "a.parquet", 4096)
         return data[39]
 
-    code, said = in_child(read)
+    code, received = in_child(read)
     assert code != -signal.SIGBUS
-    assert said.startswith("DataError") and "a.parquet" in said
+    assert received.startswith("DataError") and "a.parquet" in received
 
 
 @KINDS
@@ -931,8 +931,8 @@ def test_several_processes_build_an_index_once(tmp_path):
 
     def work():
         start.wait()
-        found = cached("a place", {"n": 1}, build)
-        results.put((int(found["a"].sum()), found["b"].shape))
+        actual = cached("a place", {"n": 1}, build)
+        results.put((int(actual["a"].sum()), actual["b"].shape))
 
     processes = [context.Process(target=work) for _ in range(6)]
     for process in processes:
@@ -1004,14 +1004,14 @@ def test_a_read_only_home_falls_back(tmp_path, monkeypatch):
         return cache_folder()
 
     try:
-        code, said = in_child(asked)
+        code, received = in_child(asked)
     finally:
         for folder in (home.parent.parent, home.parent, home):
             folder.chmod(0o755)
-    assert code == 0 and str(tmp_path / "home") not in said and "plsc-" in said
+    assert code == 0 and str(tmp_path / "home") not in received and "plsc-" in received
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     """$PLSC_CACHE that is no folder: a message that names it, not a traceback."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PLSC_CACHE", str(tmp_path / "file"))
@@ -1062,7 +1062,7 @@ def test_far_shards_are_copied_once(tmp_path, kind, bucket, cache):
         data[7]
 
 
-def test_copies_lie_where_they_are_told(tmp_path, bucket, cache):
+def test_copies_lie_where_they_should(tmp_path, bucket, cache):
     upload(bucket, "TFRecord", tmp_path, 2, 3)
     open_data("TFRecord", "memory:///bucket/*", cache_dir=str(tmp_path / "fast" / "disk"))
     assert len([p for p in (tmp_path / "fast" / "disk").iterdir() if not p.name.startswith(".")]) == 2
@@ -1119,10 +1119,10 @@ def test_processes_share_a_small_cache(tmp_path, bucket, monkeypatch):
     processes = [context.Process(target=work, args=(seed,)) for seed in range(4)]
     for process in processes:
         process.start()
-    said = [results.get(timeout=60) for _ in processes]
+    received = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert said == [""] * 4
+    assert received == [""] * 4
 
 
 def closed_port() -> int:
@@ -1138,7 +1138,7 @@ def test_a_far_file_that_is_not_there(tmp_path, bucket, address):
 
 
 @pytest.mark.parametrize("pattern", ["a.tar", "*.tar"])
-def test_a_server_that_does_not_answer_is_told(pattern):
+def test_a_server_that_does_not_answer_is_reported(pattern):
     """A real address where nobody listens; ftp connects as soon as it is asked for."""
     address = f"ftp://127.0.0.1:{closed_port()}/{pattern}"
     with pytest.raises(DataError, match=r"ftp://127\.0\.0\.1"):
@@ -1161,13 +1161,13 @@ class Faulty(fsspec.AbstractFileSystem):
 
 
 @pytest.mark.parametrize("pattern", ["a.tar", "*.tar"])
-def test_errors_of_a_stores_library_are_told(pattern):
+def test_errors_of_a_stores_library_are_reported(pattern):
     fsspec.register_implementation("faulty", Faulty, clobber=True)
     with pytest.raises(DataError, match=r"faulty://x/.*tar.*503"):
         WebDataset(f"faulty://x/{pattern}")
 
 
-def test_an_unknown_protocol_is_told():
+def test_an_unknown_protocol_is_reported():
     with pytest.raises(ConfigError, match=r"nowhere://x/a\.tar"):
         WebDataset("nowhere://x/a.tar")
 
@@ -1281,8 +1281,8 @@ def test_dropped_samples_vanish(tmp_path_factory, pictures, options, drop_empty,
         if kind == "WebDataset":
             members = []
             for n, (ids, probs) in zip(numbers, half, strict=True):
-                said = {"labels": ids} if probs is None else {"labels": ids, "label_probs": probs}
-                members += [(f"{n}.jpg", picture(n)), (f"{n}.json", json.dumps(said).encode())]
+                stated = {"labels": ids} if probs is None else {"labels": ids, "label_probs": probs}
+                members += [(f"{n}.jpg", picture(n)), (f"{n}.json", json.dumps(stated).encode())]
             write_tar(name, members)
         else:
             columns = {
@@ -1381,7 +1381,7 @@ def test_a_class_that_the_model_does_not_have(tmp_path):
             fetcher.store(arrays, 0, Draw(0, index))
 
 
-def test_a_file_of_a_range_that_is_missing_is_told(tmp_path):
+def test_a_file_of_a_range_that_is_missing_is_reported(tmp_path):
     write_shard("WebDataset", tmp_path / "a-000", range(2))
     write_shard("WebDataset", tmp_path / "a-002", range(2))
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -1396,8 +1396,8 @@ def test_all_damaged_shards_are_named_together(tmp_path):
         Path(paths[k]).write_bytes(Path(paths[k]).read_bytes()[:700])
     with pytest.raises(DataError) as refused:
         open_data("WebDataset", [str(p) for p in paths])
-    told = str(refused.value)
-    assert told.startswith("3 shards cannot be used") and all(str(paths[k]) in told for k in (2, 7, 9))
+    message = str(refused.value)
+    assert message.startswith("3 shards cannot be used") and all(str(paths[k]) in message for k in (2, 7, 9))
 
 
 def test_shards_whose_preparation_was_broken_off_are_refused(tmp_path):

@@ -19,7 +19,7 @@ from plsc.signatures import describe, holding_bounds, is_bounded, validated
 from tests.helpers import tiny_digits, write_config
 
 
-def test_bounds_of_a_recipe_and_its_overrides_are_told_together(tmp_path, monkeypatch):
+def test_bounds_of_a_recipe_and_its_overrides_are_reported_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree = tiny_digits()
     tree["Loss"]["Train"] = [{"CELoss": {"weight": -1.0}}]
@@ -121,7 +121,7 @@ def test_annotations_that_are_texts_are_read(tmp_path, monkeypatch):
         texts.part(1.5)
 
 
-def test_annotations_that_cannot_be_read_are_told():
+def test_annotations_that_cannot_be_read_are_reported():
     parts = Registry("part")
 
     @parts.register()
@@ -167,7 +167,7 @@ def test_what_counts_as_a_bound(annotation, bounded):
         (Literal["a", "b"], "c", "expected one of a, b, got 'c'"),
     ],
 )
-def test_what_does_not_fit_is_said_in_words(annotation, value, text):
+def test_what_does_not_fit_is_stated_in_words(annotation, value, text):
     with pytest.raises(ValueError, match=text):
         validated(value, annotation, strict=True)
 
@@ -209,7 +209,7 @@ def test_a_signature_that_leaves_names_open_is_refused(form):
         Registry("part").register()(namespace["part"])
 
 
-def test_what_the_engine_fills_in_is_said_by_the_kind():
+def test_what_the_engine_fills_in_is_stated_by_the_kind():
     """A factory names what it wants of it, and cannot be given it by a recipe."""
     entry = registry.SCHEDULERS.get("Cosine")
     assert entry.supplied_parameters() == ["total_steps", "steps_per_epoch"]

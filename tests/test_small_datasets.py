@@ -216,7 +216,7 @@ def test_a_damaged_archive_names_the_member(tmp_path, spoil, message):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_truncated_archive_is_told(tmp_path, share):
+def test_a_truncated_archive_is_reported(tmp_path, share):
     members, *_ = cifar10_members()
     archive = write_archive(tmp_path, members, python2)
     packed = archive.read_bytes()
@@ -225,7 +225,7 @@ def test_a_truncated_archive_is_told(tmp_path, share):
         CIFAR10(str(tmp_path))
 
 
-def test_a_flipped_bit_is_told(tmp_path):
+def test_a_flipped_bit_is_reported(tmp_path):
     """In a pixel, where nothing but gzip's checksum can tell."""
     members, *_ = cifar10_members()
     archive = write_archive(tmp_path, members, python2)

@@ -179,7 +179,7 @@ def test_the_state_of_a_task_is_saved():
     assert losses[0] == losses[1]
 
 
-def test_a_task_that_begins_on_a_resume_is_told():
+def test_a_task_that_begins_on_a_resume_is_reported():
     plsc.train(load(config(steps=2)))
     plsc.train(load(config(steps=3, task={"name": "SelfDistillation"}, resume="auto")))
     assert "has no state of task, which begins now" in Path("run/train.log").read_text()

@@ -316,8 +316,8 @@ def checksum(data: bytes) -> int:
 
 
 def masked(data: bytes) -> int:
-    found = crc32c(data)  # which is compared with the one above in a test of its own
-    return ((found >> 15 | found << 17) + 0xA282EAD8) % 2**32
+    actual = crc32c(data)  # which is compared with the one above in a test of its own
+    return ((actual >> 15 | actual << 17) + 0xA282EAD8) % 2**32
 
 
 def varint(value: int) -> bytes:
@@ -388,13 +388,13 @@ def coyo_arrays(arrays: dict) -> tuple[dict, dict]:
         layer, _, kind = name.rpartition(".")
         kinds = ("gamma", "beta") if "norm" in layer else ("kernel", "bias")
         kind = kinds[kind == "bias"]
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", layer)
-        if found and found[2] == "attn.qkv":
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", layer)
+        if match and match[2] == "attn.qkv":
             for part, piece in zip(("query", "key", "value"), np.split(a, 3, axis=-1), strict=True):
-                out[f"backbone/enc_layers/{found[1]}/att/{part}_dense/{kind}"] = piece
+                out[f"backbone/enc_layers/{match[1]}/att/{part}_dense/{kind}"] = piece
             continue
-        if found:
-            names[name] = f"backbone/enc_layers/{found[1]}/{layers[found[2]]}/{kind}"
+        if match:
+            names[name] = f"backbone/enc_layers/{match[1]}/{layers[match[2]]}/{kind}"
         elif name in ("cls_token", "pos_embed"):
             names[name] = {"cls_token": "backbone/class_emb", "pos_embed": "backbone/pos_emb"}[name]
         else:
@@ -669,7 +669,7 @@ def test_fuzzed_bytes_of_an_index(tmp_path, good):
         if arrays is not None:
             assert all(np.array_equal(a, ARRAYS[name]) for name, a in arrays.items())
             unnoticed.add(len(whole) - place)
-    assert all(8 < behind <= 48 for behind in unnoticed)
+    assert all(8 < offset <= 48 for offset in unnoticed)
 
 
 def test_fuzzed_blocks_with_right_checksums(tmp_path, good):

@@ -259,7 +259,7 @@ def test_a_checkpoint_without_its_optimizer_is_refused(tmp_path):
 
 
 def test_a_continued_run_says_which_batch_it_keeps(tmp_path):
-    """Another batch size on resume is told, and config.yaml says what is done."""
+    """Another batch size on resume is reported, and config.yaml says what is done."""
     from plsc.config import load
 
     tree = tiny_digits()

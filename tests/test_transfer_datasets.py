@@ -153,8 +153,8 @@ def test_several_processes_unpack_once(tmp_path, monkeypatch):
     unpacked, counted = archives._unpack, []
     monkeypatch.setattr(archives, "_unpack", lambda *a: counted.append(a) or unpacked(*a))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: shown(Flowers102(str(tmp_path))), range(4)))
-    assert len(counted) == 1 and all(pairs == found[0] for pairs in found)
+        actual = list(pool.map(lambda _: shown(Flowers102(str(tmp_path))), range(4)))
+    assert len(counted) == 1 and all(pairs == actual[0] for pairs in actual)
 
 
 def test_what_a_killed_process_left_is_unpacked_anew(tmp_path):

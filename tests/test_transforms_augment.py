@@ -202,9 +202,9 @@ def test_jitter_takes_both_orders():
     image = picture()
     bright = ImageEnhance.Contrast(ImageEnhance.Brightness(pil(image)).enhance(1.5)).enhance(0.5)
     contrast = ImageEnhance.Brightness(ImageEnhance.Contrast(pil(image)).enhance(0.5)).enhance(1.5)
-    found = outcomes(ColorJitter(brightness=(1.5, 1.5), contrast=(0.5, 0.5)), image)
-    assert set(found) == bytes_of(bright, contrast)
-    assert all(within(count, 300, 0.5) for count in found.values())
+    actual = outcomes(ColorJitter(brightness=(1.5, 1.5), contrast=(0.5, 0.5)), image)
+    assert set(actual) == bytes_of(bright, contrast)
+    assert all(within(count, 300, 0.5) for count in actual.values())
 
 
 def test_jitter_of_nothing_changes_nothing():
@@ -265,10 +265,10 @@ def rotation_about_the_middle(width, height, degrees):
 @pytest.mark.parametrize("degrees", [17.3, -61.0])
 def test_a_rotation_moves_pixels_about_the_middle(degrees):
     image = picture(25, 33)
-    found = RandomRotation((degrees, degrees), fill=7)(image, np.random.default_rng(0))
+    actual = RandomRotation((degrees, degrees), fill=7)(image, np.random.default_rng(0))
     expected = sampled(image, rotation_about_the_middle(33, 25, degrees), fill=7)
-    assert (found != expected).any(axis=-1).mean() < 0.01  # Pillow counts in fixed point
-    assert (found == 7).all(axis=-1).any()
+    assert (actual != expected).any(axis=-1).mean() < 0.01  # Pillow counts in fixed point
+    assert (actual == 7).all(axis=-1).any()
 
 
 def test_a_rotation_by_less_than_a_pixel_changes_nothing():
@@ -283,7 +283,7 @@ def test_an_affine_map_shears_scales_turns_and_moves_in_this_order():
     image, angle, scale, shear = picture(24, 32), 20.0, 1.25, (12.0, -7.0)
     transform = RandomAffine((angle, angle), (0.1, 0.2), (scale, scale), (*[shear[0]] * 2, *[shear[1]] * 2), fill=9)
     rng = np.random.default_rng(4)
-    found = transform(image, np.random.default_rng(4))
+    actual = transform(image, np.random.default_rng(4))
     rng.uniform()
     moved = [round(rng.uniform(-3.2, 3.2)), round(rng.uniform(-4.8, 4.8))]
     assert any(moved)
@@ -293,7 +293,7 @@ def test_an_affine_map_shears_scales_turns_and_moves_in_this_order():
     forwards, middle = turn @ (scale * shear_y) @ shear_x, np.array([16.0, 12.0])
     back = np.linalg.inv(forwards)
     expected = sampled(image, np.column_stack([back, middle - back @ (middle + moved)]), fill=9)
-    assert (found != expected).any(axis=-1).mean() < 0.01
+    assert (actual != expected).any(axis=-1).mean() < 0.01
 
 
 def test_affine_draws_stay_within_their_limits(monkeypatch):
@@ -313,9 +313,9 @@ def test_affine_draws_stay_within_their_limits(monkeypatch):
 
 def test_a_vertical_flip():
     image = picture()
-    found = outcomes(RandomVerticalFlip(0.3), image)
-    assert set(found) == {image.tobytes(), np.ascontiguousarray(image[::-1]).tobytes()}
-    assert within(found[image.tobytes()], 300, 0.7)
+    actual = outcomes(RandomVerticalFlip(0.3), image)
+    assert set(actual) == {image.tobytes(), np.ascontiguousarray(image[::-1]).tobytes()}
+    assert within(actual[image.tobytes()], 300, 0.7)
 
 
 @pytest.mark.parametrize(("mode", "border"), [("constant", 9), ("edge", 0), ("reflect", 1), ("symmetric", 0)])
@@ -326,9 +326,9 @@ def test_a_random_crop_of_a_padded_picture(mode, border):
     crop = RandomCrop(3, padding=(1, 0), fill=9, padding_mode=mode)
     last = {"constant": 9, "edge": 2, "reflect": 1, "symmetric": 2}[mode]
     places = [[border, 0, 1], [0, 1, 2], [1, 2, last]]
-    found = Counter(tuple(crop(image, np.random.default_rng(s))[0, :, 0]) for s in range(600))
-    assert set(found) == {tuple(place) for place in places}
-    assert all(within(count, 600, 1 / 3) for count in found.values())
+    actual = Counter(tuple(crop(image, np.random.default_rng(s))[0, :, 0]) for s in range(600))
+    assert set(actual) == {tuple(place) for place in places}
+    assert all(within(count, 600, 1 / 3) for count in actual.values())
 
 
 def test_a_random_crop_pads_what_is_too_short_or_says_so():
@@ -336,9 +336,9 @@ def test_a_random_crop_pads_what_is_too_short_or_says_so():
     with pytest.raises(DataError, match=r"10x4 pixels are too few for a random crop of 6x8.*pad_if_needed"):
         RandomCrop((8, 6))(image, np.random.default_rng(0))
     for seed in range(10):
-        found = RandomCrop((8, 6), pad_if_needed=True)(image, np.random.default_rng(seed))
-        assert found.shape == (8, 6, 3)
-        assert ((found == 5).all(axis=(1, 2)).sum(), (found == 0).all(axis=(1, 2)).sum()) == (4, 4)
+        actual = RandomCrop((8, 6), pad_if_needed=True)(image, np.random.default_rng(seed))
+        assert actual.shape == (8, 6, 3)
+        assert ((actual == 5).all(axis=(1, 2)).sum(), (actual == 0).all(axis=(1, 2)).sum()) == (4, 4)
 
 
 # -- composition ----------------------------------------------------------------------------------
@@ -356,8 +356,8 @@ def test_compose_applies_in_order_with_one_stream_of_draws():
 def test_random_apply_is_all_or_nothing():
     image = picture()
     both = np.where(image < 128, image, 255 - image)[:, ::-1]
-    found = outcomes(RandomApply([Solarize(), RandomHorizontalFlip(1.0)], p=0.5), image)
-    assert set(found) == {image.tobytes(), np.ascontiguousarray(both).tobytes()}
+    actual = outcomes(RandomApply([Solarize(), RandomHorizontalFlip(1.0)], p=0.5), image)
+    assert set(actual) == {image.tobytes(), np.ascontiguousarray(both).tobytes()}
 
 
 # -- crops ----------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_the_crop_of_torchvision_has_uniform_area_and_log_ratio():
 
 
 def test_the_crop_of_torchvision_reaches_every_position():
-    """Also the last row and column, and none behind: PLSC's reached one further."""
+    """Also the last row and column, and none after them: PLSC's reached one further."""
     crop = RandomResizedCrop(8, scale=(0.25, 0.25), ratio=(1.0, 1.0))
     top, left, tall, wide = boxes(crop, 6, 6)
     assert (tall == 3).all() and (wide == 3).all()
@@ -465,9 +465,9 @@ def test_random_interpolation_is_bilinear_or_bicubic():
     image = picture(40, 50)
     crop = RandomResizedCrop(16, scale=(1.0, 1.0), ratio=(1.25, 1.25), interpolation="random")
     filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-    found = outcomes(crop, image)
-    assert set(found) == bytes_of(*(pil(image).resize((16, 16), f) for f in filters))
-    assert all(within(count, 300, 0.5) for count in found.values())
+    actual = outcomes(crop, image)
+    assert set(actual) == bytes_of(*(pil(image).resize((16, 16), f) for f in filters))
+    assert all(within(count, 300, 0.5) for count in actual.values())
 
 
 # -- timm's policies ------------------------------------------------------------------------------
@@ -521,8 +521,8 @@ def test_rand_augment_makes_what_its_level_says():
         brightened(image, 77),
     ]
     increasing = [posterized(image, 2), solarized(image, 256 - 179), *enhanced(image, (1.63, 0.37))]
-    found = outcomes(TimmAutoAugment("rand-m7-n1-p1-inc1"), image, range(800))
-    assert set(found) == bytes_of(*shared, *increasing)
+    actual = outcomes(TimmAutoAugment("rand-m7-n1-p1-inc1"), image, range(800))
+    assert set(actual) == bytes_of(*shared, *increasing)
     decreasing = [posterized(image, 2), solarized(image, 179), *enhanced(image, (1.36,))]
     assert set(outcomes(TimmAutoAugment("rand-m7-n1-p1"), image, range(800))) == bytes_of(*shared, *decreasing)
 
@@ -537,16 +537,16 @@ def test_rand_augment_at_level_0_leaves_what_can_be_left():
 def test_the_strongest_posterize_is_black():
     """0 bits are left at level 10; ImageOps.posterize of recent Pillow refuses that."""
     image = picture()
-    found = outcomes(TimmAutoAugment("rand-m10-n1-p1-inc1"), image, range(200))
-    assert np.zeros_like(image).tobytes() in found
+    actual = outcomes(TimmAutoAugment("rand-m10-n1-p1-inc1"), image, range(200))
+    assert np.zeros_like(image).tobytes() in actual
 
 
 def test_rand_augment_weighs_as_plsc_does():
     """w0: Invert and Posterize never, Rotate three times of ten."""
     image = picture()
-    found = outcomes(TimmAutoAugment("rand-m7-n1-p1-w0"), image, range(1500))
-    assert not set(found) & bytes_of(ImageOps.invert(pil(image)), posterized(image, 2))
-    rotated = sum(found[b] for b in bytes_of(*(pil(image).rotate(s, BICUBIC, fillcolor=FILL) for s in (21, -21))))
+    actual = outcomes(TimmAutoAugment("rand-m7-n1-p1-w0"), image, range(1500))
+    assert not set(actual) & bytes_of(ImageOps.invert(pil(image)), posterized(image, 2))
+    rotated = sum(actual[b] for b in bytes_of(*(pil(image).rotate(s, BICUBIC, fillcolor=FILL) for s in (21, -21))))
     assert within(rotated, 1500, 0.3)
 
 
@@ -555,8 +555,8 @@ def test_rand_augment_applies_its_layers_one_after_another():
     image = np.full((2, 2, 1), 100, "uint8")
 
     def values(text):
-        found = [np.frombuffer(b, "uint8") for b in outcomes(TimmAutoAugment(text, mean=[0.5]), image, range(1500))]
-        return {f[0] for f in found if (f == f[0]).all()}
+        actual = [np.frombuffer(b, "uint8") for b in outcomes(TimmAutoAugment(text, mean=[0.5]), image, range(1500))]
+        return {f[0] for f in actual if (f == f[0]).all()}
 
     assert values("rand-m5-n1-p1") == {100, 155, 64}
     # inverted and posterized: 128; posterized and inverted: 191; posterized and brighter by 55: 119
@@ -584,9 +584,9 @@ def test_levels_spread_and_are_cut():
 def test_auto_augment_of_timm_draws_one_pair():
     """3a has one operation a row: threshold 128, grey, blur; each a third of the time."""
     image = picture()
-    found = outcomes(TimmAutoAugment("3a"), image)
+    actual = outcomes(TimmAutoAugment("3a"), image)
     sol, grey = solarized(image, 128).tobytes(), np.asarray(pil(image).convert("L").convert("RGB")).tobytes()
-    assert within(found[sol], 300, 1 / 3) and within(found[grey], 300, 1 / 3)
+    assert within(actual[sol], 300, 1 / 3) and within(actual[grey], 300, 1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -629,13 +629,13 @@ def test_aug_mix_blends_chains():
 def test_aug_mix_of_a_picture_without_variation_stays_near_its_range():
     """Chains of different lengths keep the shape also of pictures that are not square."""
     image = picture(10, 30)
-    found = [TimmAutoAugment("augmix")(image, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(f.shape == image.shape for f in found)
-    assert len({f.tobytes() for f in found}) > 15
+    actual = [TimmAutoAugment("augmix")(image, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(f.shape == image.shape for f in actual)
+    assert len({f.tobytes() for f in actual}) > 15
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("randm9", "begins with one of rand, augmix, v0"),
         ("auto", "begins with"),
@@ -651,10 +651,10 @@ def test_aug_mix_of_a_picture_without_variation_stays_near_its_range():
         ("augmix-w0", "w0"),
     ],
 )
-def test_a_wrong_string_of_timm_is_told_with_its_part(text, said):
+def test_a_wrong_string_of_timm_is_reported_with_its_part(text, message):
     with pytest.raises(ConfigError, match=r"TimmAutoAugment\.config_str") as caught:
         TimmAutoAugment(text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # -- torchvision's, DeiT III's and big_vision's policies ------------------------------------------
@@ -670,10 +670,10 @@ def test_trivial_augment_draws_from_the_whole_range():
         expected += geometric(image, 135 * part, 0.99 * part, across, across, **nearest)
         expected += enhanced(image, (1 + 0.99 * part, 1 - 0.99 * part))
         expected += [posterized(image, 8 - round(6 * part)), solarized(image, 255 * (1 - part))]
-    found = outcomes(TrivialAugmentWide(num_magnitude_bins=4), image, range(3000))
-    assert set(found) <= bytes_of(*expected)
-    assert len(found) > 0.9 * len(bytes_of(*expected))
-    assert within(found[ImageOps.equalize(pil(image)).tobytes()], 3000, 1 / 14)
+    actual = outcomes(TrivialAugmentWide(num_magnitude_bins=4), image, range(3000))
+    assert set(actual) <= bytes_of(*expected)
+    assert len(actual) > 0.9 * len(bytes_of(*expected))
+    assert within(actual[ImageOps.equalize(pil(image)).tobytes()], 3000, 1 / 14)
 
 
 @pytest.mark.parametrize(("magnitude", "bins"), [(9, 31), (3, 4)])
@@ -686,11 +686,11 @@ def test_torchvisions_rand_augment(magnitude, bins):
     expected += geometric(image, 30 * part, 0.3 * part, across, down, **nearest)
     expected += enhanced(image, (1 + 0.9 * part, 1 - 0.9 * part))
     expected += [posterized(image, 8 - round(4 * part)), solarized(image, 255 * (1 - part))]
-    found = outcomes(RandAugment(1, magnitude, bins), image, range(700))
-    assert set(found) == bytes_of(*expected)
-    assert within(found[ImageOps.equalize(pil(image)).tobytes()], 700, 1 / 14)
+    actual = outcomes(RandAugment(1, magnitude, bins), image, range(700))
+    assert set(actual) == bytes_of(*expected)
+    assert within(actual[ImageOps.equalize(pil(image)).tobytes()], 700, 1 / 14)
     twice = outcomes(RandAugment(2, magnitude, bins), image, range(700))
-    assert bytes_of(ImageOps.equalize(ImageOps.autocontrast(pil(image)))) <= set(twice) and len(twice) > 2 * len(found)
+    assert bytes_of(ImageOps.equalize(ImageOps.autocontrast(pil(image)))) <= set(twice) and len(twice) > 2 * len(actual)
 
 
 def torchvision_results(image: Image.Image, name: str, level: int) -> list:
@@ -716,9 +716,9 @@ def test_auto_augment_of_torchvision_applies_pairs_of_the_policy():
         for begun, share in [(pil(image), 1 - p), *each(torchvision_results(pil(image), first, level), p)]:
             for done, part in [(begun, 1 - q), *each(torchvision_results(begun, second, other), q)]:
                 law[np.asarray(done).tobytes()] += share * part / 25
-    found = outcomes(AutoAugment(), image, range(2000))
-    assert all(within(found[result], 2000, min(1.0, share)) for result, share in law.items())
-    assert set(found) <= set(law)
+    actual = outcomes(AutoAugment(), image, range(2000))
+    assert all(within(actual[result], 2000, min(1.0, share)) for result, share in law.items())
+    assert set(actual) <= set(law)
 
 
 def each(results: list, probability: float) -> list:
@@ -727,10 +727,10 @@ def each(results: list, probability: float) -> list:
 
 def test_three_augment_is_one_of_three():
     image = picture()
-    found = outcomes(ThreeAugment(), image, range(600))
+    actual = outcomes(ThreeAugment(), image, range(600))
     sol, grey = solarized(image, 128).tobytes(), np.asarray(pil(image).convert("L").convert("RGB")).tobytes()
-    assert within(found.pop(sol), 600, 1 / 3) and within(found.pop(grey), 600, 1 / 3)
-    for blurred in found:  # smoother than the picture, by less than 2 pixels
+    assert within(actual.pop(sol), 600, 1 / 3) and within(actual.pop(grey), 600, 1 / 3)
+    for blurred in actual:  # smoother than the picture, by less than 2 pixels
         rough = np.frombuffer(blurred, "uint8").std()
         assert np.asarray(pil(image).filter(ImageFilter.GaussianBlur(2.0))).std() - 0.01 <= rough <= image.std() + 0.01
 
@@ -750,19 +750,19 @@ def test_the_rand_augment_of_big_vision_at_level_10():
         np.clip(3 + 1.9 * (image.astype(float) - 3), 0, 255).astype("uint8"),
         blank,  # Cutout of 80 x 80 pixels
     ]
-    found = outcomes(BigVisionRandAugment(num_layers=1, magnitude=10), image, range(800))
-    assert set(found) == bytes_of(*expected)
-    assert within(found[blank.tobytes()], 800, 3 / 16)  # and both translations
-    assert within(found[(255 - image).tobytes()], 800, 2 / 16)  # Invert and Solarize
+    actual = outcomes(BigVisionRandAugment(num_layers=1, magnitude=10), image, range(800))
+    assert set(actual) == bytes_of(*expected)
+    assert within(actual[blank.tobytes()], 800, 3 / 16)  # and both translations
+    assert within(actual[(255 - image).tobytes()], 800, 2 / 16)  # Invert and Solarize
 
 
 def test_the_rand_augment_of_big_vision_at_level_15():
-    """Beyond 10: threshold 384 wraps to 128, factors reach 2.8, 6 bits are kept."""
+    """Above 10: threshold 384 wraps to 128, factors reach 2.8, 6 bits are kept."""
     image = picture()
-    found = outcomes(BigVisionRandAugment(1, 15), image, range(500))
+    actual = outcomes(BigVisionRandAugment(1, 15), image, range(500))
     expected = [solarized(image, 128), posterized(image, 6), brightened(image, 165)]
     expected += [ImageEnhance.Brightness(pil(image)).enhance(2.8), pil(image).rotate(45, fillcolor=(128,) * 3)]
-    assert bytes_of(*expected) <= set(found)
+    assert bytes_of(*expected) <= set(actual)
 
 
 def test_cutout_of_big_vision_is_a_square_about_any_pixel():
@@ -776,7 +776,7 @@ def test_cutout_of_big_vision_is_a_square_about_any_pixel():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ColorJitter(brightness=-0.1), "ColorJitter.brightness"),
         (lambda: ColorJitter(hue=0.6), "ColorJitter.hue"),
@@ -813,10 +813,10 @@ def test_cutout_of_big_vision_is_a_square_about_any_pixel():
         (lambda: RandomErasing(mean=[0.0, 0.0]).fields(8, 8, 3), "RandomErasing.mean has 2 values"),
     ],
 )
-def test_wrong_arguments_are_refused_by_their_key(make, said):
+def test_wrong_arguments_are_refused_by_their_key(make, message):
     with pytest.raises(ConfigError) as caught:
         make()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # -- random erasing -------------------------------------------------------------------------------
@@ -980,7 +980,7 @@ def test_keys_of_plsc_and_timm_name_the_same_erasing(tmp_path):
     assert plsc_one.probability == timm_one.probability == 0.25 and timm_one.count == 2
 
 
-def test_what_a_nested_transform_is_given_wrongly_is_told_with_its_place(tmp_path):
+def test_what_a_nested_transform_is_given_wrongly_is_reported_with_its_place(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_with(tmp_path, [{"Compose": {"transforms": [{"Solarize": {"treshold": 3}}]}}])
     assert "transform_ops.0.Compose.transforms.0.Solarize.treshold" in str(caught.value)

@@ -216,7 +216,7 @@ def pool_weights_by_hand(network, tokens) -> np.ndarray:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_map_is_what_the_head_reads_of_the_patches(name):
-    """Class token, mean of patches or attention pool; registers left out behind the rollout; the model's own grid."""
+    """Class token, mean of patches or attention pool; registers left out after the rollout; the model's own grid."""
     network = a_model(**MODELS[name])
     spec = network.spec
     height, width = (spec.img_size,) * 2 if isinstance(spec.img_size, int) else spec.img_size
@@ -290,8 +290,8 @@ def test_attention_distance_is_the_weighted_mean_of_distances(grid, stride, pref
                 total, shares = total + share * math.sqrt(down**2 + across**2), shares + share
             of_patches.append(total / shares)
         expected.append(sum(of_patches) / count)
-    found = distance.attention_distance(weights, prefix, grid, stride)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    actual = distance.attention_distance(weights, prefix, grid, stride)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_attention_distance_of_plain_cases():
@@ -358,9 +358,9 @@ def test_principal_components_are_scikit_learns(shape):
     components, shares = filters.principal_components(kernels, count)
     expected = PCA().fit(kernels.reshape(len(kernels), -1).astype("float64"))
     np.testing.assert_allclose(shares, expected.explained_variance_ratio_, atol=1e-9)
-    for found, theirs in zip(components.reshape(count, -1), expected.components_, strict=False):
-        assert abs(found @ theirs) == pytest.approx(1.0)
-        assert np.abs(found).max() == found.max()
+    for actual, theirs in zip(components.reshape(count, -1), expected.components_, strict=False):
+        assert abs(actual @ theirs) == pytest.approx(1.0)
+        assert np.abs(actual).max() == actual.max()
 
 
 def test_no_more_components_than_there_are():
@@ -485,11 +485,11 @@ def test_attention_of_every_kind_of_model(here, figures, name, by):
     arguments = ["visualize", "attention", "--weights", weights, *files, "--by", by, "--output", f"sheets/a.{ending}"]
     assert main(arguments) == 0
     assert opens(f"sheets/a.{ending}")
-    said = texts(figures[0])
-    assert all(file in said for file in files) and "× the mean" in said and "attention to the patch" in said
-    assert ("→" in said) == bool(network.spec.class_num)
+    shown = texts(figures[0])
+    assert all(file in shown for file in files) and "× the mean" in shown and "attention to the patch" in shown
+    assert ("→" in shown) == bool(network.spec.class_num)
     if network.spec.class_num:
-        assert re.search("→ (ant|bee|cat)\n", said + "\n")
+        assert re.search("→ (ant|bee|cat)\n", shown + "\n")
     count = {"rollout": 1, "layer": network.spec.depth, "head": network.spec.num_heads}[by]
     assert len(figures[0].findobj(AxesImage)) == len(files) * (1 + count)
 
@@ -523,8 +523,8 @@ def test_attention_names_classes_of_a_file_and_shows_dollars_as_they_are(here, f
     Path("names.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n\nthird\n", encoding="utf-8")
     arguments = ["visualize", "attention", "--weights", weights, "$red_{$.png", "--class-names", "names.txt"]
     assert main(arguments) == 0 and opens("attention.png")
-    said = texts(figures[0])
-    assert "$red_{$.png" in said and re.search("→ (tench|goldfish|third)$", said, re.MULTILINE)
+    shown = texts(figures[0])
+    assert "$red_{$.png" in shown and re.search("→ (tench|goldfish|third)$", shown, re.MULTILINE)
 
 
 def test_titles_in_scripts_without_a_font_are_one_warning(here, capsys, caplog):
@@ -564,7 +564,7 @@ def test_averaged_weights_of_a_run(here, figures):
     assert main(["train", "-c", "run.yaml"]) == 0
     assert main(["visualize", "filters", "--weights", "run"]) == 0
     assert main(["visualize", "filters", "--weights", "run", "--ema"]) == 0
-    raw, averaged = (figure.axes[0].images[0].get_array() for figure in figures[1:])  # behind the run's curves
+    raw, averaged = (figure.axes[0].images[0].get_array() for figure in figures[1:])  # after the run's curves
     assert raw.shape == averaged.shape == (4, 4, 3) and not np.array_equal(raw, averaged)
     Image.fromarray(pixels(8, 8)[..., 0]).save("digit.png")
     assert main(["visualize", "attention", "--weights", "run", "digit.png"]) == 0
@@ -585,12 +585,12 @@ def test_position_of_every_kind_of_model(here, figures, capsys, name, with_pictu
     assert main([*arguments, "grey.png", "grey.png"] if with_pictures else arguments) == 0
     assert opens(f"position.{ending}")
     assert ("name picture files" in capsys.readouterr().out) != with_pictures
-    said = texts(figures[0])
+    shown = texts(figures[0])
     wanted = "mean attention distance (pixels)" if with_pictures else "variance explained (%)"
     for text in (wanted, "cosine similarity", "patch row", "patch column", "sine and cosine", "principal"):
-        assert text in said
+        assert text in shown
     rows, columns = network.spec.grid
-    assert f"{rows} × {columns} patches" in said and ("learned" in said) == (name != "fixed embedding")
+    assert f"{rows} × {columns} patches" in shown and ("learned" in shown) == (name != "fixed embedding")
 
 
 def test_weights_that_the_recipe_names_are_drawn(here, figures):
@@ -686,8 +686,8 @@ def test_filters(here, figures, name, count):
     weights = write_weights("model.safetensors", a_model(**MODELS[name]))
     assert main(["visualize", "filters", "--weights", weights, "--components", str(count), "--output", "f.svg"]) == 0
     assert opens("f.svg")
-    said = texts(figures[0])
-    assert "variance explained (%)" in said and re.search(r"^1:  \d+", said, re.MULTILINE)
+    shown = texts(figures[0])
+    assert "variance explained (%)" in shown and re.search(r"^1:  \d+", shown, re.MULTILINE)
     most = {"plain": 16, "hybrid": 32, "grey": 16}[name]  # filters
     assert len(figures[0].findobj(AxesImage)) == min(count, most)
 
@@ -695,9 +695,9 @@ def test_filters(here, figures, name, count):
 def test_patches_of_weights_and_of_a_recipe(here, figures):
     weights = write_weights("model.safetensors", a_model(reg_tokens=2))
     assert main(["visualize", "patches", "--weights", weights, "red.png", "blue.jpg"]) == 0 and opens("patches.png")
-    said = texts(figures[0])
-    assert "4 × 4 patches of 8 × 8 px" in said and "class token + 2 registers + 16 patches" in said
-    assert "70 × 50 px" in said and "red.png" in said and "patch column" in said
+    shown = texts(figures[0])
+    assert "4 × 4 patches of 8 × 8 px" in shown and "class token + 2 registers + 16 patches" in shown
+    assert "70 × 50 px" in shown and "red.png" in shown and "patch column" in shown
     recipe = ["-c", "DeiT_tiny_patch16_224_eval", "-o", "Model.patch_size=32", "--resolution", "192"]
     assert main(["visualize", "patches", *recipe, "red.png", "--output", "patches.svg"]) == 0 and opens("patches.svg")
     assert "6 × 6 patches of 32 × 32 px" in texts(figures[1])
@@ -830,9 +830,9 @@ def test_a_schedule_before_it_is_run(here, figures):
         0.5 * s / 20 if s < 20 else 0.1 + 0.4 * (1 + math.cos(math.pi * (s - 20) / 100)) / 2 for s in range(120)
     ]
     np.testing.assert_allclose(rates, expected, atol=1e-12)
-    said = texts(figures[0])
-    assert "peak 0.5 at update 20" in said and "warm-up, 20 updates" in said and "epoch (of 12 updates)" in said
-    assert "learning rate" in said and "update (of 120)" in said
+    shown = texts(figures[0])
+    assert "peak 0.5 at update 20" in shown and "warm-up, 20 updates" in shown and "epoch (of 12 updates)" in shown
+    assert "learning rate" in shown and "update (of 120)" in shown
 
 
 def test_a_long_schedule_shows_its_peak(here, figures):
@@ -862,7 +862,7 @@ def test_a_stated_global_batch_gives_the_same_length_on_any_number_of_processes(
 # -- what is refused ----------------------------------------------------------------------
 
 
-def test_wrong_uses_are_told(here, capsys):
+def test_wrong_uses_are_reported(here, capsys):
     weights = write_weights("model.safetensors", a_model())
     silent = write_weights("silent.safetensors", a_model(), preprocess=False)
     Path("text.jpg").write_text("no picture")
@@ -932,7 +932,7 @@ def test_wrong_uses_are_told(here, capsys):
     assert not list(here.glob("attention.*"))
 
 
-def test_an_empty_run_and_an_output_that_cannot_be_written_are_told(here, capsys):
+def test_an_empty_run_and_an_output_that_cannot_be_written_are_reported(here, capsys):
     write_run(here / "run")
     (here / "run" / "sheet.png").mkdir()
     assert "is a folder; name a file in it" in refused(
@@ -965,11 +965,11 @@ def test_a_run_whose_best_weights_are_averaged_says_so(here, capsys):
     folder.mkdir(parents=True)
     write_weights(folder / "model.safetensors", a_model())
     (folder / "trainer.json").write_text("{}")
-    for weights, told in (("ema", True), ("raw", False)):
+    for weights, hinted in (("ema", True), ("raw", False)):
         record = {"metric": "top1", "value": 0.5, "step": 5, "weights": weights}
         (folder.parent / "best").write_text(f"{folder.name}\n{json.dumps(record)}\n")
         assert main(["visualize", "filters", "--weights", "run"]) == 0
-        assert ("--ema takes them" in capsys.readouterr().out) == told
+        assert ("--ema takes them" in capsys.readouterr().out) == hinted
 
 
 @pytest.mark.parametrize("picture", ["attention", "position", "filters"])

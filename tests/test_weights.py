@@ -142,7 +142,7 @@ def test_another_number_of_classes_leaves_a_fresh_head():
 
 
 def test_a_head_is_taken_whole_or_not_at_all():
-    """Behind another pre-logits width the head's weight does not fit: its bias alone must not be taken."""
+    """After another pre-logits width the head's weight does not fit: its bias alone must not be taken."""
     model = small()
     model["head0.weight"], model["head0.bias"] = drawn(WIDTH, 9), drawn(9)
     model["head.weight"] = drawn(9, 5)
@@ -282,13 +282,13 @@ def run_directory(tmp_path):
 )
 def test_where_a_path_leads(run_directory, path, value):
     """A file, a checkpoint, latest, best, or a run directory, which means its best."""
-    found = read(run_directory / path)
-    assert set(found.arrays) == {"head.weight", "frozen"}
-    assert (found.arrays["head.weight"] == value).all()
-    assert found.arrays["head.weight"].dtype == np.float32
-    assert found.card.spec == SPEC
-    assert found.card.class_names == CLASSES
-    assert found.path.name == "model.safetensors"
+    source = read(run_directory / path)
+    assert set(source.arrays) == {"head.weight", "frozen"}
+    assert (source.arrays["head.weight"] == value).all()
+    assert source.arrays["head.weight"].dtype == np.float32
+    assert source.card.spec == SPEC
+    assert source.card.class_names == CLASSES
+    assert source.path.name == "model.safetensors"
 
 
 def test_a_run_without_evaluation_means_its_latest(run_directory):
@@ -303,10 +303,10 @@ def test_a_path_may_be_text(run_directory):
 @pytest.mark.parametrize("path", [".", "checkpoints/best", "checkpoints/step-00000010"])
 def test_averaged_weights(run_directory, path):
     """The averages, and of the model's own file what is not averaged."""
-    found = read(run_directory / path, weights="ema")
-    assert (found.arrays["head.weight"] == 1.5).all()
-    assert (found.arrays["frozen"] == 1.0).all()
-    assert found.card.spec == SPEC
+    source = read(run_directory / path, weights="ema")
+    assert (source.arrays["head.weight"] == 1.5).all()
+    assert (source.arrays["frozen"] == 1.0).all()
+    assert source.card.spec == SPEC
 
 
 def test_averaged_weights_that_are_not_there(run_directory):
@@ -318,19 +318,19 @@ def test_raw_weights_never_pass_for_averaged_ones(run_directory):
     """model.safetensors named itself: its folder's averages, or an error, but not the raw weights."""
     path = run_directory / "checkpoints" / "step-00000010" / "model.safetensors"
     try:
-        found = read(path, weights="ema")
+        source = read(path, weights="ema")
     except CheckpointError:
         return
-    assert (found.arrays["head.weight"] == 1.5).all()
+    assert (source.arrays["head.weight"] == 1.5).all()
 
 
 def test_a_plsc_file_by_itself(tmp_path):
     """Without classes.json and spec."""
     save_file({"a": np.ones([2], "float32")}, tmp_path / "mine.safetensors", metadata={"format": "plsc"})
-    found = read(tmp_path / "mine.safetensors")
-    assert found.arrays["a"].tolist() == [1.0, 1.0]
-    assert found.card.spec == {}
-    assert found.card.class_names is None
+    source = read(tmp_path / "mine.safetensors")
+    assert source.arrays["a"].tolist() == [1.0, 1.0]
+    assert source.card.spec == {}
+    assert source.card.class_names is None
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])

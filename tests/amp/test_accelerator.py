@@ -188,9 +188,9 @@ def test_collectives(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     lines = "".join(path.read_text() for path in tmp_path.glob("workerlog.*")).splitlines()
-    said = [json.loads(line) for line in lines if line.startswith('{"rank"')]
-    assert sorted(report["rank"] for report in said) == list(range(WORLD))
-    assert [report["wrong"] for report in said] == [[]] * WORLD
+    reports = [json.loads(line) for line in lines if line.startswith('{"rank"')]
+    assert sorted(report["rank"] for report in reports) == list(range(WORLD))
+    assert [report["wrong"] for report in reports] == [[]] * WORLD
 
 
 if __name__ == "__main__":

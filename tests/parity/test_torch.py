@@ -97,9 +97,9 @@ def source_of(model, folder, **extra) -> Source:
     return read(folder / "own.safetensors")
 
 
-def loaded(path, **said):
+def loaded(path, **stated):
     """A plsc model of the spec that the file tells, with all of the file's weights and no others."""
-    model = VisionTransformer(ViTSpec(**{**read(path).card.spec, **said}))
+    model = VisionTransformer(ViTSpec(**{**read(path).card.spec, **stated}))
     report = load_pretrained(model, str(path), strict=True)
     assert report.exact
     model.eval()
@@ -167,26 +167,26 @@ SMALL = {"img_size": 64, "depth": 2, "num_classes": 19}
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request):
-    name, options, said = LAYOUTS[request.param]
-    return name, {**SMALL, **options}, said
+    name, options, stated = LAYOUTS[request.param]
+    return name, {**SMALL, **options}, stated
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_timm_to_plsc(layout, file, folder):
-    name, options, said = layout
+    name, options, stated = layout
     theirs = timm_model(name, **options)
     path = save(theirs, folder / file)
     batch = pictures(options["img_size"], options.get("in_chans", 3))
-    ours = loaded(path, **said)
+    ours = loaded(path, **stated)
     assert read(path).layout == "timm"
     assert_same(of_plsc(ours, batch), of_torch(theirs, batch))
 
 
 def test_plsc_to_timm(layout, folder):
     """The spec is the one read from timm's own file, the weights are plsc's."""
-    name, options, said = layout
+    name, options, stated = layout
     first = save(timm_model(name, **options), folder / "first.safetensors")
-    ours = plsc_model(**{**read(first).card.spec, **said})
+    ours = plsc_model(**{**read(first).card.spec, **stated})
     write(source_of(ours, folder), "timm", folder / "written.safetensors")
     theirs = timm.create_model(name, checkpoint_path=str(folder / "written.safetensors"), **options).eval()
     batch = pictures(options["img_size"], options.get("in_chans", 3))
@@ -281,7 +281,7 @@ def test_timm_through_another_format_and_back_is_the_same_bits(name, pair, folde
 
 
 def test_weights_inside_a_training_checkpoint(folder):
-    """The state of a run: names behind `module.`, views of one storage, arguments and an optimizer beside it."""
+    """The state of a run: names after `module.`, views of one storage, arguments and an optimizer beside it."""
     import argparse
 
     theirs = timm_model("vit_small_patch16_224", **SMALL)
@@ -595,8 +595,8 @@ NPZ = {
 def test_plsc_to_google_to_timm(name, folder):
     options = {"num_classes": 1000, **NPZ[name]}  # some of timm's names have no head of themselves
     first = save(timm.create_model(name, **options), folder / "first.safetensors")
-    said = {"num_heads": 16} if "_gap_" in name else {}
-    ours = plsc_model(**{**read(first).card.spec, **said})
+    stated = {"num_heads": 16} if "_gap_" in name else {}
+    ours = plsc_model(**{**read(first).card.spec, **stated})
     write(source_of(ours, folder), "google", folder / "written.npz")
     theirs = timm.create_model(name, checkpoint_path=str(folder / "written.npz"), **options).eval()
     batch = pictures(options.get("img_size", 224), count=1)
@@ -629,7 +629,7 @@ def test_plsc_to_google_to_timm(name, folder):
     ids=str,
 )
 def test_what_another_format_cannot_say_is_refused(to, fields, folder):
-    """Else the file would be opened without a word and give other logits."""
+    """Else the file would be opened silently and give other logits."""
     source = source_of(plsc_model(**{**PLSC, **fields}), folder)
     with pytest.raises(CheckpointError, match="no place"):
         write(source, to, folder / "out")

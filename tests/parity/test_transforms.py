@@ -20,12 +20,12 @@ def test_timms_own_operations_make_the_same_pictures(interpolation, monkeypatch)
     for kind in {*timm_auto_augment._KINDS} - {"GaussianBlurRand"}:  # which draws its strength
         name = f"{kind}Rel" if kind.startswith("Translate") else kind
         for level in (0, 1, 3.3, 7, 9, 10, 20, 30):
-            operation, expected, found = reference.AugmentOp(name, 1.0, level, settings), set(), set()
+            operation, expected, collected = reference.AugmentOp(name, 1.0, level, settings), set(), set()
             for seed in range(12):  # both directions
                 random.seed(seed)
                 expected |= bytes_of(operation(pil(image)))
-                found |= bytes_of(style.apply(pil(image), kind, level, np.random.default_rng(seed)))
-            assert found == expected, (kind, level)
+                collected |= bytes_of(style.apply(pil(image), kind, level, np.random.default_rng(seed)))
+            assert collected == expected, (kind, level)
 
 
 def test_timms_own_strings_mean_the_same():

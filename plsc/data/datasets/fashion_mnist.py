@@ -60,21 +60,21 @@ class FashionMNIST(InMemory):
 def _locate(root: Path, names: tuple[str, str], download: bool) -> list[Path]:
     """The files of a split, all of them in root or in Debian's folder, or fetched."""
     for folder in (root, DEBIAN):
-        paths = [path for path in (_found(folder, name) for name in names) if path]
+        paths = [path for path in (_present(folder, name) for name in names) if path]
         if len(paths) == len(names):
             if folder == DEBIAN != root:
                 log.info("FashionMNIST: %s is not in %s; taken from %s", names[0], root, DEBIAN)
             return paths
     if download:
-        return [_found(root, name) or _fetched(root, name) for name in names]
-    missing = next(name for name in names if not _found(root, name))
+        return [_present(root, name) or _fetched(root, name) for name in names]
+    missing = next(name for name in names if not _present(root, name))
     raise DataError(
         f"{root}: holds no {missing}.gz; put the official files there, install Debian's package "
         "dataset-fashion-mnist, or set FashionMNIST.download to True"
     )
 
 
-def _found(folder: Path, name: str) -> Path | None:
+def _present(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 

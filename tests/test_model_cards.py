@@ -64,7 +64,7 @@ def recipe(path="other.yaml", **changes):
     return load(str(write_config(Path(path), recipe_tree(**changes))))
 
 
-def said_on_error(capsys, *arguments, code: int = 2) -> str:
+def error_of(capsys, *arguments, code: int = 2) -> str:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == code
     return capsys.readouterr().err
@@ -85,16 +85,16 @@ def said_on_error(capsys, *arguments, code: int = 2) -> str:
     ids=str,
 )
 def test_a_recipe_of_another_model_is_refused(tmp_path, fields, asked):
-    """Each loads without a sound, since no array's shape shows it, and computes something else."""
+    """Each loads silently, since no array's shape shows it, and computes something else."""
     path = write_model(tmp_path / "own.safetensors", **fields)
     [(name, value)] = asked.items()
     own = {**dataclasses.asdict(ViTSpec(num_heads=2)), **fields}[name]
     loading.load_model(path, config=recipe(**{name: own}))
     with pytest.raises(CheckpointError) as refused:
         loading.load_model(path, config=recipe(**asked))
-    told = str(refused.value)
-    assert "own.safetensors" in told and f"{name} {own!r}, the model has {value!r}" in told
-    assert f"-o Model.{name}={json.dumps(own)}" in told
+    message = str(refused.value)
+    assert "own.safetensors" in message and f"{name} {own!r}, the model has {value!r}" in message
+    assert f"-o Model.{name}={json.dumps(own)}" in message
     changed = load("other.yaml", [f"Model.{name}={json.dumps(own)}"])
     assert getattr(loading.load_model(path, config=changed).network.spec, name) == own, "the remedy helps"
 
@@ -111,9 +111,9 @@ def test_another_model_only_warns_where_training_starts_from_it(tmp_path, caplog
 
 def test_eval_refuses_a_wrong_number_of_heads(run, picture_tree, capsys):
     config = str(write_config(Path("wrong.yaml"), run_tree(picture_tree, "elsewhere", num_heads=4)))
-    error = said_on_error(capsys, "eval", "-c", config, "--weights", run)
+    error = error_of(capsys, "eval", "-c", config, "--weights", run)
     assert "num_heads 2, the model has 4" in error and "-o Model.num_heads=2" in error
-    assert "num_heads 2, the model has 4" in said_on_error(capsys, "eval", "-c", config, "--weights", run, "--ema")
+    assert "num_heads 2, the model has 4" in error_of(capsys, "eval", "-c", config, "--weights", run, "--ema")
 
 
 def test_hugging_faces_config_states_and_timm_guesses(tmp_path):
@@ -174,9 +174,9 @@ def test_a_recipe_does_not_change_how_pictures_enter(forms, capsys, caplog):
             if options:
                 assert "its own is used" in warnings[0] and "resize=36" in warnings[0] and "resize=60" in warnings[0]
     first = lists["checkpoint", False]
-    for found in lists.values():
-        assert [p["class"] for p in found] == [p["class"] for p in first]
-        shares = [[p["probability"] for p in each] for each in (found, first)]
+    for entry in lists.values():
+        assert [p["class"] for p in entry] == [p["class"] for p in first]
+        shares = [[p["probability"] for p in each] for each in (entry, first)]
         np.testing.assert_allclose(*shares, atol=1.01e-4)
 
 
@@ -261,7 +261,7 @@ def test_evaluation_transforms_that_cannot_be_kept_end_a_run_before_it_trains(pi
     tree = run_tree(picture_tree, "never")
     tree["DataLoader"]["Eval"]["dataset"]["transform_ops"] = [{"DecodeImage": None}, {"RandFlipImage": None}]
     config = write_config(Path("c.yaml"), tree)
-    assert "DataLoader.Eval.dataset.transform_ops" in said_on_error(capsys, "train", "-c", config)
+    assert "DataLoader.Eval.dataset.transform_ops" in error_of(capsys, "train", "-c", config)
     assert not Path("never/checkpoints").exists() and not Path("never/metrics.jsonl").exists()
 
 
@@ -285,7 +285,7 @@ def test_eval_measures_the_recipes_pictures_and_says_where_the_checkpoints_were_
 
 
 @pytest.mark.parametrize(
-    ("preprocess", "told"),
+    ("preprocess", "message"),
     [
         (Preprocess(resize=54, crop=(48, 48)), "makes pictures of 48x48 pixels; the model takes 32x32"),
         (Preprocess(resize=(32, 40)), "makes pictures of 32x40 pixels"),
@@ -294,10 +294,10 @@ def test_eval_measures_the_recipes_pictures_and_says_where_the_checkpoints_were_
     ],
     ids=str,
 )
-def test_a_preprocessing_that_does_not_fit_is_not_exported(tmp_path, capsys, preprocess, told):
+def test_a_preprocessing_that_does_not_fit_is_not_exported(tmp_path, capsys, preprocess, message):
     path = write_model(tmp_path / "own.safetensors", preprocess=preprocess)
-    error = said_on_error(capsys, "export", "--weights", path, "--output", "out")
-    assert told in error and "own.safetensors" in error and "correct resize or crop" in error
+    error = error_of(capsys, "export", "--weights", path, "--output", "out")
+    assert message in error and "own.safetensors" in error and "correct resize or crop" in error
     assert not Path("out").exists()
 
 
@@ -340,10 +340,10 @@ def test_every_way_to_another_resolution_rounds_alike(pixels, new, old):
     ]
     config = recipe().replace({"Model.img_size": old, "DataLoader.Eval.dataset.transform_ops": steps})
     by_plan = [part.arguments for part in at_resolution(config, new).DataLoader["Eval"].transforms]
-    found = Preprocess(resize=pixels, crop=(pixels, old)).enlarged(new, old)
-    assert by_plan[0] == {"size": None, "resize_short": found.resize, "keep_above": found.keep_above}
-    assert by_plan[1]["size"] == found.crop == (found.resize, new)
-    assert abs(found.resize - pixels * new / old) <= 0.5
+    actual = Preprocess(resize=pixels, crop=(pixels, old)).enlarged(new, old)
+    assert by_plan[0] == {"size": None, "resize_short": actual.resize, "keep_above": actual.keep_above}
+    assert by_plan[1]["size"] == actual.crop == (actual.resize, new)
+    assert abs(actual.resize - pixels * new / old) <= 0.5
 
 
 def test_a_pair_of_equal_sides_is_square(tmp_path):
@@ -456,7 +456,7 @@ def test_eval_goes_by_the_weights_activation(run, picture_tree, monkeypatch):
     assert main(["eval", "-c", config, "--weights", str(run), "--output", "result.json"]) == 0
     assert main(["export", "--weights", str(run), "--output", "exported"]) == 0
     assert main(["eval", "-c", config, "--weights", "exported", "--output", "result.json"]) == 0
-    assert [metric.activation for found in seen for metric in found[1:]] == ["sigmoid"] * 4
+    assert [metric.activation for entry in seen for metric in entry[1:]] == ["sigmoid"] * 4
 
 
 def test_training_fills_in_the_activation(picture_tree):
@@ -470,8 +470,8 @@ def test_training_fills_in_the_activation(picture_tree):
         tree["Global"]["eval_during_train"] = True
         tree["Metric"]["Eval"] = ["TopkAcc", metric]
         assert main(["train", "-c", str(write_config(Path(f"{name}.yaml"), tree))]) == 0
-    open_, said, other = (metrics(name, "eval")[-1]["f1_micro"] for name in ("open", "said", "other"))
-    assert open_ == said != other
+    open_, stated, other = (metrics(name, "eval")[-1]["f1_micro"] for name in ("open", "said", "other"))
+    assert open_ == stated != other
 
 
 @pytest.mark.parametrize("note", ["activation", "position"])
@@ -504,8 +504,8 @@ def test_a_position_embedding_is_resized_as_its_run_says(run, picture_tree):
         loaded = loading.load_model(run, img_size=24, config=config)
         assert loaded.card.position == "bilinear"
         np.testing.assert_allclose(loaded.network.pos_embed.numpy()[0, 1:], expected, atol=1e-5)
-    said = load("silent.yaml", ["Global.position_embedding=bicubic"])
-    loaded = loading.load_model(run, img_size=24, config=said)
+    silent = load("silent.yaml", ["Global.position_embedding=bicubic"])
+    loaded = loading.load_model(run, img_size=24, config=silent)
     assert loaded.card.position == "bicubic"
     assert np.abs(loaded.network.pos_embed.numpy()[0, 1:] - expected).max() > 1e-3
 
@@ -525,7 +525,7 @@ def test_a_bilinear_embedding_is_drawn_and_called_so(run, monkeypatch):
 
 
 def test_a_dynamic_export_of_a_bilinear_embedding_is_refused(run, capsys):
-    error = said_on_error(capsys, "export", "--weights", run, "--resolution", "dynamic", "--output", "out")
+    error = error_of(capsys, "export", "--weights", run, "--resolution", "dynamic", "--output", "out")
     assert "resized bilinear" in error and "--resolution PIXELS" in error and not Path("out").exists()
     assert main(["export", "--weights", str(run), "--resolution", "24", "--output", "out"]) == 0
 
@@ -650,10 +650,10 @@ def test_an_export_in_the_place_of_weights_names_its_checkpoint(forms, capsys, p
         for command in commands:
             given_ = f"Global.pretrained_model={path}" if command[0] == "train" else path
             arguments = [*command, given_] if command[0] != "convert" else [*command[:-1], given_]
-            error = said_on_error(capsys, *arguments)
+            error = error_of(capsys, *arguments)
             assert "is an export" in error and f"made of, {forms['checkpoint']}" in error, (command, path)
     shutil.copy(forms["onnx"] / "model.onnx", "alone.onnx")
-    assert "made of a checkpoint; name that" in said_on_error(capsys, "visualize", "filters", "--weights", "alone.onnx")
+    assert "made of a checkpoint; name that" in error_of(capsys, "visualize", "filters", "--weights", "alone.onnx")
 
 
 def test_weights_beside_an_export_are_weights(forms):
