@@ -455,12 +455,12 @@ def test_batch_norm_before_a_probes_head():
     tokens = np.repeat(features[:, None], 5, axis=1)
     weight, mean, var = (a.astype("float64") for a in (model.head.weight.numpy(), features.mean(0), features.var(0)))
     model.train()
-    found = model.forward_head(paddle.to_tensor(tokens)).numpy()
-    np.testing.assert_allclose(found, (features - mean) / np.sqrt(var + 1e-6) @ weight, rtol=1e-3, atol=1e-4)
+    actual = model.forward_head(paddle.to_tensor(tokens)).numpy()
+    np.testing.assert_allclose(actual, (features - mean) / np.sqrt(var + 1e-6) @ weight, rtol=1e-3, atol=1e-4)
     model.eval()
-    found = model.forward_head(paddle.to_tensor(tokens)).numpy()
+    actual = model.forward_head(paddle.to_tensor(tokens)).numpy()
     expected = (features - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-6) @ weight
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     assert {n for n in model.state_dict() if n.startswith("head_norm")} == {"head_norm._mean", "head_norm._variance"}
     model.reset_classifier(4)
     assert not model.head_norm._mean.numpy().any()  # a new head begins anew
@@ -491,7 +491,7 @@ def assert_normal(weight, std: float, rtol: float = 0.04):
     assert 0.02 < (np.abs(weight) > 2 * std).mean() < 0.08
 
 
-def test_torch_draws_as_pytorch_where_nothing_is_said():
+def test_torch_draws_as_pytorch_where_nothing_is_stated():
     """Weights and biases uniform within 1 / sqrt(inputs), tokens and positions N(0, 1); the head alike."""
     w = fresh("torch", head_init="scheme", class_num=400, img_size=32, patch_size=4, reg_tokens=1)
     for name, inputs in (("attn.qkv", 96), ("attn.proj", 96), ("mlp.fc1", 96), ("mlp.fc2", 288)):

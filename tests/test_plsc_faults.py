@@ -7,7 +7,7 @@ silent 1: unknown keys of YAML and of -o are ignored → test_broken_configs.py:
     test_config.py::test_several_problems_are_reported_together_each_on_a_line_with_its_place,
     test_config.py::test_problems_of_overrides_are_placed_at_them,
     test_plsc_faults.py::test_no_factory_swallows_unknown_arguments
-silent 2: AdamW's epsilon has no effect; a key may stand twice → test_config.py::test_epsilon_of_adamw_is_used_and_shown,
+silent 2: epsilon of AdamW has no effect; a key stands twice → test_config.py::test_epsilon_of_adamw_is_used_and_shown,
     test_compat_plsc.py::test_every_key_has_its_evident_meaning,
     test_plsc_faults.py::test_epsilon_reaches_the_update, test_config.py::test_duplicate_keys_name_both_lines
 silent 3: a resumed run follows the checkpoint's schedule, at rate 0 past its end →
