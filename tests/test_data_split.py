@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc import build, datatools
+from plsc.cli.main import main
 from plsc.config import load
 from plsc.data import split as split_module
 from plsc.data.byte_file import ByteFile
@@ -306,6 +307,29 @@ def test_other_data_sets_with_val_fraction_are_warned_of(caplog):
     config = load(tree)
     build.compare_parts(config, *(build.dataset(config, mode) for mode in ("Train", "Eval")))
     assert "but are not alike" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["plain", "stack"])
+def test_a_continued_run_holds_out_what_it_did(tmp_path, process_state, capsys, kind):
+    """Else it would train on pictures that it is evaluated on."""
+    tree, place = parted(), "DataLoader.Train.dataset"
+    if kind == "stack":
+        place += ".datasets.0.Digits"
+        for section in tree["DataLoader"].values():
+            data = section["dataset"]
+            transforms = data.pop("transform_ops")
+            inner = {"Digits": {k: v for k, v in data.items() if k != "name"}}
+            section["dataset"] = {"name": "Stack", "datasets": [inner], "transform_ops": transforms}
+    tree["Global"] |= {"max_train_step": 1, "save_interval": 1, "output_dir": str(tmp_path / "run")}
+    train = ["train", "-c", str(write_config(tmp_path / "c.yaml", tree)), "-o", "Global.resume=auto"]
+    assert main(train) == 0
+    train += ["-o", "Global.max_train_step=2"]
+    for key, now, before in (("val_fraction", 0.2, 0.1), ("val_fraction", "null", 0.1), ("val_seed", 3, 0)):
+        changed = [f"-o{place.replace('Train', mode)}.{key}={now}" for mode in ("Train", "Eval")]
+        assert main([*train, *changed]) == 2
+        shown = "None" if now == "null" else now
+        assert f"{place}.{key}: is {shown}, but {before} in " in (error := capsys.readouterr().err), error
+    assert main(train) == 0
 
 
 @pytest.mark.distributed

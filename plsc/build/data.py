@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import paddle
@@ -207,6 +208,17 @@ def compare_parts(config: Config, train: Dataset, evaluation: Dataset) -> None:
                 other,
                 some([names[k] if names and k < len(names) else k for k in missing]),
             )
+
+
+def held_out(part: Component) -> dict[str, Any]:
+    """val_fraction and val_seed of a data set, and of those that it is made of, by their keys below it."""
+    fraction = part.arguments.get("val_fraction")
+    kept = {} if fraction is None else {"val_fraction": fraction, "val_seed": part.arguments.get("val_seed", 0)}
+    for name, value in part.arguments.items():
+        for i, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            if isinstance(item, Component):
+                kept |= {f"{name}.{i}.{item.name}.{key}": inner for key, inner in held_out(item).items()}
+    return kept
 
 
 def _uses(part: Component, key: str) -> bool:

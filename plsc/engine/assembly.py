@@ -59,6 +59,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         total_steps=min(schedule_steps, config.Global.max_train_step or schedule_steps),
         seed=config.Global.seed,
         world_size=world.size,
+        held_out=build.held_out(config.DataLoader["Train"].dataset),
     )
     model = _model(config, feed, pretrained)
     optimizer, model = _optimizer(config, model, precision)
@@ -133,6 +134,7 @@ def _continued(config: Config, saved: Saved, world: World) -> Config:
     """The configuration with what the checkpoint fixes: seed, global batch and lanes, the order of samples."""
     g, sampler = config.Global, config.DataLoader["Train"].sampler.arguments
     state = saved.validated("progress", ProgressState)
+    _check_held_out(config, saved, state)
     changes = {
         "Global.seed": state.seed,
         "Global.global_batch_size": state.global_batch,
@@ -148,6 +150,21 @@ def _continued(config: Config, saved: Saved, world: World) -> Config:
         log.warning("the order of samples continues with the checkpoint's %d lanes", lanes)
         changes["DataLoader.Train.sampler.lanes"] = lanes
     return config.replace(changes)
+
+
+def _check_held_out(config: Config, saved: Saved, state: ProgressState) -> None:
+    """Refuse to train on what the run held out until now, or to evaluate on what it trained on."""
+    if state.held_out is None:
+        return
+    now = build.held_out(config.DataLoader["Train"].dataset)
+    for key in {**now, **state.held_out}:
+        if now.get(key) != state.held_out.get(key):
+            raise config.error(
+                ("DataLoader", "Train", "dataset", *key.split(".")),
+                f"is {now.get(key)}, but {state.held_out.get(key)} in {saved.path}, which is continued: training would "
+                "see pictures that were held out; set it as it was, or begin another run with these weights as "
+                "Global.pretrained_model",
+            )
 
 
 def _pretrained(config: Config, verify: bool) -> Source | None:

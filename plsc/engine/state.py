@@ -59,6 +59,7 @@ class ProgressState(BaseModel):
     global_batch: Positive
     steps_per_epoch: Positive
     order: dict[str, Any] = {}
+    held_out: dict[str, Any] | None = None  # None before plsc kept it
 
 
 class Progress:
@@ -68,12 +69,24 @@ class Progress:
         step: updates done.
         total_steps, steps_per_epoch: updates of the whole run and of an epoch.
         global_batch: samples of an update, over all processes.
+
+    Args:
+        held_out: what the data set keeps out of training, see build.held_out; a continued run must agree.
     """
 
-    def __init__(self, sampler: Sampler, *, total_steps: int, seed: int, world_size: int):
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        total_steps: int,
+        seed: int,
+        world_size: int,
+        held_out: Mapping[str, Any] | None = None,
+    ):
         self.step, self.total_steps = 0, total_steps
         self.steps_per_epoch, self.global_batch = sampler.steps_per_epoch, sampler.global_batch
         self._seed, self._order, self._world_size = seed, sampler.identity(), world_size
+        self._held_out = held_out
 
     @property
     def epoch(self) -> int:
@@ -98,6 +111,7 @@ class Progress:
             "steps_per_epoch": self.steps_per_epoch,
             "seed": self._seed,
             "order": self._order,
+            "held_out": self._held_out,
             "world_size": self._world_size,
         }
 
