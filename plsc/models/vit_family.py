@@ -13,7 +13,7 @@ import numpy as np
 
 from plsc.errors import CheckpointError
 from plsc.models.spec import ViTSpec, pair, reduced, reduction
-from plsc.models.vit_huggingface import HUGGINGFACE
+from plsc.models.vit_huggingface import LAYOUTS as HUGGINGFACE
 from plsc.models.vit_layouts import COYO, GOOGLE, JEONSWORLD, LUKEMELAS, TORCHVISION
 from plsc.models.vit_parts import BACKBONE
 from plsc.models.vit_timm import TIMM
@@ -37,6 +37,8 @@ def infer_spec(shapes: Mapping[str, tuple], stated: Mapping[str, Any]) -> dict[s
     spec: dict[str, Any] = {"class_token": "cls_token" in shapes}
     if "reg_token" in shapes:
         spec["reg_tokens"] = shapes["reg_token"][1]
+    if "dist_token" in shapes:
+        spec["distillation"] = "heads" if "head_dist.weight" in shapes else "token"
     depths = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in shapes) if m]
     spec["depth"] = max(depths, default=-1) + 1
     kernel = shapes.get("patch_embed.proj.weight")
@@ -45,15 +47,18 @@ def infer_spec(shapes: Mapping[str, tuple], stated: Mapping[str, Any]) -> dict[s
         spec["patch_size"] = kernel[2] if kernel[2] == kernel[3] else tuple(kernel[2:])
         spec["in_chans"] = kernel[1]
         spec["num_heads"] = _HEADS.get(width, max(1, width // _USUAL_HEAD_WIDTH))
-        fc1 = shapes.get("blocks.0.mlp.fc1.weight")
-        if fc1:
-            ratio = fc1[1] / width
-            spec["mlp_ratio"] = ratio if int(width * ratio) == fc1[1] else (fc1[1] + 0.5) / width
+        fc1, fc2 = (shapes.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+        hidden = fc2[0] if fc2 else fc1[1] if fc1 else None
+        if hidden:
+            spec["mlp_ratio"] = hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+        if fc1 and hidden and fc1[1] == 2 * hidden:
+            spec["mlp"] = "swiglu"
     stem = shapes.get(f"{BACKBONE}.stem.conv.weight")
     if stem:
         spec["in_chans"], spec["resnet_width"] = stem[1], stem[0] / 64
         spec["resnet_layers"] = _resnet_layers(shapes)
-    spec["qkv_bias"] = "blocks.0.attn.qkv.bias" in shapes
+    spec["qkv_bias"] = "blocks.0.attn.qkv.bias" in shapes or "blocks.0.attn.q_bias" in shapes
+    spec.update(_parts(shapes))
     spec["class_num"] = shapes["head.weight"][1] if "head.weight" in shapes else 0
     spec["representation_size"] = shapes["head0.weight"][1] if "head0.weight" in shapes else None
     if "blocks.0.ls1.gamma" in shapes:
@@ -64,20 +69,63 @@ def infer_spec(shapes: Mapping[str, tuple], stated: Mapping[str, Any]) -> dict[s
         spec["pool"], spec["fc_norm"] = "avg", True
     elif not spec["class_token"]:
         spec["pool"] = "avg"
+    elif kernel and "head.weight" in shapes and shapes["head.weight"][0] == 2 * kernel[0]:
+        spec["pool"] = "token_avg"
     spec.update(stated)
-    if "img_size" not in spec and "pos_embed" in shapes and kernel:
+    table = shapes.get("blocks.0.attn.rel_pos_bias.table")
+    if "img_size" in spec and "pos_embed" in shapes and kernel:
+        sides = zip(pair(spec["img_size"]), pair(spec["patch_size"]), strict=True)
+        rows, columns = (reduced(side, spec.get("resnet_layers")) // patch for side, patch in sides)
+        spec.setdefault("no_embed_class", shapes["pos_embed"][1] == rows * columns and _has_prefix(spec))
+    elif "img_size" not in spec and "pos_embed" in shapes and kernel:
         rows = shapes["pos_embed"][1]
         prefix = _position_prefix(rows, spec)
         side = round((rows - prefix) ** 0.5)
-        spec["no_embed_class"] = prefix == 0 and (spec["class_token"] or bool(spec.get("reg_tokens")))
+        spec["no_embed_class"] = prefix == 0 and _has_prefix(spec)
         if side * side == rows - prefix and kernel[2] == kernel[3]:
             spec["img_size"] = side * kernel[2] * reduction(spec.get("resnet_layers"))
+    elif "img_size" not in spec and table and kernel and kernel[2] == kernel[3]:
+        spec["img_size"] = (round(max(table[0] - 3, 0) ** 0.5) + 1) // 2 * kernel[2]
     return spec
+
+
+def _parts(shapes: Mapping[str, tuple]) -> dict[str, Any]:
+    """Fields that a plain Vision Transformer does not have, told by the presence of arrays."""
+    spec: dict[str, Any] = {}
+    if "blocks.0.norm1.weight" in shapes and "blocks.0.norm1.bias" not in shapes:
+        spec["norm"] = "rmsnorm"
+    if "blocks.0.attn.q_bias" in shapes:
+        spec["k_bias"] = False
+    if "blocks.0.attn.q_norm.weight" in shapes:
+        spec["qk_norm"] = "layernorm" if "blocks.0.attn.q_norm.bias" in shapes else "rmsnorm"
+    for field, name in (
+        ("norm_pre", "norm_pre.weight"),
+        ("attn_norm", "blocks.0.attn.norm.weight"),
+        ("mlp_norm", "blocks.0.mlp.norm.weight"),
+        ("rel_pos_bias", "blocks.0.attn.rel_pos_bias.table"),
+    ):
+        if name in shapes:
+            spec[field] = True
+    if "blocks.0.attn.rope.freqs" in shapes:
+        spec["rope"] = "mixed"
+    if "patch_embed.proj.weight" in shapes and "patch_embed.proj.bias" not in shapes:
+        spec["patch_bias"] = False
+    if "blocks.0.norm1.weight" in shapes and not {"norm.weight", "fc_norm.weight"} & shapes.keys():
+        spec["final_norm"] = False
+    if "blocks.0.norm1.weight" in shapes and "blocks.0.norm2.weight" not in shapes:
+        spec["block"] = "parallel"
+    if "pos_embed" not in shapes:
+        spec["pos_embed"] = "none"
+    return spec
+
+
+def _has_prefix(spec: Spec) -> bool:
+    return bool(spec.get("class_token", True) or spec.get("reg_tokens"))
 
 
 def _position_prefix(rows: int, spec: Spec) -> int:
     """Rows of a position embedding before its patches, such that these are a square grid where possible."""
-    tokens = int(spec.get("class_token", True)) + spec.get("reg_tokens", 0)
+    tokens = int(spec.get("class_token", True)) + bool(spec.get("distillation")) + spec.get("reg_tokens", 0)
     if spec.get("no_embed_class"):
         return 0
     for prefix in dict.fromkeys((tokens, int(spec.get("class_token", True)), 0)):
@@ -163,25 +211,45 @@ def _grid_of(source, tensor: Tensor, prefix: int) -> tuple[int, tuple[int, int]]
     return old_prefix, (side, side)
 
 
+UNSEEN = (  # fields that no array shows
+    "num_heads",
+    "qk_scale",
+    "act",
+    "epsilon",
+    "pool",
+    "pool_prefix",
+    "pool_heads",
+    "no_embed_class",
+    "block",
+    "rope",
+    "rope_temperature",
+    "rope_reference",
+    "rope_offset",
+    "rope_order",
+    "resnet_norm",
+)
+
 register_family(
     Family(
         model="VisionTransformer",
         models=frozenset([*PRESETS, *(alias for aliases in ALIASES.values() for alias in aliases)]),
         spec=ViTSpec,
-        layouts=(COYO, GOOGLE, HUGGINGFACE, TORCHVISION, LUKEMELAS, JEONSWORLD, TIMM),
-        names=r"(cls_token|pos_embed|reg_token|patch_embed\..+|blocks\.\d+\..+|attn_pool\..+"
-        r"|(norm|fc_norm|head0?)\.(weight|bias)|head_norm\.(_mean|_variance))",
+        layouts=(COYO, GOOGLE, *HUGGINGFACE, TORCHVISION, LUKEMELAS, JEONSWORLD, TIMM),
+        names=r"(cls_token|dist_token|pos_embed|reg_token|patch_embed\..+|blocks\.\d+\..+|attn_pool\..+"
+        r"|(norm|norm_pre|fc_norm|head0?|head_dist)\.(weight|bias)"
+        r"|head_norm\.(_mean|_variance))",
         infer=infer_spec,
-        unseen=("num_heads", "qk_scale", "act", "epsilon", "pool", "no_embed_class"),
+        unseen=UNSEEN,
         matrices={"attn.qkv.weight": "wide", "mlp.fc1.weight": "wide", "mlp.fc2.weight": "tall"},
         dimensions=(
-            (r"cls_token|pos_embed|reg_token|attn_pool\.latent", 3),
+            (r"cls_token|dist_token|pos_embed|reg_token|attn_pool\.latent", 3),
             (r"(patch_embed\.proj|.*\.conv\d?)\.weight", 4),
-            (r"(.*\.)?(attn\.qkv|attn\.proj|mlp\.fc[12]|head0?|attn_pool\.(q|kv|proj))\.weight", 2),
-            (r".*(norm\d?\.weight|\.gamma|\.bias)", 1),
+            (r"(.*\.)?(attn\.qkv|attn\.proj|mlp\.fc[12]|head0?|head_dist|attn_pool\.(q|kv|proj))\.weight", 2),
+            (r".*\.rel_pos_bias\.table", 2),
+            (r".*(norm\d?\.weight|norm_pre\.weight|\.gamma|\.bias|[qv]_bias)", 1),
         ),
         block=r"blocks\.\d+\.",
-        head=("head.", "head0.", "head_norm."),
+        head=("head.", "head_dist.", "head0.", "head_norm."),
         without_head={"class_num": 0, "representation_size": None, "head_batch_norm": False},
         adapt=_adapt,
     )

@@ -1,26 +1,118 @@
-"""What Hugging Face's transformers calls the arrays of Vision Transformers."""
+"""What Hugging Face's transformers calls the arrays of Vision Transformers, a layout for each kind of its models.
 
-from plsc.models.vit_parts import NO_POOLING, NO_PRE_LOGITS, NO_RESNET, PLAIN, POSITION, QUERY_KEY_VALUE, qkv, stated
-from plsc.weights.layouts import HuggingFace, Layout, Rule, Setting, never
+A model is written as the first of them that can hold it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from plsc.errors import CheckpointError
+from plsc.models.vit_parts import (
+    POSITION,
+    QUERY_KEY_VALUE,
+    ROWS,
+    TOKEN,
+    Need,
+    depth_of,
+    fold_class_position,
+    lacks,
+    qkv,
+    stated,
+    unfold_class_position,
+    without_zeros,
+    zeros,
+)
+from plsc.weights.layouts import HuggingFace, Lack, Layout, Rule, Setting, Spec, Tensors, never, unwrapped
+from plsc.weights.tensors import Tensor, joined
+
+# -- config.json ----------------------------------------------------------------------------------
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+_HEADS = Setting("num_attention_heads", "num_heads", stated=True)
+_QKV_BIAS = Setting("qkv_bias", "qkv_bias", default=True)
+
+
+def _settings(epsilon: float, *others: Setting, activations: Mapping[str, str] = _ACTIVATIONS) -> tuple[Setting, ...]:
+    """What config.json says of all of these models; epsilon is that of a model which does not say its own."""
+    return (
+        Setting("hidden_size", "embed_dim"),
+        Setting("num_hidden_layers", "depth"),
+        _HEADS,
+        Setting("hidden_act", "act", activations, stated=True, default="gelu"),
+        Setting("layer_norm_eps", "epsilon", stated=True, default=epsilon),
+        Setting("image_size", "img_size", stated=True),
+        Setting("patch_size", "patch_size"),
+        Setting("num_channels", "in_chans"),
+        *others,
+    )
+
+
+def _width_of_mlp(spec: Spec) -> dict[str, Any]:
+    return {"intermediate_size": int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))}
+
+
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dtype": "float32"}
+
+# -- ViT and those that share its names: I-JEPA, ViT-MAE; DeiT, DINOv2, BEiT, Data2Vec ------------
+
+_PROBE = "embeddings.patch_embeddings.projection.weight"
+_PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "beit.", "data2vec_vision.", "ijepa.")
+_TABLE = "attention.attention.relative_position_bias.relative_position_bias_table"
+
+
+def _opened(tensors: Tensors, kind: str) -> dict[str, Tensor] | None:
+    """A file's arrays, without those of training alone, where they are of this kind of model."""
+    out = unwrapped(tensors, _PROBE, _PREFIXES)
+    if out is None or _kind(out) != kind:
+        return None
+    left_out = ("decoder.", "lm_head.", "embeddings.mask_token")
+    return {k: t for k, t in out.items() if not k.startswith(left_out) and not k.endswith("relative_position_index")}
+
+
+def _kind(tensors: Tensors) -> str:
+    first = {name.removeprefix("encoder.layer.0.") for name in tensors}
+    if "embeddings.distillation_token" in tensors:
+        return "deit"
+    if "layer_scale1.lambda1" in first:
+        return "dinov2"
+    no_key = "attention.attention.query.bias" in first and "attention.attention.key.bias" not in first
+    if no_key or "lambda_1" in first or _TABLE in first:
+        return "beit"
+    return "vit"
+
+
+_EMBEDDINGS = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("pos_embed", "embeddings.position_embeddings", POSITION),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
+)
+_BLOCKS = (
+    Rule("blocks.{i}.norm1.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
+    Rule("blocks.{i}.norm2.{p}", "encoder.layer.{i}.layernorm_after.{p}"),
+    qkv("blocks.{i}.attn.qkv.{p}", "encoder.layer.{i}.attention.attention.{part}.{p}", QUERY_KEY_VALUE),
+    Rule("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+    Rule("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
+    Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
+)
 
 HUGGINGFACE = Layout(
     name="huggingface",
     title="Hugging Face's ViT",
-    probe="embeddings.patch_embeddings.projection.weight",
+    open=lambda tensors: _opened(tensors, "vit"),
     prefix="vit.",
     container="folder",
     facts=stated,
-    lacks=(NO_PRE_LOGITS, NO_POOLING, *PLAIN, NO_RESNET),
+    fixed={"qk_scale": None},
+    lacks=lacks("qkv_bias", "act", "epsilon"),
     rules=(
-        Rule("cls_token", "embeddings.cls_token"),
-        Rule("pos_embed", "embeddings.position_embeddings", POSITION),
-        Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
-        Rule("blocks.{i}.norm1.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
-        Rule("blocks.{i}.norm2.{p}", "encoder.layer.{i}.layernorm_after.{p}"),
-        qkv("blocks.{i}.attn.qkv.{p}", "encoder.layer.{i}.attention.attention.{part}.{p}", QUERY_KEY_VALUE),
-        Rule("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
-        Rule("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
-        Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
+        *_EMBEDDINGS,
+        *_BLOCKS,
         # transformers 5
         Rule("blocks.{i}.norm1.{p}", "layers.{i}.layernorm_before.{p}", written=never),
         Rule("blocks.{i}.norm2.{p}", "layers.{i}.layernorm_after.{p}", written=never),
@@ -33,34 +125,412 @@ HUGGINGFACE = Layout(
     ),
     huggingface=HuggingFace(
         architectures=("ViTForImageClassification", "ViTModel"),
-        constants={
-            "model_type": "vit",
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            "dtype": "float32",
-        },
-        derived=lambda spec: {"intermediate_size": int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))},
-        settings=(
-            Setting("hidden_size", "embed_dim"),
-            Setting("num_hidden_layers", "depth"),
-            Setting("num_attention_heads", "num_heads", stated=True),
-            Setting(
-                "hidden_act",
-                "act",
-                {
-                    "gelu": "gelu",
-                    "gelu_pytorch_tanh": "gelu_tanh",
-                    "gelu_new": "gelu_tanh",
-                    "gelu_fast": "gelu_tanh",
-                },
-                stated=True,
-                default="gelu",
-            ),
-            Setting("layer_norm_eps", "epsilon", stated=True, default=1e-6),
-            Setting("image_size", "img_size", stated=True),
-            Setting("patch_size", "patch_size"),
-            Setting("num_channels", "in_chans"),
-            Setting("qkv_bias", "qkv_bias", default=True),
-        ),
+        constants={"model_type": "vit", **_NO_DROPOUT},
+        derived=_width_of_mlp,
+        settings=_settings(1e-6, _QKV_BIAS),
     ),
 )
+
+IJEPA = Layout(
+    name="huggingface",
+    title="Hugging Face's I-JEPA",
+    open=lambda tensors: None,  # read as a ViT without class token
+    prefix="ijepa.",
+    container="folder",
+    lacks=lacks("qkv_bias", "act", "epsilon", class_token=(False,), pool=("avg",)),
+    rules=(*_EMBEDDINGS, *_BLOCKS, Rule("norm.{p}", "layernorm.{p}"), Rule("head.{p}", "classifier.{p}")),
+    huggingface=HuggingFace(
+        architectures=("IJepaForImageClassification", "IJepaModel"),
+        constants={"model_type": "ijepa", **_NO_DROPOUT},
+        derived=_width_of_mlp,
+        settings=_settings(1e-6, _QKV_BIAS),
+    ),
+)
+
+
+def _has_two_heads(spec: Spec) -> bool:
+    return spec.get("distillation") == "heads"
+
+
+DEIT = Layout(
+    name="huggingface",
+    title="Hugging Face's DeiT",
+    open=lambda tensors: _opened(tensors, "deit"),
+    prefix="deit.",
+    container="folder",
+    facts=stated,
+    fixed={"qk_scale": None, "pool": "token"},
+    lacks=lacks("qkv_bias", "act", "epsilon", distillation=("heads", "token")),
+    rules=(
+        *_EMBEDDINGS,
+        Rule("dist_token", "embeddings.distillation_token"),
+        *_BLOCKS,
+        Rule("norm.{p}", "layernorm.{p}"),
+        Rule("head.{p}", "cls_classifier.{p}", written=_has_two_heads),
+        Rule("head_dist.{p}", "distillation_classifier.{p}"),
+        Rule("head.{p}", "classifier.{p}"),
+    ),
+    huggingface=HuggingFace(
+        architectures=("DeiTForImageClassificationWithTeacher", "DeiTModel"),
+        constants={"model_type": "deit", **_NO_DROPOUT},
+        derived=lambda spec: {
+            **_width_of_mlp(spec),
+            **({} if _has_two_heads(spec) else {"architectures": ["DeiTForImageClassification"]}),
+        },
+        settings=_settings(1e-6, _QKV_BIAS),
+    ),
+)
+
+
+def _open_dinov2(tensors: Tensors) -> dict[str, Tensor] | None:
+    out = _opened(tensors, "dinov2")
+    if out is None:
+        return None
+    return fold_class_position(
+        out, "embeddings.cls_token", "embeddings.position_embeddings", "embeddings.register_tokens"
+    )
+
+
+def _close_dinov2(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    if not spec.get("reg_tokens"):
+        return tensors
+    if not spec.get("no_embed_class"):
+        raise CheckpointError("Hugging Face's DINOv2 has no place for positions of registers (no_embed_class is False)")
+    return unfold_class_position(tensors, "embeddings.position_embeddings")
+
+
+def _dinov2_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    return {**stated(theirs, ours), "pool": "token_avg" if "head.weight" in ours else "token"}
+
+
+def _dinov2_config(spec: Spec) -> dict[str, Any]:
+    width, hidden = spec["embed_dim"], int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))
+    gated, registers = spec.get("mlp") == "swiglu", spec.get("reg_tokens", 0)
+    ratio = (3 * hidden / 2 if gated else hidden) / width
+    kind = {"model_type": "dinov2_with_registers", "num_register_tokens": registers} if registers else {}
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    head = "ForImageClassification" if spec.get("class_num") else "Model"
+    return {
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "use_swiglu_ffn": gated,
+        "use_mask_token": False,
+        "layerscale_value": 1.0,
+        "architectures": [name + head],
+        **kind,
+    }
+
+
+def _is_gated(spec: Spec) -> bool:
+    return spec.get("mlp") == "swiglu"
+
+
+DINOV2 = Layout(
+    name="huggingface",
+    title="Hugging Face's DINOv2",
+    open=_open_dinov2,
+    close=_close_dinov2,
+    prefix="dinov2.",
+    container="folder",
+    facts=_dinov2_facts,
+    fixed={"qk_scale": None},
+    lacks=(
+        *lacks(
+            "qkv_bias",
+            "act",
+            "epsilon",
+            "mlp",
+            "reg_tokens",
+            "no_embed_class",
+            "layer_scale",
+            pool=("token_avg", "token"),
+        ),
+        Need("layer_scale", "LayerScale"),
+    ),
+    rules=(
+        *_EMBEDDINGS,
+        Rule("reg_token", "embeddings.register_tokens"),
+        Rule("blocks.{i}.norm{n}.{p}", "encoder.layer.{i}.norm{n}.{p}"),
+        Rule("blocks.{i}.ls{n}.gamma", "encoder.layer.{i}.layer_scale{n}.lambda1"),
+        Rule("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.weights_in.{p}", written=_is_gated),
+        Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.weights_out.{p}", written=_is_gated),
+        Rule("blocks.{i}.mlp.fc{n}.{p}", "encoder.layer.{i}.mlp.fc{n}.{p}"),
+        *_BLOCKS[2:4],
+        Rule("norm.{p}", "layernorm.{p}"),
+        Rule("head.{p}", "classifier.{p}"),
+    ),
+    huggingface=HuggingFace(
+        architectures=("Dinov2ForImageClassification", "Dinov2Model"),
+        constants={"model_type": "dinov2", **_NO_DROPOUT},
+        derived=_dinov2_config,
+        settings=_settings(1e-6, _QKV_BIAS),
+    ),
+)
+
+
+def _open_beit(tensors: Tensors) -> dict[str, Tensor] | None:
+    """A bias that all blocks share becomes one of each."""
+    out = _opened(tensors, "beit")
+    shared = out and out.pop("encoder.relative_position_bias.relative_position_bias_table", None)
+    if not out or shared is None:
+        return out
+    return out | {f"encoder.layer.{i}.{_TABLE}": shared for i in range(depth_of(out, r"encoder\.layer\.(\d+)\."))}
+
+
+def _beit_config(spec: Spec) -> dict[str, Any]:
+    return {
+        **_width_of_mlp(spec),
+        "use_relative_position_bias": bool(spec.get("rel_pos_bias")),
+        "use_absolute_position_embeddings": spec.get("pos_embed") != "none",
+        "use_mean_pooling": bool(spec.get("fc_norm")),
+        "layer_scale_init_value": 0.1 if spec.get("layer_scale") is not None else 0,
+    }
+
+
+BEIT = Layout(  # and Data2Vec
+    name="huggingface",
+    title="Hugging Face's BEiT",
+    open=_open_beit,
+    prefix="beit.",
+    container="folder",
+    facts=stated,
+    fixed={"qk_scale": None},
+    lacks=(
+        *lacks(
+            "act",
+            "epsilon",
+            "fc_norm",
+            "layer_scale",
+            "rel_pos_bias",
+            "pos_embed",
+            k_bias=(False,),
+            pool=("avg", "token"),
+        ),
+        Lack("fc_norm", "average pooling after a norm", (True,), beside=(("pool", "avg"),)),
+    ),
+    rules=(
+        *_EMBEDDINGS,
+        Rule("blocks.{i}.attn.q_bias", "encoder.layer.{i}.attention.attention.query.bias"),
+        Rule("blocks.{i}.attn.v_bias", "encoder.layer.{i}.attention.attention.value.bias"),
+        Rule("blocks.{i}.attn.rel_pos_bias.table", f"encoder.layer.{{i}}.{_TABLE}"),
+        Rule("blocks.{i}.ls{n}.gamma", "encoder.layer.{i}.lambda_{n}"),
+        *_BLOCKS,
+        Rule("norm.{p}", "layernorm.{p}"),
+        Rule("fc_norm.{p}", "pooler.layernorm.{p}"),
+        Rule("head.{p}", "classifier.{p}"),
+    ),
+    huggingface=HuggingFace(
+        architectures=("BeitForImageClassification", "BeitModel"),
+        constants={"model_type": "beit", "use_mask_token": False, **_NO_DROPOUT},
+        derived=_beit_config,
+        settings=_settings(1e-12),
+    ),
+)
+
+# -- DINOv3 ---------------------------------------------------------------------------------------
+
+
+def _open_dinov3(tensors: Tensors, *, gated: bool) -> dict[str, Tensor] | None:
+    out = unwrapped(tensors, "embeddings.patch_embeddings.weight", ("dinov3_vit.",))
+    if out is None or "embeddings.register_tokens" not in out:
+        return None
+    if any(name.endswith(".mlp.gate_proj.weight") for name in out) != gated:
+        return None
+    return {name.removeprefix("model."): tensor for name, tensor in out.items() if name != "embeddings.mask_token"}
+
+
+def _dinov3_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    return {**stated(theirs, ours), "rope": "centred", "pool": "token_avg" if "head.weight" in ours else "token"}
+
+
+_DINOV3_RULES = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("reg_token", "embeddings.register_tokens"),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.{p}"),
+    Rule("blocks.{i}.norm{n}.{p}", "layer.{i}.norm{n}.{p}"),
+    Rule("blocks.{i}.ls{n}.gamma", "layer.{i}.layer_scale{n}.lambda1"),
+    Rule("blocks.{i}.attn.q_bias", "layer.{i}.attention.q_proj.bias"),
+    Rule("blocks.{i}.attn.v_bias", "layer.{i}.attention.v_proj.bias"),
+    qkv("blocks.{i}.attn.qkv.{p}", "layer.{i}.attention.{part}_proj.{p}", ("q", "k", "v")),
+    Rule("blocks.{i}.attn.proj.{p}", "layer.{i}.attention.o_proj.{p}"),
+    Rule("blocks.{i}.mlp.fc2.{p}", "layer.{i}.mlp.down_proj.{p}"),
+    Rule("norm.{p}", "norm.{p}"),
+)
+_DINOV3_LACKS = (
+    *lacks(
+        "epsilon",
+        "reg_tokens",
+        "no_embed_class",
+        "layer_scale",
+        "mlp",
+        "act",
+        pos_embed=("none",),
+        rope=("centred",),
+        k_bias=(False,),
+    ),
+    Need("layer_scale", "LayerScale"),
+    Lack("class_num", "a classifier (--backbone leaves it out)", (0,)),
+)
+
+
+def _dinov3_layout(*, gated: bool) -> Layout:
+    """With an MLP or with SwiGLU."""
+    return Layout(
+        name="huggingface",
+        title="Hugging Face's DINOv3",
+        open=lambda tensors: _open_dinov3(tensors, gated=gated),
+        container="folder",
+        facts=_dinov3_facts,
+        fixed={"qk_scale": None},
+        lacks=(*_DINOV3_LACKS, Lack("mlp", "this kind of MLP", ("swiglu",) if gated else ("plain",))),
+        rules=(
+            *_DINOV3_RULES,
+            Rule(
+                "blocks.{i}.mlp.fc1.{p}",
+                ("layer.{i}.mlp.gate_proj.{p}", "layer.{i}.mlp.up_proj.{p}") if gated else "layer.{i}.mlp.up_proj.{p}",
+            ),
+        ),
+        huggingface=HuggingFace(
+            architectures=("DINOv3ViTModel", "DINOv3ViTModel"),
+            constants={
+                "model_type": "dinov3_vit",
+                "query_bias": True,
+                "key_bias": False,
+                "value_bias": True,
+                "use_gated_mlp": gated,
+                "dtype": "float32",
+            },
+            derived=lambda spec: {**_width_of_mlp(spec), "num_register_tokens": spec.get("reg_tokens", 0)},
+            settings=_settings(
+                1e-5,
+                Setting("rope_theta", "rope_temperature", stated=True, default=100.0),
+                activations={"silu": "gelu"} if gated else _ACTIVATIONS,
+            ),
+        ),
+    )
+
+
+DINOV3, DINOV3_GATED = _dinov3_layout(gated=False), _dinov3_layout(gated=True)
+
+# -- CLIP and SigLIP ------------------------------------------------------------------------------
+
+_TOWER_PREFIXES = ("vision_model.", "model.vision_model.")
+
+
+def _open_tower(tensors: Tensors, *, clip: bool) -> dict[str, Tensor] | None:
+    """The arrays of the tower of pictures alone; its projection is a head without bias."""
+    out = unwrapped(tensors, "embeddings.patch_embedding.weight", _TOWER_PREFIXES)
+    if out is None or ("embeddings.class_embedding" in out) != clip:
+        return None
+    others = ("text_model.", "text_projection.", "logit_scale", "logit_bias", "embeddings.position_ids")
+    out = {name: tensor for name, tensor in out.items() if not name.startswith(others)}
+    if "visual_projection.weight" in out:
+        out["visual_projection.bias"] = zeros(out["visual_projection.weight"].shape[0])
+    if "classifier.weight" in out:  # a head on the mean of patches, past what else could pool them
+        unused = ("post_layernorm.", "visual_projection.") if clip else ("head.",)
+        out = {name: tensor for name, tensor in out.items() if not name.startswith(unused)}
+    return out
+
+
+_TOWER = (
+    Rule("pos_embed", "embeddings.position_embedding.weight", ROWS),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
+    Rule("blocks.{i}.norm{n}.{p}", "encoder.layers.{i}.layer_norm{n}.{p}"),
+    qkv("blocks.{i}.attn.qkv.{p}", "encoder.layers.{i}.self_attn.{part}_proj.{p}", ("q", "k", "v")),
+    Rule("blocks.{i}.attn.proj.{p}", "encoder.layers.{i}.self_attn.out_proj.{p}"),
+    Rule("blocks.{i}.mlp.fc{n}.{p}", "encoder.layers.{i}.mlp.fc{n}.{p}"),
+    Rule("norm.{p}", "post_layernorm.{p}"),
+)
+
+
+def _clip_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    facts = {**stated(theirs, ours), "epsilon": 1e-5}
+    return facts | {"pool": "avg" if "classifier.weight" in theirs else "token"}
+
+
+def _close_clip(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    without_zeros(tensors, "visual_projection.bias", "CLIP's projection has no bias")
+    return {k if k.startswith("visual_projection.") else f"vision_model.{k}": t for k, t in tensors.items()}
+
+
+def _clip_config(spec: Spec) -> dict[str, Any]:
+    vision = {**_width_of_mlp(spec), "projection_dim": spec["class_num"] or 512}
+    return vision | {"architectures": ["CLIPVisionModelWithProjection" if spec["class_num"] else "CLIPVisionModel"]}
+
+
+CLIP = Layout(
+    name="huggingface",
+    title="Hugging Face's CLIP",
+    open=lambda tensors: _open_tower(tensors, clip=True),
+    close=_close_clip,
+    container="folder",
+    facts=_clip_facts,
+    fixed={"qk_scale": None},
+    lacks=lacks("act", "epsilon", norm_pre=(True,), patch_bias=(False,)),
+    rules=(
+        Rule("cls_token", "embeddings.class_embedding", TOKEN),
+        Rule("norm_pre.{p}", "pre_layrnorm.{p}"),
+        *_TOWER,
+        Rule("head.{p}", "visual_projection.{p}"),
+        Rule("head.{p}", "classifier.{p}", written=never),
+    ),
+    huggingface=HuggingFace(
+        architectures=("CLIPVisionModelWithProjection", "CLIPVisionModel"),
+        constants={"model_type": "clip_vision_model", "attention_dropout": 0.0, "dtype": "float32"},
+        derived=_clip_config,
+        settings=_settings(1e-5),
+    ),
+)
+
+
+def _open_siglip(tensors: Tensors) -> dict[str, Tensor] | None:
+    """torch's attention has query, key and value in one matrix; pooling has the query by itself."""
+    out = _open_tower(tensors, clip=False)
+    if out is None:
+        return None
+    for kind in ("weight", "bias"):
+        whole = out.pop(f"head.attention.in_proj_{kind}", None)
+        if whole is not None:
+            width = whole.shape[0] // 3
+            out[f"head.attention.q.{kind}"], out[f"head.attention.kv.{kind}"] = whole.rows(0, width), whole.rows(width)
+    return out
+
+
+def _close_siglip(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    out = dict(tensors)
+    for kind in ("weight", "bias"):
+        parts = [out.pop(f"head.attention.{part}.{kind}") for part in ("q", "kv")]
+        out[f"head.attention.in_proj_{kind}"] = joined(parts, axis=0)
+    return out
+
+
+SIGLIP = Layout(  # and SigLIP 2 of fixed size
+    name="huggingface",
+    title="Hugging Face's SigLIP",
+    open=_open_siglip,
+    close=_close_siglip,
+    container="folder",
+    facts=stated,
+    fixed={"qk_scale": None},
+    lacks=(
+        *lacks("act", "epsilon", class_token=(False,), pool=("map",)),
+        Lack("class_num", "a classifier after attention pooling (--backbone leaves it out)", (0,)),
+    ),
+    rules=(
+        *_TOWER,
+        Rule("attn_pool.latent", "head.probe"),
+        Rule("attn_pool.q.{p}", "head.attention.q.{p}"),
+        Rule("attn_pool.kv.{p}", "head.attention.kv.{p}"),
+        Rule("attn_pool.proj.{p}", "head.attention.out_proj.{p}"),
+        Rule("attn_pool.norm.{p}", "head.layernorm.{p}"),
+        Rule("attn_pool.mlp.fc{n}.{p}", "head.mlp.fc{n}.{p}"),
+        Rule("head.{p}", "classifier.{p}", written=never),
+    ),
+    huggingface=HuggingFace(
+        architectures=("SiglipVisionModel", "SiglipVisionModel"),
+        constants={"model_type": "siglip_vision_model", "attention_dropout": 0.0, "dtype": "float32"},
+        derived=_width_of_mlp,
+        settings=_settings(1e-6),
+    ),
+)
+
+LAYOUTS = (HUGGINGFACE, IJEPA, DEIT, DINOV2, BEIT, DINOV3, DINOV3_GATED, CLIP, SIGLIP)

@@ -6,19 +6,15 @@ from typing import Any
 from plsc.errors import CheckpointError
 from plsc.models.vit_parts import (
     BACKBONE,
-    FIXED,
     GROUP_NORM,
     HEADS_BIAS,
     HEADS_IN,
     HEADS_OUT,
     HWIO,
-    NO_POOLING,
-    NO_PRE_LOGITS,
-    NO_RESNET,
-    PLAIN,
     POSITION,
     QUERY_KEY_VALUE,
     before_class_token,
+    lacks,
     layer,
     qkv,
     stated,
@@ -71,9 +67,7 @@ GOOGLE = Layout(
     container="npz",
     facts=_google_facts,
     lacks=(
-        *PLAIN,
-        Lack("pool", "attention pooling", ("token", "avg")),
-        Lack("qkv_bias", "attention without biases", (True,)),
+        *lacks("representation_size", "class_token", "act", "epsilon", "resnet_layers", pool=("token", "avg")),
         Lack("class_token", "a class token beside average pooling", (False,), beside=(("pool", "avg"),)),
     ),
     rules=(
@@ -168,7 +162,7 @@ TORCHVISION = Layout(
     title="torchvision's ViT",
     probe="conv_proj.weight",
     facts=stated,
-    lacks=(NO_POOLING, *PLAIN, NO_RESNET, *FIXED),
+    lacks=lacks("representation_size"),
     rules=(
         Rule("cls_token", "class_token"),
         Rule("pos_embed", "encoder.pos_embedding", POSITION),
@@ -189,7 +183,7 @@ LUKEMELAS = Layout(
     title="PyTorch-Pretrained-ViT",
     probe="patch_embedding.weight",
     facts=stated,
-    lacks=(NO_POOLING, *PLAIN, NO_RESNET, *FIXED),
+    lacks=lacks("representation_size"),
     rules=(
         Rule("cls_token", "class_token"),
         Rule("pos_embed", "positional_embedding.pos_embedding", POSITION),
@@ -210,7 +204,7 @@ JEONSWORLD = Layout(
     title="ViT-pytorch",
     probe="transformer.embeddings.patch_embeddings.weight",
     facts=stated,
-    lacks=(NO_PRE_LOGITS, NO_POOLING, *PLAIN, NO_RESNET, *FIXED),
+    lacks=lacks(),
     rules=(
         Rule("cls_token", "transformer.embeddings.cls_token"),
         Rule("pos_embed", "transformer.embeddings.position_embeddings", POSITION),

@@ -111,10 +111,11 @@ class Family:
         blocks: dict[str, set[str]] = {}
         for name, tensor in tensors.items():
             shape = tensor.shape
-            wanted = next((n for pattern, n in self.dimensions if re.fullmatch(pattern, name)), len(shape))
+            known = next((n for pattern, n in self.dimensions if re.fullmatch(pattern, name)), None)
+            wanted = len(shape) if known is None else known
             if len(shape) != wanted or not all(shape):
                 raise CheckpointError(f"{name} has shape {list(shape)}; it needs {wanted} dimensions, none of them 0")
-            if wanted == 3 and shape[0] != 1:
+            if known == 3 and shape[0] != 1:
                 raise CheckpointError(f"{name} has shape {list(shape)}; its first dimension must be 1")
             in_block = re.match(self.block, name) if self.block else None
             if in_block:

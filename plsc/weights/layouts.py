@@ -10,7 +10,7 @@ a or b, of which the first is written.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from plsc.errors import CheckpointError
@@ -174,11 +174,14 @@ class Layout:
         rules: the table.
         probe: a name by which a file is recognised, once wrappers such as module. are off.
         open: instead of a probe: a file's arrays → those that the rules know, None where it is another's file.
+        close: what open does to arrays, undone: those that the rules wrote, and the model's spec → the file's.
         own_names: whether the model's own names are theirs, too.
         linear: whether matrices of linear layers stand as [in, out] or as [out, in]. Files of the latter kind are asked
             for their orientation when they are read, since Paddle's own have these names, too.
         facts: (the file's arrays, the model's arrays) → fields of the spec that they state.
         prefix: of all names but the head's, in files of a model with a head.
+        fixed: fields of the spec of which the codebase has one value only.
+        refuse: the file's arrays → why they are of no model of the family, where they are not.
         lacks: what cannot be written.
         container: what is written: safetensors, npz or folder (Hugging Face's); None where nothing is.
         huggingface: the rest of such a folder.
@@ -189,13 +192,25 @@ class Layout:
     rules: tuple[Rule, ...]
     probe: str | None = None
     open: Callable[[Tensors], dict[str, Tensor] | None] | None = None
+    close: Callable[[dict[str, Tensor], Spec], dict[str, Tensor]] = lambda tensors, _: tensors
     own_names: bool = False
     linear: Literal["in_out", "out_in"] = "out_in"
     facts: Callable[[Tensors, Tensors], dict[str, Any]] = lambda theirs, ours: {}
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    refuse: Callable[[Tensors], str | None] = lambda theirs: None
     prefix: str = ""
     lacks: tuple[Lack, ...] = ()
     container: Literal["safetensors", "npz", "folder"] | None = "safetensors"
     huggingface: HuggingFace | None = None
+
+    def holds(self, spec: Spec) -> bool:
+        """Whether it has a place for all that a model is."""
+        try:
+            for lack in self.lacks:
+                lack.refuse(spec, self.title)
+        except CheckpointError:
+            return False
+        return True
 
 
 # -- theirs → ours ------------------------------------------------------------------------------
@@ -205,11 +220,21 @@ def recognised(layout: Layout, tensors: Tensors) -> dict[str, Tensor] | None:
     """A file's arrays without wrapping prefixes; None where they are not in this layout."""
     if layout.open is not None:
         return layout.open(tensors)
+    assert layout.probe is not None, f"{layout.name} has neither probe nor open"
+    return unwrapped(tensors, layout.probe, (layout.prefix,) if layout.prefix else ())
+
+
+def unwrapped(tensors: Tensors, probe: str, prefixes: tuple[str, ...] = ()) -> dict[str, Tensor] | None:
+    """A file's arrays without prefixes that wrap a model; None where none of them leads to a name.
+
+    Args:
+        probe: the name. prefixes: beside the usual ones, such as module.
+    """
     for _ in range(_WRAPPED + 1):
-        if layout.probe in tensors:
+        if probe in tensors:
             return dict(tensors)
-        prefixes = (layout.prefix, *_PREFIXES) if layout.prefix else _PREFIXES
-        endings = [name for name in tensors if name.endswith(layout.probe)]
+        prefixes = (*prefixes, *_PREFIXES)
+        endings = [name for name in tensors if name.endswith(probe)]
         prefix = next((p for p in prefixes if any(name.startswith(p) for name in endings)), None)
         if prefix is None:
             return None
@@ -232,6 +257,9 @@ def read_arrays(
     Raises:
         CheckpointError: arrays do not go together.
     """
+    reason = layout.refuse(tensors)
+    if reason is not None:
+        raise CheckpointError(reason)
     pieces: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
     unknown: dict[str, Tensor] = {}
@@ -312,20 +340,21 @@ def write_arrays(layout: Layout, tensors: Tensors, spec: Spec, *, is_own, head: 
     """
     for lack in layout.lacks:
         lack.refuse(spec, layout.title)
-    has_head = any(name.startswith(tuple(head)) for name in tensors)
-    out = {}
+    out, of_head = {}, set()
     for name, tensor in tensors.items():
         names, turn = _names_of(name, layout, spec, is_own)
         parts = tensor.split(len(names)) if len(names) > 1 else [tensor]
         for theirs, part in zip(names, parts, strict=True):
             if layout.linear == "out_in" and _is_matrix(name, part):
                 part = part.transposed()
-            prefix = layout.prefix if has_head and not name.startswith(tuple(head)) else ""
             try:
-                out[prefix + theirs] = turn.write(part, spec)
+                out[theirs] = turn.write(part, spec)
             except ValueError as error:
                 raise CheckpointError(f"{name} cannot be written as {layout.title} has it: {error}") from error
-    return out
+            if name.startswith(tuple(head)):
+                of_head.add(theirs)
+    out = layout.close(out, spec)
+    return {(layout.prefix if of_head and name not in of_head else "") + name: tensor for name, tensor in out.items()}
 
 
 def _names_of(name: str, layout: Layout, spec: Spec, is_own) -> tuple[list[str], Turn]:

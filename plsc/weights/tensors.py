@@ -43,6 +43,11 @@ class Tensor:
         """One of the arrays that are stacked along the first axis."""
         return Tensor(self.shape[1:], lambda: self.read()[index])
 
+    def rows(self, start: int, end: int | None = None) -> "Tensor":
+        """Those from start to end along the first axis."""
+        start, end, _ = slice(start, end).indices(self.shape[0])
+        return Tensor((max(0, end - start), *self.shape[1:]), lambda: self.read()[start:end])
+
     def split(self, count: int) -> "list[Tensor]":
         """`count` equal parts along the last axis. Raises ValueError where it is not divisible."""
         if not self.shape or self.shape[-1] % count:

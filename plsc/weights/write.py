@@ -10,8 +10,8 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.files import replacing_file
 from plsc.weights import huggingface
 from plsc.weights.containers import save_safetensors
-from plsc.weights.families import families, family_of
-from plsc.weights.layouts import write_arrays
+from plsc.weights.families import Family, families, family_of
+from plsc.weights.layouts import Layout, Spec, write_arrays
 from plsc.weights.read import Source
 from plsc.weights.tensors import Tensor
 
@@ -39,7 +39,9 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
         CheckpointError: the format has no place for something, or the output cannot be written.
     """
     family, output = family_of(source.card.model), Path(output).expanduser()
-    layouts = {layout.name: layout for layout in family.layouts if layout.container}
+    layouts = {
+        layout.name: _layout(family, layout.name, source.card.spec) for layout in family.layouts if layout.container
+    }
     if to not in (*_OWN, *layouts):
         known = formats()
         if to in known:
@@ -74,6 +76,12 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
         raise CheckpointError(f"{source.path}: {to} needs {error}, which is unknown of these weights") from error
     except OSError as error:
         raise CheckpointError(f"{output}: could not be written: {error}") from error
+
+
+def _layout(family: Family, name: str, spec: Spec) -> Layout:
+    """The first layout of a format that can hold a model; where none can, the first, which will say why not."""
+    named = [layout for layout in family.layouts if layout.name == name and layout.container]
+    return next((layout for layout in named if layout.holds(spec)), named[0])
 
 
 def _replaced(output: Path, save: Callable[[Path], None]) -> list[Path]:

@@ -1,0 +1,163 @@
+"""Every architecture of timm's and transformers' Vision Transformers, with random weights: does it open, how exactly?
+
+Weights are drawn so that no parameter is without effect, written by the library itself, and opened by what the file and
+config.json tell. Blocks beyond the second are left out, and pictures are small: what is compared is each operation.
+"""
+
+import dataclasses
+import json
+import math
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import timm
+import torch
+from safetensors.torch import save_file
+
+from plsc.errors import PlscError
+from plsc.loading import load_pretrained
+from plsc.models.vision_transformer import VisionTransformer, ViTSpec
+from plsc.weights import Source, read
+
+DEPTH = 2
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")
+LARGEST = 2048  # width: a block of more is larger than what is learned from it
+NATIVE = "vit_pe_*"  # whose rotary embedding is scaled to the grid of the published size
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of an architecture: `error` is the largest difference of logits, `refused` the message instead."""
+
+    name: str
+    error: float | None = None
+    refused: str | None = None
+
+    def __str__(self) -> str:
+        if self.refused is not None:
+            return f"refused: {self.refused}"
+        return f"opens, {self.error:.0e}"
+
+
+def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Values that leave no parameter without effect: activations and logits of deviation about 1."""
+    noise = rng.standard_normal(shape).astype("float32")
+    if (name.endswith("weight") and len(shape) == 1) or len(shape) == 0:
+        return 1 + 0.2 * noise
+    if len(shape) == 1:
+        return 0.2 * noise
+    if "backbone" in name:
+        return noise
+    if "freqs" in name:
+        return noise
+    fan_in = {2: shape[-1], 4: math.prod(shape[1:])}.get(len(shape), 4)
+    return noise / np.float32(math.sqrt(fan_in))
+
+
+def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """A torch model with every parameter drawn anew, in evaluation mode."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(np.asarray(drawn(name, tuple(parameter.shape), rng))))
+    return model.eval()
+
+
+def of_torch(run: Callable[[torch.Tensor], Any], batch: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        out = run(torch.from_numpy(batch))
+    return out.numpy()
+
+
+def of_plsc(model: VisionTransformer, batch: np.ndarray) -> np.ndarray:
+    with paddle.no_grad():
+        return model(paddle.to_tensor(batch)).numpy()
+
+
+def pictures(size: int | tuple[int, int], channels: int = 3) -> np.ndarray:
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.random.default_rng(7).standard_normal((1, channels, height, width)).astype("float32")
+
+
+def opened(source: Source, **told: Any) -> VisionTransformer:
+    """The model that weights tell, with all of them."""
+    fields = {**source.card.spec, **told}
+    model = VisionTransformer(ViTSpec(**fields))
+    load_pretrained(model, source.with_card(spec=fields), strict=True)
+    model.eval()
+    return model
+
+
+# -- timm -----------------------------------------------------------------------------------------
+
+
+def timm_names() -> list[str]:
+    return [name for module in MODULES for name in timm.list_models(module=module)]
+
+
+def timm_options(name: str) -> dict[str, Any]:
+    """Two blocks, a head, and pictures of few patches."""
+    config = timm.get_pretrained_cfg(name)
+    size = config.input_size[-1] if config else 224
+    with torch.device("meta"):
+        patch = timm.create_model(name, depth=1).patch_embed.patch_size
+    few = 4 * (patch[0] if isinstance(patch, tuple) else patch)
+    small = 128 if "_r" in name and "_s" in name.split("_r", 1)[1] else few
+    options: dict[str, Any] = {"depth": DEPTH, "num_classes": 7}
+    return options if name.startswith("vit_pe_") else {**options, "img_size": min(size, small)}
+
+
+def timm_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    options = timm_options(name)
+    return randomised(timm.create_model(name, **options)), options
+
+
+def write_timm(model: torch.nn.Module, name: str, folder: Path) -> Path:
+    """As timm's hub has it."""
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 7}))
+    return folder / "model.safetensors"
+
+
+def told_by_name(name: str, source: Source) -> dict[str, Any]:
+    """What the architecture's name says where the whole depth is there: here it is not."""
+    from plsc.models.published import ARCHITECTURES
+    from plsc.models.vit_family import UNSEEN
+
+    row = ARCHITECTURES.get(name, {})
+    return {field: value for field, value in row.items() if field in UNSEEN}
+
+
+def check_timm(name: str) -> Outcome:
+    model = None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model, _ = timm_model(name)
+            path = write_timm(model, name, Path(folder))
+            size = tuple(model.patch_embed.img_size) if getattr(model.patch_embed, "img_size", None) else 224
+            source = read(path)
+            ours = opened(source, img_size=size, **told_by_name(name, source))
+        except (PlscError, TypeError) as error:
+            return Outcome(name, refused=str(error).replace(folder, "").lstrip("/").split("\n")[0])
+        batch = pictures(size)
+        difference = float(np.abs(of_plsc(ours, batch) - of_torch(model, batch)).max())
+        return Outcome(name, difference)
+
+
+if __name__ == "__main__":
+    import fnmatch
+    import sys
+
+    for name in timm_names():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in sys.argv[1:]):
+            continue
+        try:
+            print(name, check_timm(name), flush=True)
+        except Exception as error:
+            print(name, "CRASH", repr(error)[:300], traceback.format_exc().splitlines()[-3:], flush=True)

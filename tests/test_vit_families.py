@@ -1,0 +1,234 @@
+"""Families of Vision Transformers through the formats of others: written in a layout, read again, the same logits."""
+
+import dataclasses
+import json
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from plsc.errors import CheckpointError
+from plsc.loading import load_pretrained
+from plsc.model_card import ModelCard
+from plsc.models import VisionTransformer, ViTSpec
+from plsc.weights import Source, read, write
+
+TINY = dict(img_size=24, patch_size=8, embed_dim=32, depth=2, num_heads=2, class_num=3, mlp_ratio=2.5)
+EVA02 = dict(
+    rope="axial", rope_reference=16, rope_temperature=1e4, mlp="swiglu", k_bias=False, pool="avg", fc_norm=True
+)
+DINOV3 = dict(rope="centred", pos_embed="none", reg_tokens=4, k_bias=False, layer_scale=1e-5, epsilon=1e-5)
+BEIT = dict(rel_pos_bias=True, pos_embed="none", k_bias=False, layer_scale=1e-5, pool="avg", fc_norm=True)
+CLIP = dict(norm_pre=True, patch_bias=False, epsilon=1e-5)
+MAP = dict(class_token=False, pool="map", act="gelu_tanh")
+DINOV2 = dict(layer_scale=1e-5)
+SWIGLU = dict(mlp="swiglu", mlp_ratio=88 / 32)
+# (format, what the arrays tell of the model without being told, what has to be told)
+FORMATS: dict[str, tuple[str, dict, dict]] = {
+    "timm: DeiT, distilled": ("timm", dict(distillation="heads"), {}),
+    "timm: DeiT III": ("timm", dict(layer_scale=1e-5, no_embed_class=True), {}),
+    "timm: DINOv2 giant": ("timm", DINOV2 | SWIGLU, {}),
+    "timm: CLIP": ("timm", CLIP, dict(act="quick_gelu")),
+    "timm: EVA-02": ("timm", EVA02, {}),
+    "timm: EVA-02 base": ("timm", EVA02 | dict(mlp_norm=True), {}),
+    "timm: EVA-02's CLIP": ("timm", EVA02 | dict(mlp_norm=True, attn_norm=True), {}),
+    "timm: DINOv3": ("timm", DINOV3 | dict(pool="avg"), dict(img_size=24)),
+    "timm: DINOv3 plus": ("timm", DINOV3 | dict(pool="avg") | SWIGLU, dict(img_size=24)),
+    "timm: Perception Encoder": (
+        "timm",
+        CLIP
+        | dict(rope="axial", rope_offset=1.0, rope_order="xy", rope_reference=3, rope_temperature=1e4)
+        | dict(pool="map", pool_heads=8),
+        {},
+    ),
+    "timm: learned frequencies": (
+        "timm",
+        dict(rope="mixed", rope_temperature=10.0, rope_order="xy", pos_embed="none", layer_scale=1e-5),
+        dict(img_size=24),
+    ),
+    "timm: registers and attention pooling": ("timm", dict(reg_tokens=2, pool="map", pool_prefix=False), {}),
+    "timm: BEiT": ("timm", BEIT, {}),
+    "timm: norms of queries and keys": ("timm", dict(qk_norm="layernorm"), {}),
+    "timm: RMSNorm": ("timm", dict(norm="rmsnorm", qk_norm="rmsnorm", final_norm=False), {}),
+    "timm: parallel": ("timm", dict(block="parallel", qk_norm="layernorm", layer_scale=1e-5), {}),
+    "timm: parallel without biases": ("timm", dict(block="parallel", qkv_bias=False), {}),
+    "timm: norms after": ("timm", {}, dict(block="post")),
+    "Hugging Face: ViT": ("huggingface", {}, {}),
+    "Hugging Face: I-JEPA": ("huggingface", dict(class_token=False, pool="avg"), {}),
+    "Hugging Face: DeiT": ("huggingface", dict(distillation="heads"), {}),
+    "Hugging Face: DeiT, one head": ("huggingface", dict(distillation="token"), {}),
+    "Hugging Face: DINOv2": ("huggingface", DINOV2 | dict(pool="token_avg"), {}),
+    "Hugging Face: DINOv2 with registers": (
+        "huggingface",
+        DINOV2 | dict(pool="token_avg", reg_tokens=2, no_embed_class=True),
+        {},
+    ),
+    "Hugging Face: DINOv2 giant": ("huggingface", DINOV2 | SWIGLU | dict(class_num=0), {}),
+    "Hugging Face: DINOv3": ("huggingface", DINOV3 | dict(class_num=0), {}),
+    "Hugging Face: DINOv3 plus": ("huggingface", DINOV3 | SWIGLU | dict(class_num=0), {}),
+    "Hugging Face: CLIP": ("huggingface", CLIP | dict(act="quick_gelu", class_num=0), {}),
+    "Hugging Face: SigLIP": ("huggingface", MAP | dict(class_num=0), {}),
+    "Hugging Face: BEiT": ("huggingface", BEIT, {}),
+    "timm: SigLIP": ("timm", MAP, dict(act="gelu_tanh")),
+}
+
+
+def build(**fields) -> VisionTransformer:
+    """A small model of which every parameter is drawn."""
+    model, rng = VisionTransformer(ViTSpec(**{**TINY, **fields})), np.random.default_rng(0)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.set_value((centre + 0.3 * rng.standard_normal(parameter.shape)).astype("float32"))
+    model.eval()
+    return model
+
+
+def source_of(model: VisionTransformer, **said) -> Source:
+    arrays = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    card = ModelCard(model="VisionTransformer", spec=dataclasses.asdict(model.spec), **said)
+    return Source.of_arrays("made", arrays, card)
+
+
+@paddle.no_grad()
+def logits(model) -> np.ndarray:
+    size = model.spec.img_size
+    return model(
+        paddle.to_tensor(np.random.default_rng(1).standard_normal((2, 3, size, size)).astype("float32"))
+    ).numpy()
+
+
+def without_card(path) -> None:
+    """What is left of a file that others wrote: plsc's own card is not in it."""
+    for file in [path, *path.glob("*.safetensors")] if path.is_dir() else [path]:
+        if file.is_file():
+            save_file(load_file(file), file, metadata={"format": "pt"})
+
+
+def rebuilt(path, **told) -> VisionTransformer:
+    """The model that a file tells, with all of its weights."""
+    source = read(path)
+    model = VisionTransformer(ViTSpec(**{**source.card.spec, **told}))
+    assert load_pretrained(model, source, strict=not told).exact
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_written_and_read_again(kind, tmp_path):
+    to, fields, told = FORMATS[kind]
+    model = build(**fields, **{k: v for k, v in told.items() if k not in fields})
+    path = tmp_path / ("folder" if to == "huggingface" else "file.safetensors")
+    write(source_of(model), to, path)
+    without_card(path)
+    told = {"num_heads": 2, **told} if to == "timm" else told
+    np.testing.assert_allclose(logits(rebuilt(path, **told)), logits(model), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("to", "fields", "message"),
+    [
+        ("huggingface", dict(rope="axial"), "no place for rotary position embedding"),
+        ("huggingface", CLIP | dict(qk_norm="layernorm"), "a norm before the blocks"),
+        ("google", dict(rope="centred", pos_embed="none"), "no place for"),
+        ("torchvision", dict(block="post"), "norms after or in parallel"),
+        ("jeonsworld", dict(act="quick_gelu"), "another GELU"),
+        ("lukemelas", dict(distillation="heads"), "a distillation token"),
+        ("timm", dict(distillation="token"), "a distillation token"),
+    ],
+)
+def test_what_a_format_cannot_hold(to, fields, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        write(source_of(build(**fields)), to, tmp_path / "out")
+
+
+def meta_dinov2(model) -> dict[str, np.ndarray]:
+    """Arrays as Meta's DINOv2 with registers has them: the class token's position in the table."""
+    arrays = {n: p.numpy().T if p.ndim == 2 else p.numpy() for n, p in model.named_parameters()}
+    table, arrays["register_tokens"] = arrays.pop("pos_embed"), arrays.pop("reg_token")
+    position = np.random.default_rng(2).standard_normal((1, 1, 32)).astype("float32")
+    arrays["cls_token"] = arrays["cls_token"] - position
+    return arrays | {"pos_embed": np.concatenate([position, table], axis=1), "mask_token": np.zeros((1, 32), "float32")}
+
+
+def test_registers_of_metas_dinov2(tmp_path):
+    model = build(layer_scale=1e-5, reg_tokens=2, no_embed_class=True, class_num=0)
+    arrays = {name: np.ascontiguousarray(array) for name, array in meta_dinov2(model).items()}
+    save_file(arrays, tmp_path / "dinov2.safetensors")
+    np.testing.assert_allclose(logits(rebuilt(tmp_path / "dinov2.safetensors", num_heads=2)), logits(model), atol=1e-5)
+
+
+def test_biases_of_metas_dinov3(tmp_path):
+    """Its keys' biases are masked, whatever stands there."""
+    model = build(**DINOV3, class_num=0)
+    arrays = {n: np.ascontiguousarray(p.numpy().T if p.ndim == 2 else p.numpy()) for n, p in model.named_parameters()}
+    for i in range(2):
+        q, v = arrays.pop(f"blocks.{i}.attn.q_bias"), arrays.pop(f"blocks.{i}.attn.v_bias")
+        arrays[f"blocks.{i}.attn.qkv.bias"] = np.concatenate([q, np.full(32, 9.0, "float32"), v])
+        arrays[f"blocks.{i}.attn.qkv.bias_mask"] = np.zeros(96, "float32")
+    arrays["storage_tokens"], arrays["rope_embed.periods"] = arrays.pop("reg_token"), np.ones(4, "float32")
+    save_file(arrays, tmp_path / "dinov3.safetensors")
+    np.testing.assert_allclose(
+        logits(rebuilt(tmp_path / "dinov3.safetensors", num_heads=2, img_size=24)), logits(model), atol=2e-6
+    )
+
+
+def test_a_shared_bias_becomes_one_of_each_block(tmp_path):
+    model = build(**BEIT)
+    write(source_of(model), "huggingface", tmp_path / "hf")
+    arrays = load_file(tmp_path / "hf/model.safetensors")
+    tables = [name for name in arrays if name.endswith("relative_position_bias_table")]
+    shared = arrays[tables[0]]
+    arrays = {name: array for name, array in arrays.items() if name not in tables}
+    arrays["beit.encoder.relative_position_bias.relative_position_bias_table"] = shared
+    save_file(arrays, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    for block in model.blocks:
+        block.attn.rel_pos_bias.table.set_value(shared)
+    np.testing.assert_allclose(logits(rebuilt(tmp_path / "hf")), logits(model), atol=2e-6)
+
+
+def test_open_clips_tower_alone(tmp_path):
+    """Text and scale are left out; the projection is a head without bias."""
+    model = build(**CLIP, class_num=0)
+    write(source_of(model), "timm", tmp_path / "trunk.safetensors")
+    arrays = {f"visual.trunk.{name}": array for name, array in load_file(tmp_path / "trunk.safetensors").items()}
+    weight = np.random.default_rng(3).standard_normal((5, 32)).astype("float32")
+    arrays |= {"visual.head.proj.weight": weight, "text.blocks.0.norm1.weight": np.ones(7, "float32")}
+    save_file(arrays | {"logit_scale": np.ones(1, "float32")}, tmp_path / "clip.safetensors")
+    expected = logits(model) @ weight.T
+    np.testing.assert_allclose(logits(rebuilt(tmp_path / "clip.safetensors", num_heads=2)), expected, atol=1e-5)
+
+
+def test_a_bias_after_clips_projection_is_not_lost(tmp_path):
+    model = build(**CLIP, act="quick_gelu")
+    with pytest.raises(CheckpointError, match=r"visual_projection\.bias"):
+        write(source_of(model), "huggingface", tmp_path / "hf")
+    model.head.bias.set_value(np.zeros(3, "float32"))
+    write(source_of(model), "huggingface", tmp_path / "hf")
+    np.testing.assert_allclose(logits(rebuilt(tmp_path / "hf")), logits(model), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blocks.0.attns.0.norm.weight", "side by side"),
+        ("blocks.0.attn.lambda_q1", "differential attention"),
+        ("blocks.0.attn.gate.weight", "gated attention"),
+    ],
+)
+def test_blocks_that_a_vision_transformer_has_not(name, message, tmp_path):
+    write(source_of(build()), "timm", tmp_path / "file.safetensors")
+    save_file(load_file(tmp_path / "file.safetensors") | {name: np.ones(4, "float32")}, tmp_path / "file.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path / "file.safetensors")
+
+
+def test_gates_of_another_function_are_refused(tmp_path):
+    """DINOv3 of transformers may gate with GELU; ours gates with SiLU."""
+    write(source_of(build(**DINOV3, **SWIGLU, class_num=0)), "huggingface", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert config["hidden_act"] == "silu"
+    (tmp_path / "hf/config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    without_card(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match="hidden_act is 'gelu'"):
+        read(tmp_path / "hf")
