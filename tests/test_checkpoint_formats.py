@@ -317,7 +317,11 @@ LAYOUTS = {
     "timm-gap": (timm, "timm", {**GAP, "fc_norm": True}),
     "timm-registers": (timm, "timm", {"reg_tokens": 4, "no_embed_class": True, "layer_scale": 1e-5}),
     "timm-map": (timm, "timm", MAP),
-    "timm-hybrid": (timm, "timm", {"resnet_layers": (1, 1), "resnet_width": 0.5, "patch_size": 1}),
+    "timm-hybrid": (
+        timm,
+        "timm",
+        {"resnet_layers": (1, 1), "resnet_width": 0.5, "patch_size": 1, "resnet_norm": "timm"},
+    ),
     "torchvision": (torchvision, "torchvision", PRE_LOGITS),
     "torchvision-old": (lambda a: torchvision(a, "linear_1", "linear_2"), "torchvision", PLAIN),
     "lukemelas": (lukemelas, "lukemelas", PRE_LOGITS),
@@ -660,7 +664,6 @@ SOURCES = {
 LACKS = {
     ("timm", "pre-logits"): "pre-logits",
     ("huggingface", "pre-logits"): "pre-logits",
-    ("huggingface", "gap"): "another pooling",
     ("huggingface", "map"): "another pooling",
     ("huggingface", "hybrid"): "ResNet",
     ("huggingface", "stem"): "ResNet",

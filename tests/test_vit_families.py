@@ -58,10 +58,10 @@ FORMATS: dict[str, tuple[str, dict, dict]] = {
     "Hugging Face: I-JEPA": ("huggingface", dict(class_token=False, pool="avg"), {}),
     "Hugging Face: DeiT": ("huggingface", dict(distillation="heads"), {}),
     "Hugging Face: DeiT, one head": ("huggingface", dict(distillation="token"), {}),
-    "Hugging Face: DINOv2": ("huggingface", DINOV2 | dict(pool="token_avg"), {}),
+    "Hugging Face: DINOv2": ("huggingface", DINOV2 | dict(pool="token_avg", mlp_ratio=2), {}),
     "Hugging Face: DINOv2 with registers": (
         "huggingface",
-        DINOV2 | dict(pool="token_avg", reg_tokens=2, no_embed_class=True),
+        DINOV2 | dict(pool="token_avg", reg_tokens=2, no_embed_class=True, mlp_ratio=2),
         {},
     ),
     "Hugging Face: DINOv2 giant": ("huggingface", DINOV2 | SWIGLU | dict(class_num=0), {}),

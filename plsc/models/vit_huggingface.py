@@ -182,89 +182,86 @@ DEIT = Layout(
 )
 
 
-def _open_dinov2(tensors: Tensors) -> dict[str, Tensor] | None:
+def _open_dinov2(tensors: Tensors, *, registers: bool) -> dict[str, Tensor] | None:
     out = _opened(tensors, "dinov2")
-    if out is None:
+    if out is None or ("embeddings.register_tokens" in out) != registers:
         return None
-    return fold_class_position(
-        out, "embeddings.cls_token", "embeddings.position_embeddings", "embeddings.register_tokens"
-    )
+    names = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.register_tokens")
+    return fold_class_position(out, *names)
 
 
-def _close_dinov2(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    if not spec.get("reg_tokens"):
-        return tensors
-    if not spec.get("no_embed_class"):
-        raise CheckpointError("Hugging Face's DINOv2 has no place for positions of registers (no_embed_class is False)")
-    return unfold_class_position(tensors, "embeddings.position_embeddings")
+def _close_registers(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    out = unfold_class_position(tensors, "embeddings.position_embeddings")
+    return {**out, "embeddings.mask_token": zeros(1, spec["embed_dim"])}  # of training alone
 
 
 def _dinov2_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
     return {**stated(theirs, ours), "pool": "token_avg" if "head.weight" in ours else "token"}
 
 
-def _dinov2_config(spec: Spec) -> dict[str, Any]:
-    width, hidden = spec["embed_dim"], int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))
-    gated, registers = spec.get("mlp") == "swiglu", spec.get("reg_tokens", 0)
-    ratio = (3 * hidden / 2 if gated else hidden) / width
-    kind = {"model_type": "dinov2_with_registers", "num_register_tokens": registers} if registers else {}
-    name = "Dinov2WithRegisters" if registers else "Dinov2"
-    head = "ForImageClassification" if spec.get("class_num") else "Model"
-    return {
-        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
-        "use_swiglu_ffn": gated,
-        "use_mask_token": False,
-        "layerscale_value": 1.0,
-        "architectures": [name + head],
-        **kind,
-    }
-
-
 def _is_gated(spec: Spec) -> bool:
     return spec.get("mlp") == "swiglu"
 
 
-DINOV2 = Layout(
-    name="huggingface",
-    title="Hugging Face's DINOv2",
-    open=_open_dinov2,
-    close=_close_dinov2,
-    prefix="dinov2.",
-    container="folder",
-    facts=_dinov2_facts,
-    fixed={"qk_scale": None},
-    lacks=(
-        *lacks(
-            "qkv_bias",
-            "act",
-            "epsilon",
-            "mlp",
-            "reg_tokens",
-            "no_embed_class",
-            "layer_scale",
-            pool=("token_avg", "token"),
+def _dinov2_config(spec: Spec) -> dict[str, Any]:
+    """The ratio of widths is a whole number there; SwiGLU has two thirds of that width, rounded up to eights."""
+    width, hidden = spec["embed_dim"], int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))
+    for ratio in range(1, 100):
+        if hidden == ((int(ratio * width * 2 / 3) + 7) // 8 * 8 if _is_gated(spec) else ratio * width):
+            return {"mlp_ratio": ratio, "use_swiglu_ffn": _is_gated(spec), "layerscale_value": 1.0}
+    raise CheckpointError(
+        f"Hugging Face's DINOv2 has no place for an MLP of {hidden} channels where others are {width}"
+    )
+
+
+def _dinov2_layout(*, registers: bool) -> Layout:
+    """Without register tokens and with them."""
+    held = ("qkv_bias", "act", "epsilon", "mlp", "layer_scale")
+    pools = ("token_avg", "token")
+    if registers:
+        lacking = (*lacks(*held, "reg_tokens", pool=pools, no_embed_class=(True,)), Need("reg_tokens", "registers"))
+    else:
+        lacking = lacks(*held, pool=pools)
+    name, kind = ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")
+    return Layout(
+        name="huggingface",
+        title="Hugging Face's DINOv2",
+        open=lambda tensors: _open_dinov2(tensors, registers=registers),
+        close=_close_registers if registers else lambda tensors, _: tensors,
+        prefix=f"{kind}.",
+        container="folder",
+        facts=_dinov2_facts,
+        fixed={"qk_scale": None},
+        lacks=(
+            *lacking,
+            Need("layer_scale", "LayerScale"),
+            Lack("class_num", "a head on the class token alone", (0,), beside=(("pool", "token"),)),
         ),
-        Need("layer_scale", "LayerScale"),
-    ),
-    rules=(
-        *_EMBEDDINGS,
-        Rule("reg_token", "embeddings.register_tokens"),
-        Rule("blocks.{i}.norm{n}.{p}", "encoder.layer.{i}.norm{n}.{p}"),
-        Rule("blocks.{i}.ls{n}.gamma", "encoder.layer.{i}.layer_scale{n}.lambda1"),
-        Rule("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.weights_in.{p}", written=_is_gated),
-        Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.weights_out.{p}", written=_is_gated),
-        Rule("blocks.{i}.mlp.fc{n}.{p}", "encoder.layer.{i}.mlp.fc{n}.{p}"),
-        *_BLOCKS[2:4],
-        Rule("norm.{p}", "layernorm.{p}"),
-        Rule("head.{p}", "classifier.{p}"),
-    ),
-    huggingface=HuggingFace(
-        architectures=("Dinov2ForImageClassification", "Dinov2Model"),
-        constants={"model_type": "dinov2", **_NO_DROPOUT},
-        derived=_dinov2_config,
-        settings=_settings(1e-6, _QKV_BIAS),
-    ),
-)
+        rules=(
+            *_EMBEDDINGS,
+            Rule("reg_token", "embeddings.register_tokens"),
+            Rule("blocks.{i}.norm{n}.{p}", "encoder.layer.{i}.norm{n}.{p}"),
+            Rule("blocks.{i}.ls{n}.gamma", "encoder.layer.{i}.layer_scale{n}.lambda1"),
+            Rule("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.weights_in.{p}", written=_is_gated),
+            Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.weights_out.{p}", written=_is_gated),
+            Rule("blocks.{i}.mlp.fc{n}.{p}", "encoder.layer.{i}.mlp.fc{n}.{p}"),
+            *_BLOCKS[2:4],
+            Rule("norm.{p}", "layernorm.{p}"),
+            Rule("head.{p}", "classifier.{p}"),
+        ),
+        huggingface=HuggingFace(
+            architectures=(f"{name}ForImageClassification", f"{name}Model"),
+            constants={"model_type": kind, **_NO_DROPOUT, **({} if registers else {"use_mask_token": False})},
+            derived=lambda spec: {
+                **_dinov2_config(spec),
+                **({"num_register_tokens": spec["reg_tokens"]} if registers else {}),
+            },
+            settings=_settings(1e-6, _QKV_BIAS),
+        ),
+    )
+
+
+DINOV2, DINOV2_REGISTERS = _dinov2_layout(registers=False), _dinov2_layout(registers=True)
 
 
 def _open_beit(tensors: Tensors) -> dict[str, Tensor] | None:
@@ -378,6 +375,7 @@ def _dinov3_layout(*, gated: bool) -> Layout:
         name="huggingface",
         title="Hugging Face's DINOv3",
         open=lambda tensors: _open_dinov3(tensors, gated=gated),
+        close=lambda tensors, spec: {**tensors, "embeddings.mask_token": zeros(1, 1, spec["embed_dim"])},
         container="folder",
         facts=_dinov3_facts,
         fixed={"qk_scale": None},
@@ -495,6 +493,12 @@ def _open_siglip(tensors: Tensors) -> dict[str, Tensor] | None:
     return out
 
 
+def _is_naflex(theirs: Tensors) -> str | None:
+    if len(theirs["embeddings.patch_embedding.weight"].shape) == 2:
+        return "is a SigLIP 2 of any grid (NaFlex), whose patches come as a sequence; those of a fixed size open"
+    return None
+
+
 def _close_siglip(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
     out = dict(tensors)
     for kind in ("weight", "bias"):
@@ -507,6 +511,7 @@ SIGLIP = Layout(  # and SigLIP 2 of fixed size
     name="huggingface",
     title="Hugging Face's SigLIP",
     open=_open_siglip,
+    refuse=_is_naflex,
     close=_close_siglip,
     container="folder",
     facts=stated,
@@ -533,4 +538,4 @@ SIGLIP = Layout(  # and SigLIP 2 of fixed size
     ),
 )
 
-LAYOUTS = (HUGGINGFACE, IJEPA, DEIT, DINOV2, BEIT, DINOV3, DINOV3_GATED, CLIP, SIGLIP)
+LAYOUTS = (HUGGINGFACE, IJEPA, DEIT, DINOV2, DINOV2_REGISTERS, BEIT, DINOV3, DINOV3_GATED, CLIP, SIGLIP)

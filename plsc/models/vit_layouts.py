@@ -67,7 +67,8 @@ GOOGLE = Layout(
     container="npz",
     facts=_google_facts,
     lacks=(
-        *lacks("representation_size", "class_token", "act", "epsilon", "resnet_layers", pool=("token", "avg")),
+        *lacks("representation_size", "class_token", "act", "epsilon", "resnet_layers", "pool"),
+        Lack("pool", "attention pooling, or another mean than the patches'", ("token", "avg")),
         Lack("class_token", "a class token beside average pooling", (False,), beside=(("pool", "avg"),)),
     ),
     rules=(

@@ -114,8 +114,8 @@ class Need(Lack):
 
     def refuse(self, spec: Spec, format: str) -> None:
         """Raise CheckpointError where the model has it not."""
-        if spec.get(self.field) is None:
-            raise CheckpointError(f"{format} has no place for a model without {self.what} ({self.field} is null)")
+        if spec.get(self.field) in (None, 0):
+            raise CheckpointError(f"{format} has no place for a model without {self.what}")
 
 
 def lacks(*held: str, **harmless: tuple) -> tuple[Lack, ...]:

@@ -17,6 +17,8 @@ def read_config(layout: HuggingFace, folder: Path) -> tuple[dict[str, Any], list
     """(fields of the spec that config.json states, the classes' names); neither where there is no such file."""
     file = folder / CONFIG
     config = read_json(file, dict, error=CheckpointError) or {}
+    tower = config.get("vision_config")  # of CLIP and SigLIP, beside that of their text
+    config = {**config, **tower} if isinstance(tower, dict) else config
     stated = {}
     for setting in layout.settings:
         value = config.get(setting.theirs)

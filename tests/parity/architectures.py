@@ -17,12 +17,13 @@ import numpy as np
 import paddle
 import timm
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from plsc.errors import PlscError
 from plsc.loading import load_pretrained
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
-from plsc.weights import Source, read
+from plsc.weights import Source, read, write
 
 DEPTH = 2
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")
@@ -148,6 +149,155 @@ def check_timm(name: str) -> Outcome:
         batch = pictures(size)
         difference = float(np.abs(of_plsc(ours, batch) - of_torch(model, batch)).max())
         return Outcome(name, difference)
+
+
+# -- transformers ---------------------------------------------------------------------------------
+
+_SMALL = dict(
+    hidden_size=64,
+    num_hidden_layers=DEPTH,
+    num_attention_heads=2,
+    intermediate_size=96,
+    image_size=32,
+    patch_size=8,
+)
+_LABELS = {"id2label": {0: "cat", 1: "dog", 2: "größe"}, "label2id": {"cat": 0, "dog": 1, "größe": 2}}
+_TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20)
+
+
+def _logits(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(x).logits
+
+
+def _pooled(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(pixel_values=x).pooler_output
+
+
+def _first(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(pixel_values=x).last_hidden_state[:, 0]
+
+
+def _mean(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(pixel_values=x).last_hidden_state.mean(dim=1)
+
+
+def _embeds(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(pixel_values=x).image_embeds
+
+
+def _of_tower(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model.vision_model(pixel_values=x).pooler_output
+
+
+# name → (transformers' class, its configuration, arguments, what is compared)
+HUGGINGFACE: dict[str, tuple[str, str, dict[str, Any], Callable]] = {
+    "ViTForImageClassification": ("ViTForImageClassification", "ViTConfig", _LABELS, _logits),
+    "ViTModel": ("ViTModel", "ViTConfig", {}, _pooled),
+    "DeiTForImageClassification": ("DeiTForImageClassification", "DeiTConfig", _LABELS, _logits),
+    "DeiTForImageClassificationWithTeacher": (
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTConfig",
+        _LABELS,
+        _logits,
+    ),
+    "Dinov2ForImageClassification": ("Dinov2ForImageClassification", "Dinov2Config", _LABELS, _logits),
+    "Dinov2Model": ("Dinov2Model", "Dinov2Config", {}, _pooled),
+    "Dinov2Model, SwiGLU": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}, _pooled),
+    "Dinov2WithRegistersForImageClassification": (
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        _LABELS,
+        _logits,
+    ),
+    "Dinov2WithRegistersModel": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}, _pooled),
+    "DINOv3ViTModel": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 4}, _pooled),
+    "DINOv3ViTModel, SwiGLU": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
+        _pooled,
+    ),
+    "DINOv3ViTModel, gated GELU": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        {"num_register_tokens": 4, "use_gated_mlp": True},
+        _pooled,
+    ),
+    "CLIPVisionModel": ("CLIPVisionModel", "CLIPVisionConfig", {}, _pooled),
+    "CLIPVisionModelWithProjection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {}, _embeds),
+    "CLIPVisionModel, GELU": ("CLIPVisionModel", "CLIPVisionConfig", {"hidden_act": "gelu"}, _pooled),
+    "CLIPForImageClassification": ("CLIPForImageClassification", "CLIPConfig", _LABELS, _logits),
+    "SiglipVisionModel": ("SiglipVisionModel", "SiglipVisionConfig", {}, _pooled),
+    "SiglipForImageClassification": ("SiglipForImageClassification", "SiglipConfig", _LABELS, _logits),
+    "SiglipModel": ("SiglipModel", "SiglipConfig", {}, _of_tower),
+    "Siglip2VisionModel": ("Siglip2VisionModel", "Siglip2VisionConfig", {}, _pooled),
+    "BeitForImageClassification": ("BeitForImageClassification", "BeitConfig", _LABELS, _logits),
+    "BeitForImageClassification, relative positions": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        {**_LABELS, "use_relative_position_bias": True},
+        _logits,
+    ),
+    "BeitForImageClassification, shared positions": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        {**_LABELS, "use_shared_relative_position_bias": True},
+        _logits,
+    ),
+    "BeitForImageClassification, class token": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        {**_LABELS, "use_mean_pooling": False, "use_absolute_position_embeddings": True},
+        _logits,
+    ),
+    "Data2VecVisionForImageClassification": (
+        "Data2VecVisionForImageClassification",
+        "Data2VecVisionConfig",
+        {**_LABELS, "use_relative_position_bias": True},
+        _logits,
+    ),
+    "ViTMAEModel": ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}, _first),
+    "IJepaForImageClassification": ("IJepaForImageClassification", "IJepaConfig", _LABELS, _logits),
+    "IJepaModel": ("IJepaModel", "IJepaConfig", {}, _mean),
+}
+
+
+def huggingface_model(name: str) -> torch.nn.Module:
+    kind, config, options, _ = HUGGINGFACE[name]
+    if config in ("CLIPConfig", "SiglipConfig"):
+        made = getattr(transformers, config)(vision_config=dict(_SMALL), text_config=dict(_TEXT), **options)
+    else:
+        made = getattr(transformers, config)(**{**_SMALL, **options})
+    return randomised(getattr(transformers, kind)(made))
+
+
+def check_huggingface(name: str) -> Outcome:
+    model = huggingface_model(name)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            ours = opened(read(folder))
+        except (PlscError, TypeError) as error:
+            return Outcome(name, refused=str(error).replace(folder, "").lstrip("/").split("\n")[0])
+        batch = pictures(32)
+        difference = float(np.abs(of_plsc(ours, batch) - of_torch(HUGGINGFACE[name][3](model), batch)).max())
+        return Outcome(name, difference)
+
+
+def written_back(name: str) -> float:
+    """The largest difference of logits after a model of transformers went through plsc and back, in the class of its
+    new config.json: Data2Vec becomes the BEiT that it is, SigLIP's classifier I-JEPA's."""
+    model, batch = huggingface_model(name), pictures(32)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder) / "first")
+        second = Path(folder) / "second"
+        write(read(Path(folder) / "first"), "huggingface", second)
+        kind = json.loads((second / "config.json").read_text())["architectures"][0]
+        back, info = getattr(transformers, kind).from_pretrained(second, output_loading_info=True)
+        left = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+        assert not left or kind == "ViTModel", left  # whose pooler is no part of what was compared
+    run = HUGGINGFACE[name][3]
+    return float(np.abs(of_torch(run(back.eval()), batch) - of_torch(run(model), batch)).max())
 
 
 if __name__ == "__main__":
