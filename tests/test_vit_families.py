@@ -24,7 +24,7 @@ CLIP = dict(norm_pre=True, patch_bias=False, epsilon=1e-5)
 MAP = dict(class_token=False, pool="map", act="gelu_tanh")
 DINOV2 = dict(layer_scale=1e-5)
 SWIGLU = dict(mlp="swiglu", mlp_ratio=88 / 32)
-# (format, what the arrays tell of the model without being told, what has to be told)
+# (format, what the arrays tell of the model without being given, what has to be given)
 FORMATS: dict[str, tuple[str, dict, dict]] = {
     "timm: DeiT, distilled": ("timm", dict(distillation="heads"), {}),
     "timm: DeiT III": ("timm", dict(layer_scale=1e-5, no_embed_class=True), {}),
@@ -84,9 +84,9 @@ def build(**fields) -> VisionTransformer:
     return model
 
 
-def source_of(model: VisionTransformer, **said) -> Source:
+def source_of(model: VisionTransformer, **card_fields) -> Source:
     arrays = {name: parameter.numpy() for name, parameter in model.named_parameters()}
-    card = ModelCard(model="VisionTransformer", spec=dataclasses.asdict(model.spec), **said)
+    card = ModelCard(model="VisionTransformer", spec=dataclasses.asdict(model.spec), **card_fields)
     return Source.of_arrays("made", arrays, card)
 
 
@@ -105,24 +105,24 @@ def without_card(path) -> None:
             save_file(load_file(file), file, metadata={"format": "pt"})
 
 
-def rebuilt(path, **told) -> VisionTransformer:
+def rebuilt(path, **given) -> VisionTransformer:
     """The model that a file tells, with all of its weights."""
     source = read(path)
-    model = VisionTransformer(ViTSpec(**{**source.card.spec, **told}))
-    assert load_pretrained(model, source, strict=not told).exact
+    model = VisionTransformer(ViTSpec(**{**source.card.spec, **given}))
+    assert load_pretrained(model, source, strict=not given).exact
     model.eval()
     return model
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_written_and_read_again(kind, tmp_path):
-    to, fields, told = FORMATS[kind]
-    model = build(**fields, **{k: v for k, v in told.items() if k not in fields})
+    to, fields, given = FORMATS[kind]
+    model = build(**fields, **{k: v for k, v in given.items() if k not in fields})
     path = tmp_path / ("folder" if to == "huggingface" else "file.safetensors")
     write(source_of(model), to, path)
     without_card(path)
-    told = {"num_heads": 2, **told} if to == "timm" else told
-    np.testing.assert_allclose(logits(rebuilt(path, **told)), logits(model), atol=2e-6)
+    given = {"num_heads": 2, **given} if to == "timm" else given
+    np.testing.assert_allclose(logits(rebuilt(path, **given)), logits(model), atol=2e-6)
 
 
 @pytest.mark.parametrize(

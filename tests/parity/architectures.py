@@ -1,7 +1,7 @@
 """Every architecture of timm's and transformers' Vision Transformers, with random weights: does it open, how exactly?
 
 Weights are drawn so that no parameter is without effect, written by the library itself, and opened by what the file and
-config.json tell. Blocks beyond the second are left out, and pictures are small: what is compared is each operation.
+config.json tell. Blocks after the second are left out, and pictures are small: what is compared is each operation.
 """
 
 import dataclasses
@@ -85,9 +85,9 @@ def pictures(size: int | tuple[int, int], channels: int = 3) -> np.ndarray:
     return np.random.default_rng(7).standard_normal((1, channels, height, width)).astype("float32")
 
 
-def opened(source: Source, **told: Any) -> VisionTransformer:
+def opened(source: Source, **given: Any) -> VisionTransformer:
     """The model that weights tell, with all of them."""
-    fields = {**source.card.spec, **told}
+    fields = {**source.card.spec, **given}
     model = VisionTransformer(ViTSpec(**fields))
     load_pretrained(model, source.with_card(spec=fields), strict=True)
     model.eval()
@@ -126,7 +126,7 @@ def write_timm(model: torch.nn.Module, name: str, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def told_by_name(name: str, source: Source) -> dict[str, Any]:
+def fields_of_name(name: str, source: Source) -> dict[str, Any]:
     """What the architecture's name says where the whole depth is there: here it is not."""
     from plsc.models.published import ARCHITECTURES
     from plsc.models.vit_family import UNSEEN
@@ -143,7 +143,7 @@ def check_timm(name: str) -> Outcome:
             path = write_timm(model, name, Path(folder))
             size = tuple(model.patch_embed.img_size) if getattr(model.patch_embed, "img_size", None) else 224
             source = read(path)
-            ours = opened(source, img_size=size, **told_by_name(name, source))
+            ours = opened(source, img_size=size, **fields_of_name(name, source))
         except (PlscError, TypeError) as error:
             return Outcome(name, refused=str(error).replace(folder, "").lstrip("/").split("\n")[0])
         batch = pictures(size)
