@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from plsc.data.datasets.base import Dataset as Dataset
     from plsc.data.datasets.base import Sample as Sample
     from plsc.data.preprocess import Preprocess as Preprocess
+    from plsc.data.sampler import Draw as Draw
+    from plsc.data.sampler import Sampler as Sampler
     from plsc.data.transforms.base import Transform as Transform
     from plsc.engine.callbacks import Callback as Callback
     from plsc.engine.evaluation import Evaluation as Evaluation
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         METRICS,
         MODELS,
         OPTIMIZERS,
+        SAMPLERS,
         SCHEDULERS,
         TASKS,
         TRANSFORMS,
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
 
     register_model = MODELS.register
     register_dataset = DATASETS.register
+    register_sampler = SAMPLERS.register
     register_transform = TRANSFORMS.register
     register_batch_transform = BATCH_TRANSFORMS.register
     register_loss = LOSSES.register
@@ -95,6 +99,7 @@ _DEFINED_IN = {
     # adding components
     "register_model": "plsc.registry:MODELS.register",
     "register_dataset": "plsc.registry:DATASETS.register",
+    "register_sampler": "plsc.registry:SAMPLERS.register",
     "register_transform": "plsc.registry:TRANSFORMS.register",
     "register_batch_transform": "plsc.registry:BATCH_TRANSFORMS.register",
     "register_loss": "plsc.registry:LOSSES.register",
@@ -115,10 +120,12 @@ _DEFINED_IN = {
     "Memory": "plsc.planning.memory:Memory",
     "Callback": "plsc.engine.callbacks:Callback",
     "Sample": "plsc.data.datasets.base:Sample",
+    "Draw": "plsc.data.sampler:Draw",
     "Targets": "plsc.targets:Targets",
     "TaskOutput": "plsc.tasks.base:TaskOutput",
     # what a component offers
     "Dataset": "plsc.data.datasets.base:Dataset",
+    "Sampler": "plsc.data.sampler:Sampler",
     "Transform": "plsc.data.transforms.base:Transform",
     "Loss": "plsc.losses.base:Loss",
     "Metric": "plsc.metrics.base:Metric",

@@ -176,25 +176,60 @@ TRAINING_PARTS = """
                     if parameter.grad is not None:
                         parameter.grad.set_value(paddle.sign(parameter.grad))
             super().step()
+
+
+    @plsc.register_transform()
+    class Counted:
+        '''Leaves pictures as they are, and a mark of each.'''
+
+        def __call__(self, image, rng):
+            with open("marks", "a") as file:
+                file.write(".")
+            return image
+
+
+    @plsc.register_sampler()
+    class Turning:
+        '''The first `part` samples, each epoch from another one on.'''
+
+        def __init__(self, batch_size: int, part: int, *, size, rank, world):
+            self.batch_size, self.global_batch = batch_size, batch_size * world
+            self.steps_per_epoch, self._part, self._rank = part // self.global_batch, min(part, size), rank
+
+        def identity(self):
+            return {"turning": self._part}
+
+        def batches(self, step):
+            while True:
+                epoch, k = divmod(step, self.steps_per_epoch)
+                start = epoch + k * self.global_batch + self._rank * self.batch_size
+                yield [plsc.Draw(epoch, i % self._part) for i in range(start, start + self.batch_size)]
+                step += 1
 """
 
 
-def test_a_schedule_and_an_optimizer(tmp_path):
-    """The loop's records follow the schedule; a run continues; and evaluation does without either."""
+def test_parts_that_only_training_needs(tmp_path):
+    """Schedule, optimizer, transform and sampler: a run follows them and continues; other commands do without."""
     (tmp_path / "training_parts.py").write_text(textwrap.dedent(TRAINING_PARTS))
     tree = tiny_digits()
     tree["Global"].update(imports=["./training_parts.py"], output_dir="run")
+    tree["Global"]["epochs"] = 2
     tree["LRScheduler"] = {"name": "Triangle", "learning_rate": 0.01}
     tree["Optimizer"] = {"name": "SignSGD"}
+    tree["DataLoader"]["Train"]["sampler"] = {"name": "Turning", "batch_size": 32, "part": 320}
+    tree["DataLoader"]["Train"]["dataset"]["transform_ops"].insert(0, {"Counted": None})
     write_config(tmp_path / "recipe.yaml", tree)
     plsc("train", "-c", "recipe.yaml", cwd=tmp_path)
     rates = [record["lr"] for record in metrics(tmp_path / "run")]
-    np.testing.assert_allclose(rates, [0.01 * (1 - abs(2 * step / 45 - 1)) for step in range(10)])
+    np.testing.assert_allclose(rates, [0.01 * (1 - abs(2 * step / 20 - 1)) for step in range(10)])
+    assert len((tmp_path / "marks").read_text()) >= 320
     plsc("train", "-c", "recipe.yaml", "-o", "Global.resume=auto", "-o", "Global.max_train_step=12", cwd=tmp_path)
-    assert metrics(tmp_path / "run")[-1]["step"] == 12
+    assert [(r["step"], r["epoch"]) for r in metrics(tmp_path / "run")][9:] == [(10, 1), (11, 2), (12, 2)]
     (tmp_path / "training_parts.py").unlink()
     done = plsc("eval", "--weights", "run", cwd=tmp_path)
     assert "top1" in done.stdout
+    Image.fromarray((load_digits().images[7] * 255 / 16).astype("uint8")).save(tmp_path / "seven.png")
+    assert "seven.png" in plsc("predict", "seven.png", "--weights", "run", cwd=tmp_path).stdout
     plsc("export", "--weights", "run", "--output", "out", cwd=tmp_path)
     done = plsc("train", "-c", "run/config.yaml", "-o", "Global.resume=auto", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "training_parts.py" in done.stderr and "Traceback" not in done.stderr

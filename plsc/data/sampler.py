@@ -17,7 +17,12 @@ from plsc.registry import SAMPLERS
 
 
 class Draw(NamedTuple):
-    """One sample of one batch: the randomness of its augmentation is that of (seed, epoch, index, copy)."""
+    """One sample of one batch: the randomness of its augmentation is that of (seed, epoch, index, copy).
+
+    Attributes:
+        epoch: from 0. index: of the sample in the data set. copy: which of several of a sample in one epoch, from 0.
+        valid: False of one that only fills a batch, in evaluation.
+    """
 
     epoch: int
     index: int  # type: ignore[assignment] # a field of this name hides tuple.index, which nobody needs
