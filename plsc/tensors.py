@@ -13,7 +13,7 @@ def named_tensors(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
 
 
 def to_numpy(tensor: paddle.Tensor) -> np.ndarray:
-    """A C-contiguous array; bfloat16, which NumPy lacks, becomes float32 without loss."""
+    """A C-contiguous array with memory of its own; bfloat16, which NumPy lacks, becomes float32 without loss."""
     if tensor.dtype == paddle.bfloat16:
         tensor = tensor.astype("float32")
     return np.ascontiguousarray(tensor.numpy())

@@ -252,6 +252,7 @@ def test_a_checkpoint_of_plsc_3_0_continues(tmp_path, by):
     records = [record for record in records if record["step"] > 6]
     assert len(records) == len(expected) == 8
     for record, wanted in zip(records, expected, strict=True):
+        record = {name: value for name, value in record.items() if not name.startswith("checkpoint_")}
         assert record.keys() == wanted.keys()
         for name in record.keys() - {"images_per_second", "data_time_fraction"}:
             text = isinstance(wanted[name], str)

@@ -13,7 +13,8 @@ from plsc.engine.evaluator import Evaluator
 from plsc.engine.loggers import MetricsFile, recorded_evaluations
 from tests.helpers import metrics, tiny_digits, write_config
 
-TIMED = {"images_per_second", "data_time_fraction", "flops_utilisation"}
+TIMED = {"images_per_second", "data_time_fraction", "mfu"}
+TIMED |= {"checkpoint_copy_seconds", "checkpoint_write_seconds"}
 
 
 class Killed(BaseException):

@@ -20,7 +20,7 @@ from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.precision import Precision
-from plsc.engine.state import Best, Progress, ProgressState, Stateful, Weights
+from plsc.engine.state import Best, Copied, Progress, ProgressState, Stateful, Weights
 from plsc.engine.trainer import Trainer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
@@ -70,7 +70,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
     parts: dict[str, Stateful] = {"model": Weights(model, optimizer), "optimizer": optimizer, "precision": precision}
     parts |= {"progress": progress, "best": best}
     if isinstance(task, Stateful):
-        parts["task"] = task
+        parts["task"] = Copied(task)
     if saved is not None:
         saved.restore(parts)
     average = None

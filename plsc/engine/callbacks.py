@@ -73,7 +73,10 @@ class Callback(Protocol):
         return None
 
     def after_save(self, step: int, path: Path) -> None:
-        """After a checkpoint was written. On the first process only."""
+        """After a checkpoint was written: with the next log line, evaluation or checkpoint, or at the end.
+
+        On the first process only.
+        """
         return None
 
     def end(self, result: "TrainResult") -> None:

@@ -10,6 +10,8 @@ checkpoints/latest, best     text files that name such a folder
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,9 @@ from plsc.places import step_name
 from plsc.weights.containers import DAMAGE, write_safetensors
 
 log = logging.getLogger("plsc")
+
+_LONG_WAIT_SECONDS = 1.0  # for the checkpoint before, of which the log then tells
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -217,8 +222,60 @@ class Checkpoints:
                     log.warning("%s could not be removed: %s", removed, error)
 
 
+class _Writing(threading.Thread):
+    """One checkpoint on its way to the disk.
+
+    What takes long here (writing, summing, syncing) lets other threads run meanwhile.
+
+    Args:
+        best: the record with which `best` is to name this checkpoint; None where it is not to.
+        copy_seconds: what taking the snapshot took.
+
+    Attributes:
+        error: why it could not be written. seconds: what writing took.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, snapshot: Snapshot, best: Mapping[str, Any] | None, copy_seconds: float
+    ):
+        # a daemon: a process that is to end at once does not wait for it
+        super().__init__(name="plsc-checkpoint", daemon=True)
+        self.step, self.path = snapshot.step, checkpoints.folder / step_name(snapshot.step)
+        self.copy_seconds, self.seconds = copy_seconds, 0.0
+        self.error: Exception | None = None
+        self._checkpoints, self._best = checkpoints, best
+        self._snapshot: Snapshot | None = snapshot
+
+    def run(self) -> None:
+        start, snapshot, self._snapshot = time.perf_counter(), self._snapshot, None
+        assert snapshot is not None
+        try:
+            self._checkpoints.write(snapshot)
+            if self._best is not None:
+                self._checkpoints.point("best", self.step, self._best)
+            self._checkpoints.prune()
+        except Exception as error:  # raised where the run waits for it
+            self.error = error
+            return
+        self.seconds = time.perf_counter() - start
+        log.info("saved %s: copied in %.2f s, written in %.2f s", self.path, self.copy_seconds, self.seconds)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is on the disk, with the seconds that copying the state and writing it took."""
+
+    step: int
+    path: Path
+    copy_seconds: float
+    write_seconds: float
+
+
 class Checkpointer:
     """Saves the parts of one run into its checkpoints folder. On the first process only.
+
+    Training waits for the copy of the state in the host's memory; a thread writes it while training goes on. One
+    checkpoint is written at a time: before the next one is saved, `wait` is called.
 
     Args:
         parts: by the names under which their state is saved.
@@ -227,15 +284,53 @@ class Checkpointer:
 
     def __init__(self, checkpoints: Checkpoints, parts: Mapping[str, Stateful], description: Description):
         self._checkpoints, self._parts, self._description = checkpoints, parts, description
+        self._writing: _Writing | None = None
 
-    def save(self, step: int) -> Path:
-        """A checkpoint of the present state; older ones are removed, see Global.max_num_latest_checkpoint."""
-        path = self._checkpoints.save(step, self._parts, self._description)
-        self._checkpoints.prune()
-        return path
+    def save(self, step: int, best: Mapping[str, Any] | None = None) -> None:
+        """Copy the present state, and begin to write a checkpoint of it.
+
+        Older ones are removed when it is written, see Global.max_num_latest_checkpoint.
+
+        Args:
+            best: the record with which `best` is to name it, where it is the best so far.
+        """
+        assert self._writing is None, "the checkpoint before was not waited for"
+        start = time.perf_counter()
+        snapshot = Snapshot.take(step, self._parts, self._description)
+        self._writing = _Writing(self._checkpoints, snapshot, best, time.perf_counter() - start)
+        self._writing.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether a checkpoint's writing has ended, well or not, and was not yet waited for."""
+        return self._writing is not None and not self._writing.is_alive()
+
+    def wait(self) -> Written | None:
+        """The checkpoint that was being written, when it is; None where none was.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writing is None:
+            return None
+        start = time.perf_counter()
+        self._writing.join()
+        waited, writing, self._writing = time.perf_counter() - start, self._writing, None
+        if writing.error is not None:
+            raise writing.error
+        if waited > _LONG_WAIT_SECONDS:
+            log.info("training waited %.1f s for %s to be written", waited, writing.path)
+        return Written(writing.step, writing.path, writing.copy_seconds, writing.seconds)
+
+    def settle(self) -> None:
+        """Let a checkpoint that is being written be written, where the run ends with another error."""
+        try:
+            self.wait()
+        except Exception as error:  # the run's own error is the one that is raised
+            log.error("%s", error)
 
     def point_best(self, record: Mapping[str, Any]) -> None:
-        """Let `best` name the checkpoint of record["step"]."""
+        """Let `best` name the checkpoint of record["step"], which is written."""
         self._checkpoints.point("best", record["step"], record)
         self._checkpoints.prune()
 

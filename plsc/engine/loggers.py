@@ -32,6 +32,8 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "loss_scale": "loss scale {:g}".format,
     "skipped_updates": "skipped updates {}".format,
     "skipped_images": "skipped pictures {}".format,
+    "checkpoint_copy_seconds": "checkpoint copied in {:.2f} s".format,
+    "checkpoint_write_seconds": "written in {:.2f} s".format,
     "memory_bytes": lambda value: f"memory {value / 2**30:.1f} GiB",
 }
 
@@ -60,9 +62,6 @@ class Console(Callback):
         shown = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("epoch", "samples"))
         of = " of the averaged weights" if weights == "ema" else ""
         log.info("evaluation%s after epoch %d, step %d: %s", of, record["epoch"], step, shown)
-
-    def after_save(self, step: int, path: Path) -> None:
-        log.info("saved %s", path)
 
 
 _METRICS = "metrics.jsonl"

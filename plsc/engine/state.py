@@ -22,12 +22,29 @@ class Stateful(Protocol):
     """A part whose state is saved."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays and JSON values by name. Called on the first process alone: no collectives."""
+        """Arrays and JSON values by name. Called on the first process alone: no collectives.
+
+        The arrays are written while training goes on: they are copies, or wrapped in Copied.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what state_dict returned. Raises CheckpointError where it does not fit."""
         ...
+
+
+class Copied:
+    """A part whose arrays may be those that it changes in place, such as a user's: its state has copies of them."""
+
+    def __init__(self, part: Stateful):
+        self._part = part
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._part.state_dict()
+        return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._part.load_state_dict(state)
 
 
 class Weights:

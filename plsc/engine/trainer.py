@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import paddle
@@ -78,6 +79,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.stop, self.meter, self.mean_loss = StopRequest(self.world), Meter(self.full_speed), Mean("loss")
         self.guard = FiniteGuard(self.world)
+        self._saving_seconds: dict[str, float] = {}  # of checkpoints since the last report
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -106,6 +108,10 @@ class Trainer:
                         stopped = not self.evaluate()
                         if stopped:
                             self.save()
+                self.finish_saving()
+        except BaseException:
+            self.checkpointer.settle()
+            raise
         finally:
             self.feed.loader.close()
             if self.evaluator is not None:
@@ -161,7 +167,10 @@ class Trainer:
             metric.reduce(self.world.all_reduce)
             figures.update(metric.compute())
             metric.reset()
-        skipped_images = self.world.all_reduce(paddle.to_tensor([self.feed.loader.skipped], dtype="int64"))
+        counts = [self.feed.loader.skipped, int(self.checkpointer.ended)]
+        skipped_images, ended = self.world.all_reduce(paddle.to_tensor(counts, dtype="int64")).numpy().tolist()
+        if ended:
+            self.finish_saving()
         record = {
             "epoch": self.progress.epoch,
             **figures,
@@ -171,8 +180,10 @@ class Trainer:
             "loss_scale": self.precision.loss_scale,
             "memory_bytes": compat.peak_memory_bytes(self.world.device),
             "skipped_updates": self.precision.skipped or None,
-            "skipped_images": skipped_images.item() or None,
+            "skipped_images": skipped_images or None,
+            **self._saving_seconds,
         }
+        self._saving_seconds = {}
         with self.meter.pause():
             self.callbacks.after_step(self.progress.step, {k: v for k, v in record.items() if v is not None})
 
@@ -214,7 +225,9 @@ class Trainer:
                 if result is None:
                     return False
                 results[weights] = result
-            with self.world.first_only():
+            with self.world.first_only() as mine:
+                if mine:
+                    self._after_save()
                 for weights in [w for w in results if w not in known]:
                     record = {"epoch": self.progress.epoch, **results[weights]}
                     self.callbacks.after_evaluation(self.progress.step, weights, record)
@@ -242,30 +255,57 @@ class Trainer:
         record = {"metric": name, "value": values[weights], "step": self.progress.step, "weights": weights}
         if not self.best.improved_by(record):
             return
-        self.save()
-        if self.world.is_first:
-            self.checkpointer.point_best(record)
+        self.save(best=record)
         of = " of the averaged weights" if weights == "ema" else ""
         log.info("step %d is the best so far: %s %.4f%s", self.progress.step, name, record["value"], of)
 
-    def save(self) -> None:
-        """A checkpoint of this step, unless there is one, by the first process; the others wait."""
-        step = self.progress.step
-        if self.saved_step == step:
+    def save(self, best: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of this step, unless there is one, by the first process; the others wait while it copies.
+
+        Writing goes on beside training. Where the checkpoint before is not yet written, all wait for it.
+
+        Args:
+            best: the record with which `best` is to name it.
+
+        Raises:
+            CheckpointError: the checkpoint before could not be written.
+        """
+        step, saved = self.progress.step, self.saved_step == self.progress.step
+        if saved and best is None:
             return
-        self.check_finite()
-        self.world.average_statistics(self.model)
+        if not saved:
+            self.check_finite()
+            self.world.average_statistics(self.model)
         with self.meter.pause(), self.world.first_only() as mine:
             if mine:
-                path = self.checkpointer.save(step)
-                self.callbacks.after_save(step, path)
+                self._after_save()
+                if not saved:
+                    self.checkpointer.save(step, best)
+                elif best is not None:
+                    self.checkpointer.point_best(best)
         self.saved_step = step
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if any. Raises CheckpointError where it could not be."""
+        with self.meter.pause(), self.world.first_only() as mine:
+            if mine:
+                self._after_save()
+
+    def _after_save(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and tell the callbacks. On the first process."""
+        written = self.checkpointer.wait()
+        if written is None:
+            return
+        seconds = {"checkpoint_copy_seconds": written.copy_seconds, "checkpoint_write_seconds": written.write_seconds}
+        self._saving_seconds = {name: self._saving_seconds.get(name, 0.0) + value for name, value in seconds.items()}
+        self.callbacks.after_save(written.step, written.path)
 
     def check_finite(self) -> None:
         """Raise TrainingError where a loss or gradient was not finite: nothing is made of such weights."""
         step = self.guard.first_step()
         if step is None:
             return
+        self.finish_saving()
         newest = self.checkpointer.newest() if self.saved_step else None
         epoch = (step - 1) // self.progress.steps_per_epoch + 1
         raise TrainingError(
