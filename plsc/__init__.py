@@ -62,6 +62,9 @@ if TYPE_CHECKING:
         TASKS,
         TRANSFORMS,
     )
+    from plsc.sweeps import Standing as Standing
+    from plsc.sweeps import SweepResult as SweepResult
+    from plsc.sweeps import sweep as sweep
     from plsc.targets import Targets as Targets
     from plsc.tasks.base import Task as Task
     from plsc.tasks.base import TaskOutput as TaskOutput
@@ -91,6 +94,7 @@ _DEFINED_IN = {
     "export_model": "plsc.export:export_model",
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
+    "sweep": "plsc.sweeps.sweeper:sweep",
     "plan": "plsc.planning.planner:plan",
     # models
     "create_model": "plsc.loading:create_model",
@@ -116,6 +120,8 @@ _DEFINED_IN = {
     "TrainResult": "plsc.engine.run:TrainResult",
     "Evaluation": "plsc.engine.evaluation:Evaluation",
     "Timing": "plsc.timing:Timing",
+    "SweepResult": "plsc.sweeps.sweeper:SweepResult",
+    "Standing": "plsc.sweeps.sweeper:Standing",
     "Plan": "plsc.planning.planner:Plan",
     "Memory": "plsc.planning.memory:Memory",
     "Callback": "plsc.engine.callbacks:Callback",
@@ -150,6 +156,9 @@ _WITHOUT_PADDLE = {
     "list_models",
     "Callback",
     "benchmark",
+    "sweep",
+    "SweepResult",
+    "Standing",
     "Config",
     "TrainResult",
     "Evaluation",

@@ -42,11 +42,13 @@ ALLOWED = {
     "export": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
     "engine": SHARED
     | ROOMS
-    | {"api", "build", "model_card", "loading", "predictor"},  # evaluation reads recipes and runs exports
+    | {"api", "build", "model_card", "loading", "predictor", "runs"},  # evaluation reads recipes and runs exports
     "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine"},
     "training": SHARED | {"config", "engine", "visualize"},
-    "visualize": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
+    "runs": SHARED | {"config"},
+    "sweeps": SHARED | {"api", "config", "engine", "runs", "training"},
+    "visualize": SHARED | ROOMS | {"runs", "build", "model_card", "loading", "runtimes", "predictor"},
 }
 
 

@@ -35,6 +35,7 @@ from plsc.errors import ConfigError, DataError
 from plsc.loading import load_model
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.runs.records import read_metrics
 from plsc.visualize import (
     attention,
     curves,
@@ -804,7 +805,7 @@ def test_a_line_cut_short_and_a_line_of_something_else_are_left_out(here):
     records = write_run(here / "run")
     with open(here / "run" / "metrics.jsonl", "a") as file:
         file.write('7\n"text"\n{"step": 3}\n{"kind": "train", "st')
-    assert curves.read_metrics(here / "run") == records
+    assert read_metrics(here / "run") == records
 
 
 def test_nothing_to_draw_is_none(here):

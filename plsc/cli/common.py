@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from plsc import environment, places
 from plsc.errors import CheckpointError, ConfigError
+from plsc.runs.tables import text_table
 
 if TYPE_CHECKING:
     from plsc.config import Config
@@ -147,10 +148,7 @@ def shortened(path: Path) -> Path:
 
 def print_table(rows: Sequence[Sequence[str]], *, left: Sequence[bool]) -> None:
     """Rows in columns, aligned to the left where `left` is true, else to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, widths, left, strict=True)
-        print("  ".join(cell.ljust(width) if at_left else cell.rjust(width) for cell, width, at_left in cells).rstrip())
+    print(text_table(rows, left=left), end="")
 
 
 def load_config(

@@ -26,6 +26,7 @@ COMMANDS = {
     "data": "prepare, check or show a data set",
     "visualize": "draw attention, embeddings, filters, patches and curves",
     "plan": "say what a run costs before it is run",
+    "sweep": "run a recipe with many settings and seeds, and rank them",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }

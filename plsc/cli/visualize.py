@@ -184,7 +184,8 @@ def _curves(arguments: argparse.Namespace, output: Path) -> Path | None:
         for name in ("override", "steps", "processes"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name} goes with -c RECIPE; the curves of runs are drawn as they were logged")
-        from plsc.visualize.curves import check_runs, draw_curves
+        from plsc.runs.records import check_runs
+        from plsc.visualize.curves import draw_curves
 
         check_runs(arguments.runs)
         return draw_curves(arguments.runs, output)

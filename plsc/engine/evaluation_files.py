@@ -1,7 +1,5 @@
 """Measured figures as files: a table as JSON, CSV or Markdown, counts of classes and confusion as CSV."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 from plsc import files
 from plsc.engine.evaluation import Evaluation
 from plsc.errors import ConfigError
+from plsc.runs.tables import csv_table, markdown_table
 
 TABLE_ENDINGS = (".json", ".csv", ".md")
 
@@ -29,7 +28,7 @@ def write_table(results: Sequence[Evaluation], path: str | Path, *, alone: bool 
     if ending == ".csv":
         errors = ["error"] if any(result.error for result in results) else []
         columns = [*results[0].about, *figure_names(results), *errors]
-        _write(path, _csv([columns, *([row.get(name) for name in columns] for row in rows)]))
+        _write(path, csv_table([columns, *([row.get(name) for name in columns] for row in rows)]))
     elif ending == ".md":
         _write(path, _markdown(results))
     else:
@@ -53,7 +52,7 @@ def write_classes(result: Evaluation, path: str | Path) -> None:
         [c, class_name(result.class_names, c), samples, right, right / samples if samples else ""]
         for c, (samples, right) in enumerate(zip(counts.samples.tolist(), counts.right.tolist(), strict=True))
     ]
-    _write(path, _csv([["class", "name", "samples", "right", "top1"], *rows]))
+    _write(path, csv_table([["class", "name", "samples", "right", "top1"], *rows]))
 
 
 def write_confusion(result: Evaluation, path: str | Path) -> None:
@@ -70,7 +69,7 @@ def write_confusion(result: Evaluation, path: str | Path) -> None:
     if result.confusion is None:
         raise ConfigError(f"{path}: there is no confusion matrix: evaluate with metrics=['ConfusionMatrix']")
     rows = [[c, class_name(result.class_names, c), *counts] for c, counts in enumerate(result.confusion.tolist())]
-    _write(path, _csv([["class", "name", *range(len(rows))], *rows]))
+    _write(path, csv_table([["class", "name", *range(len(rows))], *rows]))
 
 
 def class_name(names: list[str] | None, c: int) -> str:
@@ -111,15 +110,7 @@ def shown(result: Evaluation, name: str) -> str:
 def _markdown(results: Sequence[Evaluation]) -> str:
     names, *rows = columns(results)
     figures = figure_names(results)
-    rule = ["---:" if name in figures else "---" for name in names]
-    lines = [names, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return markdown_table([names, *rows], left=[name not in figures for name in names])
 
 
 def _write(path: str | Path, text: str) -> None:

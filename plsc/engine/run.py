@@ -82,7 +82,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = (), *, verify: boo
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if first:
-                stack.enter_context(_locked(folder, _PREDECESSOR_SECONDS if g.resume == "auto" else 0.0))
+                stack.enter_context(locked(folder, _PREDECESSOR_SECONDS if g.resume == "auto" else 0.0))
             stack.enter_context(tracking.logging_to(folder / "train.log" if first else None, verbose=first))
         except OSError as error:
             raise config.error(("Global", "output_dir"), f"{folder} cannot be written: {error.strerror}") from error
@@ -169,7 +169,7 @@ def _flags(config: "Config") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, patience: float) -> Iterator[None]:
+def locked(folder: Path, patience: float) -> Iterator[None]:
     """Hold the run directory's lock: a second run in the same folder would destroy the first.
 
     Args:

@@ -1,6 +1,5 @@
 """Loss, accuracy, learning rate and throughput of runs, from their metrics.jsonl."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from plsc.errors import DataError
+from plsc.runs.records import read_metrics, run_names
 from plsc.visualize import sheet
 
 
@@ -43,44 +42,6 @@ _LINES = (
     ("eval", "ema", "s--", "evaluation, averaged weights"),
 )
 _FEW_POINTS = 20  # each gets a mark
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a run directory's metrics.jsonl; a last line cut short is left out."""
-    records = []
-    path = Path(folder) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
-            records.append(record)
-    return records
-
-
-def check_runs(folders: Iterable[str | Path]) -> None:
-    """Raise DataError naming the first folder that is no run directory, or holds no records."""
-    for folder in map(Path, folders):
-        if not folder.exists():
-            raise DataError(f"{folder}: no such run directory (looked in {Path.cwd()})")
-        if not (folder / "metrics.jsonl").is_file():
-            raise DataError(
-                f"{folder}: there is no metrics.jsonl in it; name a run's output_dir, as `plsc train` wrote it"
-            )
-        if not read_metrics(folder):
-            raise DataError(f"{folder}: its metrics.jsonl holds no records yet")
-
-
-def run_names(folders: Iterable[str | Path]) -> dict[str, Path]:
-    """Name → folder: the folders' last parts, as many as distinguish them. A folder given twice counts once."""
-    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
-    named: dict[str, Path] = {}
-    for parts in range(1, max((len(path.parts) for path in paths), default=0) + 1):
-        named = {"/".join(path.parts[-parts:]): path for path in paths}
-        if len(named) == len(paths):
-            break
-    return named
 
 
 def draw_curves(folders: Iterable[str | Path], output: str | Path) -> Path | None:
