@@ -13,7 +13,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 InsideUnit = Annotated[float, Field(gt=0, lt=1)]
 PartOfWhole = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Size = Positive | tuple[Positive, Positive]  # pixels: one number for both sides, or a pair
+Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Size = Pixels | tuple[Pixels, Pixels]  # one number for both sides, or a pair
 
 
 def _rising(pair: tuple) -> tuple:

@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from plsc.errors import DeviceError
@@ -73,6 +74,50 @@ def local_size() -> int:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that all processes here can have at most: main memory and swap, or less in a container; None if unknown.
+
+    Args:
+        root: where proc and sys are.
+    """
+    amounts = _amounts(root / "proc" / "meminfo")
+    if "MemTotal" not in amounts:
+        return None
+    swap = amounts.get("SwapTotal", 0)
+    return min([amounts["MemTotal"], *_group_limits(root)]) + swap
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """The limits of the control groups that this process is in, of version 1 and 2, and of the groups above them."""
+    mount = root / "sys" / "fs" / "cgroup"
+    for line in _lines(root / "proc" / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top / path.lstrip("/")  # in a container its own group is the top, whatever the path says
+        for place in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
+            value = "".join(_lines(place / name))
+            if value.isdecimal():  # not "max"
+                yield int(value)
+
+
+def _amounts(meminfo: Path) -> dict[str, int]:
+    """Name → bytes of /proc/meminfo, which has kB."""
+    pairs = (line.split(":", 1) for line in _lines(meminfo) if line.endswith(" kB"))
+    return {name: int(value.removesuffix("kB")) * 1024 for name, value in pairs}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def mkl_cpu_type(cpuinfo: str) -> str | None:

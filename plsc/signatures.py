@@ -5,6 +5,7 @@ Bounds are written where the argument is: `epsilon: Annotated[float, Field(ge=0,
 
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -117,7 +118,7 @@ def _adapter(annotation):
 def _cached_adapter(annotation):
     from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 def is_bounded(annotation) -> bool:
@@ -133,8 +134,19 @@ def is_bounded(annotation) -> bool:
     return any(is_bounded(argument) for argument in typing.get_args(annotation))
 
 
+def _takes_numbers(annotation) -> bool:
+    return annotation is float or any(map(_takes_numbers, typing.get_args(annotation)))
+
+
+def _is_finite(value) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def holding_bounds(factory: Factory, name: str) -> Factory:
-    """The factory, which from now on refuses arguments out of the bounds in its signature when it is called.
+    """The factory, which from now on refuses arguments out of the bounds in its signature when it is called, and
+    numbers that are not finite.
 
     A class stays the same class, with another `__init__`.
 
@@ -147,7 +159,8 @@ def holding_bounds(factory: Factory, name: str) -> Factory:
 
     @functools.cache
     def bounded() -> dict[str, Any]:
-        return {key: p.annotation for key, p in parameters(function).items() if is_bounded(p.annotation)}
+        of = {key: p.annotation for key, p in parameters(function).items()}
+        return {key: a for key, a in of.items() if is_bounded(a) or _takes_numbers(a)}
 
     signature = inspect.signature(function)
 
@@ -160,7 +173,10 @@ def holding_bounds(factory: Factory, name: str) -> Factory:
                 given = {}  # the call itself says what is wrong
             for key in given.keys() & bounded().keys():
                 try:
-                    validated(given[key], bounded()[key], strict=False)
+                    if is_bounded(bounded()[key]):
+                        validated(given[key], bounded()[key], strict=False)
+                    elif not _is_finite(given[key]):
+                        raise ValueError(f"got {shortened(given[key])}; it should be finite")
                 except ValueError as error:
                     raise ConfigError(f"{name}.{key}: {error}") from None
         return function(*args, **kwargs)

@@ -191,6 +191,53 @@ VALUES = [
     ),
 ]
 
+NORMALIZE = f"{OPS}.1.NormalizeImage"
+NAN, INFINITY = float("nan"), float("inf")
+ABSURD = [  # each value is of the right type
+    Broken("mean-nan", {NORMALIZE: {"mean": [NAN], "std": [0.5]}}, ["run.yaml:", f"{NORMALIZE}.mean", "finite"]),
+    Broken(
+        "std-infinite", {NORMALIZE: {"mean": [0.5], "std": [INFINITY]}}, ["run.yaml:", f"{NORMALIZE}.std", "finite"]
+    ),
+    Broken("std-of-0", {NORMALIZE: {"mean": [0.5], "std": [0.0]}}, ["run.yaml:", f"{NORMALIZE}.std", "greater than 0"]),
+    Broken("scale-nan", {f"{NORMALIZE}.scale": NAN}, ["run.yaml:", f"{NORMALIZE}.scale", "finite"]),
+    Broken("scale-by-override", {}, [f"-o {NORMALIZE}.scale=.inf: "], overrides=[f"{NORMALIZE}.scale=.inf"]),
+    Broken("qk_scale-nan", {"Model.qk_scale": NAN}, ["run.yaml:", "Model.qk_scale", "finite"]),
+    Broken("flag-nan", {"Global.flags": {"FLAGS_x": NAN}}, ["run.yaml:", "Global.flags"]),
+    Broken(
+        "loss-of-weight-0", {"Loss.Train.0": {"CELoss": {"weight": 0}}}, ["run.yaml:", "Loss.Train.0.CELoss.weight"]
+    ),
+    Broken(
+        "losses-of-weight-0",
+        {"Loss.Train": [{"CELoss": {"weight": 0}}, {"ViTCELoss": {"weight": 0.0}}]},
+        ["run.yaml:", "Loss.Train.0.CELoss.weight", "nothing is learnt"],
+    ),
+    Broken(
+        "topk", {"Metric.Eval.0": {"TopkAcc": {"topk": [1, 11]}}}, ["run.yaml:", "TopkAcc.topk", "11 is more", "10"]
+    ),
+    Broken("topk-number", {"Metric.Train.0": {"TopkAcc": {"topk": 11}}}, ["run.yaml:", "TopkAcc.topk", "11 is more"]),
+    Broken(
+        "shift", {f"{OPS}.0": {"RandShift": {"pixels": 8}}}, ["run.yaml:", f"{OPS}.0.RandShift", "8x8", "shift of 8"]
+    ),
+    Broken("huge-shift", {f"{OPS}.0": {"RandShift": {"pixels": 10**6}}}, ["run.yaml:", f"{OPS}.0.RandShift.pixels"]),
+    Broken("crop", {f"{OPS}.0": {"CenterCropImage": {"size": 9}}}, ["run.yaml:", f"{OPS}.0.CenterCropImage", "8x8"]),
+    Broken("crop-drawn", {f"{OPS}.0": {"RandomCrop": {"size": 9}}}, ["run.yaml:", f"{OPS}.0.RandomCrop", "8x8", "9x9"]),
+    Broken("padding", {f"{OPS}.0": {"RandomCrop": {"size": 8, "padding": 10**6}}}, ["run.yaml:", "RandomCrop.padding"]),
+    Broken("picture-size", {f"{OPS}.0": {"ResizeImage": {"size": 10**6}}}, ["run.yaml:", f"{OPS}.0.ResizeImage.size"]),
+    Broken("workers", {f"{TRAIN}.loader.num_workers": 10**5}, ["run.yaml:", f"{TRAIN}.loader.num_workers", "1024"]),
+    Broken("prefetch", {f"{TRAIN}.loader": {"num_workers": 1, "prefetch_batches": 10**9}}, ["prefetch_batches", "GiB"]),
+    Broken("batch", {f"{TRAIN}.sampler.batch_size": 10**11}, ["run.yaml:", f"{TRAIN}.sampler.batch_size", "GiB"]),
+    Broken(
+        "batch-by-override", {}, [f"-o {TRAIN}.sampler.batch_size"], overrides=[f"{TRAIN}.sampler.batch_size=10**11"]
+    ),
+    Broken("batch-in-the-model", {f"{TRAIN}.sampler.batch_size": 10**8}, [f"{TRAIN}.sampler.batch_size", "GiB"]),
+    Broken(
+        "model",
+        {"Model.embed_dim": 32768, "Model.depth": 4000},
+        ["run.yaml:", "Model.name", "parameters", "weights", "states of AdamW", "GiB at most on cpu"],
+    ),
+    Broken("threads", {"Global.cpu_threads": 10**9}, ["run.yaml:", "Global.cpu_threads"]),
+]
+
 FILES = [
     Broken("no-list-file", listed(image_root=".", cls_label_path="gone.txt"), ["gone.txt", "cls_label_path"]),
     Broken(
@@ -260,7 +307,7 @@ FILES = [
     ),
 ]
 
-CASES = [*TYPOS, *VALUES, *FILES]
+CASES = [*TYPOS, *VALUES, *ABSURD, *FILES]
 
 
 def prepare(case: Broken, folder) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from plsc import environment
 from plsc.build.components import component
 from plsc.build.learning import class_num
 from plsc.config import Component, Config, DataSection
@@ -20,6 +21,7 @@ from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.data.sampler import Sampler
 from plsc.data.split import LabelTable
 from plsc.data.transforms import NormalizeImage
+from plsc.data.transforms.base import DoesNotFit
 from plsc.data.words import some
 from plsc.errors import ConfigError, DataError
 from plsc.model_card import ModelCard
@@ -152,6 +154,7 @@ def feed(config: Config, mode: str, *, batch_size: int, data: Dataset | None = N
         on_skip=lambda message: log.warning("skipped: %s", message),
         on_wait=lambda message: log.warning("%s", message),
     )
+    _check_memory(config, mode, loader)
     return Feed(data, loader, DeviceInput(normalize, drawn), batch_size, normalize, preprocess)
 
 
@@ -169,7 +172,14 @@ def _described(section: DataSection, data: Dataset) -> str:
 
 def _check_picture(config: Config, mode: str, fetcher: Fetcher, normalize: NormalizeImage | None) -> None:
     """Refuse pictures that the model does not take, before the first step."""
-    height, width, channels = fetcher.fields()["image"].shape
+    try:
+        height, width, channels = fetcher.fields()["image"].shape
+    except DataError as error:
+        misfit = _misfit(error)
+        part = next((p for p in config.DataLoader[mode].transforms if misfit and p.name == misfit.transform), None)
+        if part is None:
+            raise
+        raise config.error(part.path, str(error)) from error
     size, expected_channels = (config.Model.arguments.get(key) for key in ("img_size", "in_chans"))
     path = ("DataLoader", mode, "dataset", "transform_ops")
     if size is not None and (height, width) != pair(size):
@@ -179,6 +189,26 @@ def _check_picture(config: Config, mode: str, fetcher: Fetcher, normalize: Norma
         raise config.error(path, f"leave {channels} channels, but Model.in_chans is {expected_channels}")
     if normalize is not None and len(normalize.mean) not in (1, channels):
         raise config.error(path, f"NormalizeImage has {len(normalize.mean)} means for {channels} channels")
+
+
+def _misfit(error: BaseException | None) -> DoesNotFit | None:
+    """The transform's error that another one was raised from."""
+    while error is not None and not isinstance(error, DoesNotFit):
+        error = error.__cause__
+    return error
+
+
+def _check_memory(config: Config, mode: str, loader: Loader) -> None:
+    """Refuse batches that this machine has no memory for."""
+    limit, needed = environment.memory_limit(), loader.memory
+    if limit is not None and needed > limit // environment.local_size():
+        batches = f"{loader.slots} batches" if loader.slots > 1 else "one batch"
+        raise config.error(
+            ("DataLoader", mode, "sampler", "batch_size"),
+            f"{loader.batch_size:,} pictures a process: {batches} of them take {needed / 2**30:,.1f} GiB, but this "
+            f"machine has {limit / 2**30:,.1f} GiB for {environment.local_size()} of the run's processes; a smaller "
+            "batch, or a smaller loader.prefetch_batches",
+        )
 
 
 def compare_parts(config: Config, train: Dataset, evaluation: Dataset) -> None:

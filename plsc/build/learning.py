@@ -9,6 +9,7 @@ import paddle
 
 from plsc.build.components import check_members, component
 from plsc.config import Component, Config
+from plsc.config.rules import beyond_classes
 from plsc.errors import ConfigError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
@@ -103,6 +104,9 @@ def metrics(config: Config, mode: str, *, weights_activation: Activation | None 
     made = [component(config, METRICS, part) for part in parts]
     for part, metric in zip(parts, made, strict=True):
         check_members(config, part, metric, Metric)
+        wrong = beyond_classes(part, config.Model.arguments.get("class_num"))
+        if wrong:
+            raise config.error((*part.path, "topk"), wrong)
         if isinstance(metric, WithActivation) and metric.activation is None:
             metric.activation = weights_activation or activation(config)
             if metric.activation is None:

@@ -3,7 +3,7 @@
 from plsc.config.checker import Checker
 from plsc.config.config import Config
 from plsc.config.schema import Component
-from plsc.registry import TASKS
+from plsc.registry import METRICS, TASKS
 
 
 def check_rules(c: Checker, config: Config) -> None:
@@ -12,6 +12,8 @@ def check_rules(c: Checker, config: Config) -> None:
     for mode in config.DataLoader:
         _check_data(c, config, mode)
     _check_val_fraction(c, config)
+    _check_losses(c, config)
+    _check_topk(c, config)
     _check_precision(c, config)
     if config.Global.to_static and config.DistributedStrategy.recompute:
         c.problem(
@@ -60,6 +62,35 @@ def _check_data(c: Checker, config: Config, mode: str) -> None:
         c.problem(path, "is missing; it is the batch of one process")
     elif mode == "Train" and size is not None and size % g.accum_steps:
         c.problem(path, f"{size} is not divisible by Global.accum_steps = {g.accum_steps}")
+
+
+def _check_losses(c: Checker, config: Config) -> None:
+    for parts in config.Loss.values():
+        weights = [part.arguments.get("weight") for part in parts]
+        if weights and all(weight == 0 for weight in weights):
+            text = "is 0, as that of every loss of this list, so that nothing is learnt"
+            c.problem((*parts[0].path, "weight"), text)
+
+
+def _check_topk(c: Checker, config: Config) -> None:
+    for part in (part for parts in config.Metric.values() for part in parts):
+        text = beyond_classes(part, config.Model.arguments.get("class_num"))
+        if text:
+            c.problem((*part.path, "topk"), text)
+
+
+def beyond_classes(metric: Component, class_num) -> str | None:
+    """What is wrong with a metric's topk, of which all classes are less; None where nothing is, or they are `auto`.
+
+    The default, top-1 and top-5, is every recipe's: with fewer than five classes all of them count.
+    """
+    topk = metric.arguments.get("topk")
+    if not isinstance(class_num, int) or topk is None or topk == METRICS.get(metric.name).parameters()["topk"].default:
+        return None
+    most = max((k for k in (topk if isinstance(topk, tuple) else (topk,)) if isinstance(k, int)), default=0)
+    if most <= class_num:
+        return None
+    return f"{most} is more than the {class_num} classes of the model, all of which would count as right"
 
 
 def _check_val_fraction(c: Checker, config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from plsc.bounds import InsideUnit, NonNegative, Positive, PositiveFloat
+from plsc.bounds import InsideUnit, NonNegative, Positive, PositiveFloat, Workers
 from plsc.config.frozen import frozen
 from plsc.registry import InputPath
 
@@ -57,7 +57,7 @@ class Global(Section):
     loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # besides metrics.jsonl
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/training.md
     to_static: bool = False  # compile each transformer block
-    cpu_threads: Positive | None = None  # per process; default: cores ÷ local processes
+    cpu_threads: Annotated[int, Field(ge=1, le=4096)] | None = None  # per process; default: cores ÷ local processes
     device_tflops: PositiveFloat | None = None  # peak of one device, for MFU; default: known of GPUs in half precision
     flags: dict[str, int | float | bool | str] = Field(default_factory=dict)  # paddle.set_flags
 
@@ -121,7 +121,7 @@ class OptimizerOptions(Section):
 
 
 class Loader(Section):
-    num_workers: NonNegative | Literal["auto"] = "auto"  # processes that prepare pictures; auto measures
+    num_workers: Workers | Literal["auto"] = "auto"  # processes that prepare pictures; auto measures
     prefetch_batches: Positive = 2  # batches made ahead of the one in use
     damaged_images: Literal["raise", "skip"] = "raise"
 

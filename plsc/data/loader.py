@@ -9,6 +9,7 @@ dealt to the workers in turn; a slot is handed out when all its chunks are fille
 """
 
 import itertools
+import math
 import mmap
 import multiprocessing
 import os
@@ -52,7 +53,7 @@ def _slot_bytes(fields: dict[str, Field], batch_size: int) -> int:
 
 
 def _field_bytes(field: Field, batch_size: int) -> int:
-    return int(np.prod((batch_size, *field.shape))) * np.dtype(field.dtype).itemsize
+    return math.prod((batch_size, *field.shape)) * np.dtype(field.dtype).itemsize
 
 
 def _arrays(buffer, fields: dict[str, Field], batch_size: int) -> dict[str, np.ndarray]:
@@ -112,7 +113,7 @@ class Loader:
         on_wait=lambda message: None,
     ):
         self.fetcher, self.batch_size, self.num_workers = fetcher, batch_size, num_workers
-        self._slots_count = prefetch_batches + 1
+        self.slots = prefetch_batches + 1 if num_workers else 1
         self._on_skip, self._on_wait = on_skip, on_wait
         data = fetcher.dataset
         sizes = shard_sizes(data) if reads_groups(data) else None
@@ -123,6 +124,11 @@ class Loader:
         self._tickets = itertools.count()
         self._open: dict[int, list[int]] = {}  # ticket → (slot, chunks still missing)
         self.skipped = 0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the batches that are in memory at the same time."""
+        return self.slots * _slot_bytes(self.fetcher.fields(), self.batch_size)
 
     def run(self, batches: Iterable[list[Draw]]) -> Iterator[dict[str, np.ndarray]]:
         """Batches of arrays, in the order of `batches`."""
@@ -143,7 +149,13 @@ class Loader:
     def _start(self):
         fields = self.fetcher.fields()
         size = _slot_bytes(fields, self.batch_size)
-        memory = [mmap.mmap(-1, max(size, 1)) for _ in range(self._slots_count if self.num_workers else 1)]
+        try:
+            memory = [mmap.mmap(-1, max(size, 1)) for _ in range(self.slots)]
+        except (OSError, OverflowError) as error:
+            raise DataError(
+                f"there is no memory for {self.slots} x {self.batch_size} pictures ({self.memory / 2**30:,.1f} GiB): "
+                "a smaller sampler.batch_size, or a smaller loader.prefetch_batches"
+            ) from error
         self._slots = [_arrays(buffer, fields, self.batch_size) for buffer in memory]
         context = multiprocessing.get_context("fork")
         for number in range(self.num_workers):
@@ -157,7 +169,13 @@ class Loader:
             with warnings.catch_warnings():
                 # Python 3.12 warns of fork beside threads; workers use none of Paddle's
                 warnings.simplefilter("ignore", DeprecationWarning)
-                worker.start()
+                try:
+                    worker.start()
+                except OSError as error:
+                    raise DataError(
+                        f"worker process {number + 1} of {self.num_workers} cannot be started: {error.strerror}; a "
+                        "smaller loader.num_workers"
+                    ) from error
             theirs.close()
             self._workers.append(worker)
             self._pipes.append(ours)
@@ -198,7 +216,7 @@ class Loader:
 
     def _dealt(self, draws: list[Draw], ticket: int) -> list[tuple[int, list[int]]]:
         """(worker, rows) of each chunk of a batch."""
-        most = max(1, _IN_FLIGHT // self._slots_count)  # of one worker
+        most = max(1, _IN_FLIGHT // self.slots)  # of one worker
         by_worker = self._by_group(draws)
         if by_worker is not None:
             return [

@@ -15,6 +15,7 @@ from plsc.data.sampler import Sampler
 from plsc.engine import blocks, checkpoint, run_directory, utilisation
 from plsc.engine.accumulation import Accumulation
 from plsc.engine.callbacks import Callbacks
+from plsc.engine.capacity import check_memory
 from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description, Saved
 from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
@@ -61,6 +62,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         world_size=world.size,
         held_out=build.held_out(config.DataLoader["Train"].dataset),
     )
+    check_memory(config, world, precision, batch_size=feed.batch_size)
     model = _model(config, feed, pretrained)
     optimizer, model = _optimizer(config, model, precision)
     _prepare_blocks(config, model, world)

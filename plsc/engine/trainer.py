@@ -42,6 +42,11 @@ def draw_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)[0]) >> 2
 
 
+def _is_finite(result: Mapping[str, float], name: str) -> bool:
+    """Whether an evaluation's loss and its figure `name` are finite; metrics.jsonl leaves out what is not."""
+    return all(math.isfinite(result.get(key, math.nan)) for key in ("loss", name))
+
+
 @dataclasses.dataclass
 class Trainer:
     """One run, put together by plsc.engine.assembly.assemble; `fit` is the loop.
@@ -250,7 +255,16 @@ class Trainer:
 
     def _keep_best(self, name: str, results: dict[str, dict[str, float]]) -> None:
         """Save and point to the best so far by the figure `name`, where one of these results is it."""
-        values = {weights: result.get(name, math.nan) for weights, result in results.items()}
+        for weights, result in results.items():
+            if not _is_finite(result, name) and self.world.is_first:
+                figures = ", ".join(f"{key} {result.get(key, math.nan)}" for key in ("loss", name))
+                of = " of the averaged weights" if weights == "ema" else ""
+                log.warning(
+                    "step %d%s is not taken for the best: its evaluation has %s", self.progress.step, of, figures
+                )
+        values = {weights: result[name] for weights, result in results.items() if _is_finite(result, name)}
+        if not values:
+            return
         weights = max(values, key=lambda w: values[w])
         record = {"metric": name, "value": values[weights], "step": self.progress.step, "weights": weights}
         if not self.best.improved_by(record):

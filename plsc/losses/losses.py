@@ -9,6 +9,7 @@ import paddle
 import paddle.nn.functional as F
 
 from plsc.bounds import BelowOne, NonNegativeFloat
+from plsc.errors import ConfigError
 from plsc.losses.base import Loss
 from plsc.registry import LOSSES
 from plsc.targets import Activation, Targets
@@ -120,6 +121,8 @@ class WeightedSum:
 
     def __init__(self, losses: Iterable[Loss]):
         self.losses = list(losses)
+        if self.losses and not any(loss.weight for loss in self.losses):
+            raise ConfigError("the weights of all losses are 0, so that nothing is learnt")
 
     @property
     def activation(self) -> Activation | None:

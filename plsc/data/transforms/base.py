@@ -5,6 +5,20 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from plsc.errors import DataError
+
+
+class DoesNotFit(DataError):
+    """A picture that a transform cannot take, such as one that is smaller than its crop.
+
+    Attributes:
+        transform: the transform's name.
+    """
+
+    def __init__(self, transform: object, text: str):
+        super().__init__(text)
+        self.transform = type(transform).__name__
+
 
 @runtime_checkable
 class Transform(Protocol):

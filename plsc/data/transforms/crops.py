@@ -9,16 +9,19 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from plsc.bounds import NonNegative, Positive, Size
+from plsc.bounds import Positive, Size
+from plsc.data.transforms.base import DoesNotFit
 from plsc.data.transforms.draws import log_uniform
 from plsc.data.transforms.geometry import Backend, BoxCrop, Interpolation, Ratio, Scale
-from plsc.errors import DataError
 from plsc.registry import TRANSFORMS
 
 
 def _sides(area: float, ratio: float) -> tuple[int, int]:
     """(height, width) in whole pixels of a box of this area and ratio."""
     return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+
+
+_Padding = Annotated[int, Field(ge=0, le=2**14)]  # pixels
 
 
 @TRANSFORMS.register()
@@ -155,7 +158,7 @@ class RandomCrop:
     def __init__(
         self,
         size: Size,
-        padding: NonNegative | tuple[NonNegative, NonNegative] = 0,
+        padding: _Padding | tuple[_Padding, _Padding] = 0,
         pad_if_needed: bool = False,
         fill: Annotated[int, Field(ge=0, le=255)] = 0,
         padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant",
@@ -171,9 +174,10 @@ class RandomCrop:
             image = self._padded(image, max(0, self.height - height), max(0, self.width - width))
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
-            raise DataError(
+            raise DoesNotFit(
+                self,
                 f"{width}x{height} pixels are too few for a random crop of {self.width}x{self.height}; put a Resize "
-                "before RandomCrop, or set its pad_if_needed to True"
+                "before RandomCrop, or set its pad_if_needed to True",
             )
         top = int(rng.integers(height - self.height + 1))
         left = int(rng.integers(width - self.width + 1))

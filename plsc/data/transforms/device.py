@@ -16,7 +16,7 @@ class NormalizeImage(InputStep):
 
     def __init__(
         self,
-        scale: float = 1.0 / 255.0,
+        scale: PositiveFloat = 1.0 / 255.0,
         mean: Annotated[tuple[float, ...], Field(min_length=1)] = (0.485, 0.456, 0.406),
         std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225),
     ):

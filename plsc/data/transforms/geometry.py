@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from plsc.bounds import Fraction, NonNegative, PartOfWhole, Positive, PositiveFloat, Rising, Size
+from plsc.bounds import Fraction, PartOfWhole, Pixels, PositiveFloat, Rising, Size
+from plsc.data.transforms.base import DoesNotFit
+from plsc.data.transforms.decode import MOST_PIXELS
 from plsc.errors import ConfigError, DataError
 from plsc.registry import TRANSFORMS
 
@@ -48,6 +51,8 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str, backe
     """
     if image.shape[:2] == (height, width):
         return image
+    if height * width > MOST_PIXELS:  # of a very long and narrow picture
+        raise DataError(f"would have {width}x{height} pixels; more than {MOST_PIXELS:,} are refused")
     if backend == "cv2":
         out = cv2.resize(image, (width, height), interpolation=_CV2[interpolation])
         return out if out.ndim == 3 else out[..., np.newaxis]  # cv2 drops a single channel
@@ -74,10 +79,10 @@ class ResizeImage:
     def __init__(
         self,
         size: Size | None = None,
-        resize_short: Positive | None = None,
+        resize_short: Pixels | None = None,
         interpolation: Interpolation = "bilinear",
         backend: Backend = "cv2",
-        keep_above: Positive | None = None,
+        keep_above: Pixels | None = None,
         truncate: bool = False,
     ):
         if keep_above is not None and (resize_short is None or keep_above > resize_short):
@@ -132,7 +137,9 @@ class CenterCropImage:
     def __call__(self, image, rng):
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
-            raise DataError(f"{width}x{height} pixels are too few for a center crop of {self.width}x{self.height}")
+            raise DoesNotFit(
+                self, f"{width}x{height} pixels are too few for a center crop of {self.width}x{self.height}"
+            )
         top, left = self._middle(height - self.height), self._middle(width - self.width)
         return image[top : top + self.height, left : left + self.width]
 
@@ -255,11 +262,13 @@ class RandomVerticalFlip:
 class RandShift:
     """Move the picture by up to `pixels` in each direction; what comes in is black."""
 
-    def __init__(self, pixels: NonNegative = 1):
+    def __init__(self, pixels: Annotated[int, Field(ge=0, le=2**14)] = 1):
         self.pixels = pixels
 
     def __call__(self, image, rng):
         height, width = image.shape[:2]
+        if self.pixels >= min(height, width):
+            raise DoesNotFit(self, f"{width}x{height} pixels are too few for a shift of {self.pixels}")
         down, right = (int(n) for n in rng.integers(0, 2 * self.pixels + 1, size=2))
         padded = np.pad(image, ((self.pixels,) * 2, (self.pixels,) * 2, (0, 0)))
         return padded[down : down + height, right : right + width]
