@@ -1,6 +1,7 @@
 """Callbacks: called at their moments with figures and paths, and a run with them computes what it would without."""
 
 import json
+import math
 import random
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 import plsc
 from plsc.config import load
 from plsc.engine.callbacks import Callback, CallbackError, Callbacks, RunInfo
-from plsc.engine.loggers import loggers
+from plsc.engine.loggers import loggers, recorded_evaluations
 from plsc.errors import DataError
 from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits, write_config
 
@@ -331,10 +332,14 @@ def test_each_logger_is_made_once(monkeypatch):
         assert names == ["Console", "MetricsFile", "VisualDL"]
 
 
-def test_a_figure_that_is_not_finite_is_left_out_of_metrics_jsonl(tmp_path):
-    """JSON has no word for it, and readers would refuse the file."""
+def test_a_figure_that_is_not_finite_is_named_in_metrics_jsonl(tmp_path):
+    """JSON has no word for it, and readers would refuse the file; an evaluation that is read again has it."""
     _, file = loggers(config())
     file.start(RunInfo(tmp_path, config(), 0, 4, 45, 32, 0, 1))
     file.after_step(1, {"epoch": 1, "loss": float("nan"), "top1": 0.5})
+    file.after_evaluation(1, "raw", {"epoch": 1, "loss": float("inf"), "top1": 0.5})
     file.end(None)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"kind": "train", "step": 1, "epoch": 1, "top1": 0.5}
+    expected = {"step": 1, "epoch": 1, "top1": 0.5, "not_finite": ["loss"]}
+    train, evaluation = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (train, evaluation) == ({"kind": "train", **expected}, {"kind": "eval", "weights": "raw", **expected})
+    assert math.isnan(recorded_evaluations(tmp_path, 1)["raw"]["loss"])

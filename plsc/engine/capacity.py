@@ -1,4 +1,4 @@
-"""Whether a run can fit into memory at all: asked before the model is built, so that nothing is killed without a word.
+"""Whether a run can fit into memory at all: asked before the model is built, so that nothing is killed silently.
 
 What is counted is the least that any run needs. A run that is let through may still not fit; `plsc plan` estimates all.
 """

@@ -88,8 +88,11 @@ class MetricsFile(Callback):
         self._write({"kind": "eval", "step": step, "epoch": record.pop("epoch"), "weights": weights, **record})
 
     def _write(self, record: dict[str, Any]) -> None:
-        json_values = {name: value for name, value in record.items() if not _is_not_finite(value)}
-        self._file.write(json.dumps(json_values, allow_nan=False) + "\n")
+        not_finite = [name for name, value in record.items() if _is_not_finite(value)]  # which JSON does not have
+        values = {name: value for name, value in record.items() if name not in not_finite}
+        if not_finite:
+            values["not_finite"] = not_finite
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
     def end(self, result: "TrainResult") -> None:
@@ -110,6 +113,8 @@ def recorded_evaluations(run_directory: Path, step: int) -> dict[str, dict[str, 
     for record in map(_record, _lines(path) if path.is_file() else ()):
         if record is not None and record["step"] == step and record.get("kind") == "eval":
             figures = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            names = record.get("not_finite")
+            figures |= {str(name): math.nan for name in names} if isinstance(names, list) else {}
             results[str(record.get("weights"))] = {k: v for k, v in figures.items() if k not in ("step", "epoch")}
     return results
 

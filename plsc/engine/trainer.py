@@ -43,8 +43,8 @@ def draw_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 
 
 def _is_finite(result: Mapping[str, float], name: str) -> bool:
-    """Whether an evaluation's loss and its figure `name` are finite; metrics.jsonl leaves out what is not."""
-    return all(math.isfinite(result.get(key, math.nan)) for key in ("loss", name))
+    """Whether an evaluation's loss, where it has one, and its figure `name` are finite."""
+    return math.isfinite(result.get("loss", 0.0)) and math.isfinite(result.get(name, math.nan))
 
 
 @dataclasses.dataclass
@@ -257,7 +257,7 @@ class Trainer:
         """Save and point to the best so far by the figure `name`, where one of these results is it."""
         for weights, result in results.items():
             if not _is_finite(result, name) and self.world.is_first:
-                figures = ", ".join(f"{key} {result.get(key, math.nan)}" for key in ("loss", name))
+                figures = ", ".join(f"{key} {result[key]}" for key in ("loss", name) if key in result)
                 of = " of the averaged weights" if weights == "ema" else ""
                 log.warning(
                     "step %d%s is not taken for the best: its evaluation has %s", self.progress.step, of, figures
