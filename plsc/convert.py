@@ -8,7 +8,7 @@ from plsc import environment
 from plsc.errors import ConfigError
 from plsc.model_card import ModelCard
 from plsc.registry import nearest
-from plsc.weights import formats, read, write
+from plsc.weights import formats, read, unsaid, without_head, write
 
 _EXPORTS = ("onnx", "paddle", "inference", "openvino", "tensorrt", "torchscript")
 
@@ -21,7 +21,7 @@ class Conversion:
         source: the file that was read. layout: whose names its arrays have.
         arrays: how many were read. card: what the source states of its model.
         unknown: shapes of arrays that were left out, by the source's names.
-        written: the files.
+        written: the files. unsaid: what their format does not state of the model itself, see plsc.weights.unsaid.
     """
 
     source: Path
@@ -30,6 +30,7 @@ class Conversion:
     card: ModelCard
     unknown: dict[str, tuple[int, ...]]
     written: list[Path]
+    unsaid: list[str]
 
 
 def convert_weights(
@@ -47,14 +48,14 @@ def convert_weights(
     Args:
         source: whatever Global.pretrained_model takes: a weights file, a checkpoint, a run directory, …
         to: one of plsc.weights.formats().
-        output: a file; for huggingface a folder. What is there is replaced.
+        output: a file; for huggingface a folder, for timm either. What is there is replaced.
         ema: the averaged weights of a plsc checkpoint.
         backbone: leave out head and pre-logits.
-        num_heads: attention heads, where the source does not state them.
+        num_heads: attention heads, where they are not stated.
         verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
-        CheckpointError: the source cannot be read, does not state what the format needs, or has what the format has no
+        CheckpointError: the source cannot be read, its number of heads is unknown, or it has what the format has no
             place for; or the output cannot be written.
         ConfigError: there is no such format.
 
@@ -67,9 +68,25 @@ def convert_weights(
         environment.import_paddle()
     weights = read(source, "ema" if ema else "model", verify=verify)
     if num_heads is not None:
-        weights.card = dataclasses.replace(weights.card, spec={**weights.card.spec, "num_heads": num_heads})
+        given = {"num_heads"}
+        card = weights.card
+        weights.card = dataclasses.replace(
+            card,
+            spec={**card.spec, "num_heads": num_heads},
+            inferred=card.inferred - given,
+            assumed=card.assumed - given,
+        )
+    weights.check_known()
     written = write(weights, to, output, backbone=backbone)
-    return Conversion(weights.path, weights.layout, len(weights.tensors), weights.card, weights.unknown, written)
+    return Conversion(
+        source=weights.path,
+        layout=weights.layout,
+        arrays=len(weights.tensors),
+        card=weights.card,
+        unknown=weights.unknown,
+        written=written,
+        unsaid=unsaid(without_head(weights.card) if backbone else weights.card, to, written[0]),
+    )
 
 
 def check_format(to: str) -> None:

@@ -124,7 +124,10 @@ def load_model(
         tokens = loaded.network.forward_features(images)  # images [B, 3, height, width], normalised
     """
     source = read(path, weights, verify=verify)
-    if config is not None:
+    if config is None:
+        source.check_known()
+        _say_assumed(source)
+    else:
         config = build.with_class_num(config, source.card.spec.get("class_num"))
     network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
     position = position_method(config, source)
@@ -135,15 +138,25 @@ def load_model(
     if config is not None:
         preprocess = preferred_preprocess(source.path, preprocess, build.recipe_preprocess(config, img_size))
         activation = activation or build.activation(config)
+    if config is not None:  # which states all
+        card = dataclasses.replace(card, model=config.Model.name, inferred=frozenset(), assumed=frozenset())
     card = dataclasses.replace(
         card,
-        model=card.model if config is None else config.Model.name,
         spec=dataclasses.asdict(network.spec),
         preprocess=preprocess,
         activation=activation,
         position=position,
     )
     return LoadedModel(network, card, source)
+
+
+def _say_assumed(source: Source) -> None:
+    if source.card.assumed:
+        log.warning(
+            "%s: assumed, as neither the file nor its name states it: %s; a recipe (-c RECIPE) may state it",
+            source.path,
+            ", ".join(f"{name} {source.card.spec[name]}" for name in sorted(source.card.assumed)),
+        )
 
 
 def _as_written(source: Source, img_size: int | None) -> Model:
@@ -239,9 +252,19 @@ def warn_of_preprocess(path: str | Path, own: Preprocess | None, recipe: Preproc
 
 
 def _check_stated(source: Source, spec: Any, strict: bool) -> None:
-    """Where weights state another model than the one they are loaded into: an error if strict, else a warning."""
-    stated, own = source.card.stated, dataclasses.asdict(spec)
-    wrong = [name for name in family_of_spec(spec).unseen if name in stated and stated[name] != own[name]]
+    """Where weights state another model than the one they are loaded into: an error if strict, else a warning.
+
+    What follows only from their codebase's habit or the name of their architecture is a warning always.
+    """
+    card, own, family = source.card, dataclasses.asdict(spec), family_of_spec(spec)
+    stated = card.stated
+    fields = [*family.needed, *family.usual]
+    other = [name for name in fields if name in card.inferred - card.assumed and card.spec[name] != own[name]]
+    if other:
+        differences = "; ".join(f"{name} {card.spec[name]!r}, the model has {own[name]!r}" for name in other)
+        owner = f"weights called {card.architecture}" if card.architecture else f"{source.layout}'s weights"
+        log.warning("%s: %s have %s; the model's is taken", source.path, owner, differences)
+    wrong = [name for name in family.unseen if name in stated and stated[name] != own[name]]
     if not wrong:
         return
     differences = "; ".join(f"{name} {stated[name]!r}, the model has {own[name]!r}" for name in wrong)
@@ -279,7 +302,6 @@ def load_pretrained(
     """
     tensors = dict(network.state_dict())
     source = path if isinstance(path, Source) else read(path, weights, names=tensors.keys())
-    _check_stated(source, network.spec, strict)
     arrays, report = adapt(
         source,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -290,6 +312,7 @@ def load_pretrained(
         class_names=class_names,
         position=position,
     )
+    _check_stated(source, network.spec, strict)
     for name in arrays:  # everything is read and looked at before the model changes
         shape, wanted = list(arrays[name].shape), list(tensors[name].shape)
         if shape != wanted:

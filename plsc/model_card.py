@@ -19,7 +19,13 @@ from plsc.files import parse_json, read_json
 
 DOCUMENTS = ("preprocess", "classes")  # entries that may stand in a .json file of this name beside the weights
 
-_KINDS = {"spec": dict, "inferred": list, "preprocess": dict, "classes": list}  # of entries that are JSON
+_KINDS = {  # of entries that are JSON
+    "spec": dict,
+    "inferred": list,
+    "assumed": list,
+    "preprocess": dict,
+    "classes": list,
+}
 _CHOICES = {"activation": ("softmax", "sigmoid"), "position": ("bicubic", "bilinear")}
 _ONLY_MODEL = "VisionTransformer"  # of files that plsc 3.0 converted: there was no other, and they do not name it
 
@@ -31,7 +37,10 @@ class ModelCard:
     Attributes:
         model: registered name of the model that `spec` rebuilds.
         spec: the model's arguments, field by field.
-        inferred: names of the fields of `spec` that the weights do not state: told by shapes, or guessed.
+        inferred: names of the fields of `spec` that the weights do not state: they follow from shapes or
+            from the architecture's name, or are assumed.
+        assumed: those of them that follow from nothing.
+        architecture: a published one, by the name it has there, such as timm's vit_base_patch16_224.
         preprocess: how pictures enter the model.
         class_names: a name for each logit.
         activation: what the training loss made of logits.
@@ -42,6 +51,8 @@ class ModelCard:
     model: str | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     inferred: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
+    architecture: str | None = None
     preprocess: Preprocess | None = None
     class_names: list[str] | None = None
     activation: Literal["softmax", "sigmoid"] | None = None
@@ -85,6 +96,8 @@ class ModelCard:
             "model": self.model,
             "spec": dict(self.spec),
             "inferred": sorted(self.inferred & self.spec.keys()),
+            "assumed": sorted(self.assumed & self.spec.keys()),
+            "architecture": self.architecture,
             "preprocess": self.preprocess and self.preprocess.to_dict(),
             "classes": self.class_names,
             "activation": self.activation,
@@ -107,19 +120,20 @@ class ModelCard:
         return dataclasses.replace(self, preprocess=None, class_names=None)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], file: Path) -> "ModelCard":
+    def from_dict(cls, values: Mapping[str, Any], file: Path, *, beside: bool = True) -> "ModelCard":
         """The card in JSON content, which may hold other entries too.
 
         Args:
-            file: where it stands; preprocess.json and classes.json beside it complete it.
+            file: where it stands. beside: whether preprocess.json and classes.json beside it complete it.
 
         Raises:
             CheckpointError: an entry is damaged; the message names it and the file.
         """
         values = dict(values)
-        places = {name: f"{file}: damaged: {name}" for name in ("model", *_KINDS, *_CHOICES, "origin")}
+        places = {name: f"{file}: damaged: {name}" for name in ("model", "architecture", *_KINDS, *_CHOICES, "origin")}
         for name in DOCUMENTS:
-            if values.get(name) is None:
+            values.setdefault(name, None)
+            if beside and values[name] is None:
                 document = file.with_name(f"{name}.json")
                 values[name] = read_json(document, _KINDS[name], error=CheckpointError)
                 places[name] = f"{document}: damaged: it"
@@ -133,6 +147,8 @@ class ModelCard:
             model=_text(values.get("model"), places["model"]),
             spec=values.get("spec") or {},
             inferred=frozenset(_texts(values.get("inferred"), places["inferred"]) or ()),
+            assumed=frozenset(_texts(values.get("assumed"), places["assumed"]) or ()),
+            architecture=_text(values.get("architecture"), places["architecture"]),
             preprocess=_preprocess(values["preprocess"], places["preprocess"]),
             class_names=_texts(values["classes"], places["classes"]),
             activation=values.get("activation"),

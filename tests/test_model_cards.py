@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from sklearn.utils.extmath import softmax
 
 from plsc import build, loading, predictor, runtimes
@@ -116,30 +117,42 @@ def test_eval_refuses_a_wrong_number_of_heads(run, picture_tree, capsys):
     assert "num_heads 2, the model has 4" in error_of(capsys, "eval", "-c", config, "--weights", run, "--ema")
 
 
+def without_card(path: Path, to: Path) -> Path:
+    """The arrays alone, as their codebase itself writes them."""
+    save_file(load_file(path), to, metadata={"format": "pt"})
+    return to
+
+
 def test_hugging_faces_config_states_and_timm_guesses(tmp_path):
     """Three heads of width 16 are nobody's guess."""
     path = write_model(tmp_path / "own.safetensors", embed_dim=48, num_heads=3)
     for to in ("huggingface", "timm"):
         write(read(path), to, tmp_path / to)
+    without_card(tmp_path / "huggingface" / "model.safetensors", tmp_path / "huggingface" / "model.safetensors")
+    bare = without_card(tmp_path / "timm", tmp_path / "bare.safetensors")
     folder = read(tmp_path / "huggingface")
     assert {"num_heads": 3, "epsilon": 1e-6, "act": "gelu", "img_size": 32}.items() <= folder.card.stated.items()
-    assert "depth" not in folder.card.stated and "num_heads" not in read(tmp_path / "timm").card.stated
+    assert "depth" not in folder.card.stated and "num_heads" not in read(bare).card.stated
     asked = recipe(embed_dim=48, num_heads=4)
     with pytest.raises(CheckpointError, match="num_heads 3, the model has 4"):
         loading.load_model(tmp_path / "huggingface", config=asked)
-    assert loading.load_model(tmp_path / "timm", config=asked).network.spec.num_heads == 4
+    assert loading.load_model(bare, config=asked).network.spec.num_heads == 4
 
 
 def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
     path = write_model(tmp_path / "own.safetensors", embed_dim=48, num_heads=3)
     write(read(path), "timm", tmp_path / "timm")
-    write(read(tmp_path / "timm"), "safetensors", tmp_path / "back.safetensors")
+    bare = without_card(tmp_path / "timm", tmp_path / "bare.safetensors")
+    write(read(bare), "safetensors", tmp_path / "back.safetensors")
     back = read(tmp_path / "back.safetensors")
     assert (
         "num_heads" in back.card.spec
         and "num_heads" not in back.card.stated
         and back.card.stated["class_token"] is True
     )
+    assert back.card.assumed == {"num_heads", "act", "epsilon", "qk_scale", "pool"}
+    with pytest.raises(CheckpointError, match="num_heads of its model is unknown"):
+        loading.load_model(tmp_path / "back.safetensors")
     assert loading.load_model(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network
     assert read(path).card.stated == read(path).card.spec
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from sklearn.utils.extmath import softmax
 
 import plsc as plsc_package
@@ -189,6 +190,7 @@ def test_a_recipe_says_what_foreign_weights_do_not(tmp_path, capsys):
     fields = dict(img_size=8, patch_size=4, in_chans=1, class_num=10, embed_dim=16, num_heads=4)
     path = write_model(tmp_path / "own.safetensors", **fields)
     assert main(["convert", str(path), "--to", "timm", "--output", "foreign.safetensors"]) == 0
+    save_file(load_file("foreign.safetensors"), "foreign.safetensors")  # without plsc's card
     Image.fromarray(np.arange(64, dtype="uint8").reshape(8, 8) * 4).save("digit.png")
     assert main(["predict", "--weights", "foreign.safetensors", "digit.png"]) == 2
     assert "-c RECIPE" in capsys.readouterr().err

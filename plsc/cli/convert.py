@@ -24,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, type=_format, metavar="FORMAT", help=f"the format to write: {', '.join(formats())}"
     )
-    parser.add_argument("--output", required=True, metavar="PATH", help="a file; for huggingface a folder")
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="a file; for huggingface a folder, for timm either"
+    )
     parser.add_argument("--backbone", action="store_true", help="leave out head and pre-logits")
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
-    parser.add_argument(
-        "--num-heads", type=above_zero, metavar="N", help="attention heads, where the source does not state them"
-    )
+    parser.add_argument("--num-heads", type=above_zero, metavar="N", help="attention heads, where they are not stated")
     add_verify_argument(parser)
     add_import_argument(parser)
 
@@ -59,9 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     named = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
     facts = [f"{word} {made.card.spec[field]}" for word, field in named if made.card.spec.get(field) is not None]
-    print(f"{made.source}: {made.arrays} arrays in the names of {made.layout}; {', '.join(facts)}")
+    by_name = f" (its name: {made.card.architecture})" if made.card.architecture else ""
+    print(f"{made.source}: {made.arrays} arrays in the names of {made.layout}; {', '.join(facts)}{by_name}")
+    if made.card.assumed:
+        assumed = ", ".join(f"{name} {made.card.spec[name]}" for name in sorted(made.card.assumed))
+        print(f"  assumed, as neither the file nor its name states it: {assumed}")
     for name, shape in made.unknown.items():
         print(f"  left out, unknown: {name} {list(shape)}")
+    if made.unsaid:
+        print(f"  not stated by the format itself, only by plsc's entry in the file: {', '.join(made.unsaid)}")
     if arguments.to == "huggingface" and made.card.preprocess is None:
         print("  no preprocessor_config.json: the source does not state how its pictures are prepared")
     for path in made.written:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from plsc.errors import CheckpointError
+from plsc.models.published import ARCHITECTURES
 from plsc.models.spec import ViTSpec, pair, reduced, reduction
 from plsc.models.vit_huggingface import LAYOUTS as HUGGINGFACE
 from plsc.models.vit_layouts import COYO, GOOGLE, JEONSWORLD, LUKEMELAS, TORCHVISION
@@ -240,6 +241,9 @@ register_family(
         r"|head_norm\.(_mean|_variance))",
         infer=infer_spec,
         unseen=UNSEEN,
+        usual={"act": "gelu", "epsilon": 1e-6, "qk_scale": None, "pool": "token"},
+        needed=("num_heads",),
+        architectures=ARCHITECTURES,
         matrices={"attn.qkv.weight": "wide", "mlp.fc1.weight": "wide", "mlp.fc2.weight": "tall"},
         dimensions=(
             (r"cls_token|dist_token|pos_embed|reg_token|attn_pool\.latent", 3),

@@ -22,6 +22,9 @@ from plsc.models.vit_parts import (
 from plsc.weights.layouts import Lack, Layout, Rule, Tensors, Turn, never
 from plsc.weights.tensors import Tensor
 
+# what the code of these has always
+_FIXED = {"act": "gelu", "epsilon": 1e-6, "qk_scale": None, "pool": "token"}
+_GOOGLE_FIXED = {"act": "gelu_tanh", "epsilon": 1e-6, "qk_scale": None}  # flax's gelu and LayerNorm as they are
 _DEEPEST = 1000  # blocks of a stacked array
 
 # -- Google: original ViT, flax linen, AugReg, big_vision ---------------------------------------
@@ -66,6 +69,7 @@ GOOGLE = Layout(
     linear="in_out",
     container="npz",
     facts=_google_facts,
+    fixed=_GOOGLE_FIXED,
     lacks=(
         *lacks("representation_size", "class_token", "act", "epsilon", "resnet_layers", "pool"),
         Lack("pool", "attention pooling, or another mean than the patches'", ("token", "avg")),
@@ -163,6 +167,7 @@ TORCHVISION = Layout(
     title="torchvision's ViT",
     probe="conv_proj.weight",
     facts=stated,
+    fixed=_FIXED,
     lacks=lacks("representation_size"),
     rules=(
         Rule("cls_token", "class_token"),
@@ -184,6 +189,7 @@ LUKEMELAS = Layout(
     title="PyTorch-Pretrained-ViT",
     probe="patch_embedding.weight",
     facts=stated,
+    fixed=_FIXED,
     lacks=lacks("representation_size"),
     rules=(
         Rule("cls_token", "class_token"),
@@ -205,6 +211,7 @@ JEONSWORLD = Layout(
     title="ViT-pytorch",
     probe="transformer.embeddings.patch_embeddings.weight",
     facts=stated,
+    fixed=_FIXED,
     lacks=lacks(),
     rules=(
         Rule("cls_token", "transformer.embeddings.cls_token"),

@@ -18,7 +18,7 @@ from plsc.models.vit_parts import (
     stated,
     zeros,
 )
-from plsc.weights.layouts import Layout, Rule, Spec, Tensors, never, unwrapped
+from plsc.weights.layouts import Layout, Rule, Setting, Spec, Tensors, Timm, never, unwrapped
 from plsc.weights.tensors import Tensor, joined
 
 _TOWERS = ("visual.trunk.", "visual.")  # of open_clip, whose other arrays are the text's
@@ -224,6 +224,67 @@ def _join_parallel(out: dict[str, Tensor], block: str) -> None:
         out[f"{block}.mlp_bias"] = bias
 
 
+# -- config.json ----------------------------------------------------------------------------------
+
+_HYBRIDS = {  # resnet_layers → an architecture whose other fields model_args change
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+_NO_ARGUMENT = {  # fields for which timm has classes, and no argument that JSON could hold
+    "norm": "layernorm",
+    "qk_norm": None,
+    "mlp": "plain",
+    "mlp_norm": False,
+    "patch_bias": True,
+    "pool_heads": None,
+    "pos_embed": "learned",
+    "resnet_width": 1.0,
+}
+
+
+def _architecture(spec: Spec) -> str | None:
+    """The architecture of timm's that rebuilds a model, given model_args; None where none does."""
+    if timm_class(spec) != "vit" or any(spec.get(name, plain) != plain for name, plain in _NO_ARGUMENT.items()):
+        return None
+    layers, block = spec.get("resnet_layers"), spec.get("block", "pre")
+    if block != "pre":
+        return "vit_base_patch16_rpn_224" if block == "post" and layers is None else None
+    if spec.get("distillation"):
+        return "deit_base_distilled_patch16_224" if layers is None else None
+    return "vit_base_patch16_224" if layers is None else _HYBRIDS.get(tuple(layers))
+
+
+CONFIG = Timm(
+    architecture=_architecture,
+    settings=(
+        Setting("img_size", "img_size", stated=True),
+        Setting("patch_size", "patch_size"),
+        Setting("in_chans", "in_chans"),
+        Setting("embed_dim", "embed_dim"),
+        Setting("depth", "depth"),
+        Setting("num_heads", "num_heads", stated=True),
+        Setting("mlp_ratio", "mlp_ratio"),
+        Setting("qkv_bias", "qkv_bias"),
+        Setting("init_values", "layer_scale"),
+        Setting("class_token", "class_token"),
+        Setting("reg_tokens", "reg_tokens"),
+        Setting("no_embed_class", "no_embed_class", stated=True),
+        Setting("global_pool", "pool", {"token": "token", "avg": "avg", "map": "map"}, stated=True),
+        Setting("pool_include_prefix", "pool_prefix", stated=True),
+        Setting("pre_norm", "norm_pre"),
+        Setting("fc_norm", "fc_norm"),
+        Setting("final_norm", "final_norm"),
+        Setting(
+            "act_layer",
+            "act",
+            {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"},
+            stated=True,
+        ),
+    ),
+)
+
 TIMM = Layout(
     name="timm",
     title="timm",
@@ -232,6 +293,7 @@ TIMM = Layout(
     own_names=True,
     facts=_facts,
     refuse=_refusal,
+    timm=CONFIG,
     lacks=lacks(
         "pool_prefix",
         "pool_heads",

@@ -43,6 +43,10 @@ _WRITTEN_TYPES = {name: code for code, name in _SAFETENSORS_TYPES.items()}
 _WRITTEN_TYPES |= {"uint16": "U16", "uint32": "U32", "uint64": "U64", "complex64": "C64"}
 _BOMB_RATIO, _BOMB_BYTES = 100, 100 * 2**20
 
+# what plsc's card is called in files of others: an entry of safetensors' metadata, an array of bytes elsewhere
+CARD = "plsc_card"
+_CARD_BYTES = 16 * 2**20  # at most
+
 
 @dataclass
 class Container:
@@ -348,6 +352,24 @@ def _read_tensorflow(path: Path) -> Container:
     return Container(path, "tensorflow", tensors, averaged=averaged)
 
 
+def _card_note(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The card's text as a note; it is taken out of the arrays."""
+    tensor = tensors.pop(CARD, None)
+    if tensor is None:
+        return {}
+    if len(tensor.shape) != 1 or tensor.shape[0] > _CARD_BYTES:
+        raise CheckpointError(f"{path}: damaged: {CARD} has shape {list(tensor.shape)}, it is text in bytes")
+    array = tensor.read()
+    if array.dtype != np.uint8:
+        raise CheckpointError(f"{path}: damaged: {CARD} holds {array.dtype}, it is text in bytes")
+    return {CARD: array.tobytes().decode("utf-8", errors="replace")}
+
+
+def card_array(text: str) -> np.ndarray:
+    """The card's text as an array of bytes."""
+    return np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8)
+
+
 # -- which one --------------------------------------------------------------------------------
 
 
@@ -378,25 +400,31 @@ def open_container(path: Path) -> Container:
         CheckpointError: not a file of weights, damaged, or asking to run code.
     """
     try:
-        if path.suffix == ".index":
-            return _read_tensorflow(path)
-        with open(path, "rb") as file:
-            head = file.read(16)
-        if len(head) < 8:
-            raise CheckpointError(f"{path}: damaged: the file ends after {len(head)} bytes")
-        if head[:4] == b"PK\x03\x04":
-            with zipfile.ZipFile(path) as archive:
-                is_npz = all(name.endswith(".npy") for name in archive.namelist())
-            return _read_npz(path) if is_npz else _read_torch_zip(path)
-        if head[8:9] == b"{":
-            return _read_safetensors(path)
-        if head[:1] == b"\x80":
-            with open(path, "rb") as file:
-                first = pickles.load(file, path)
-            return _read_torch_legacy(path) if first == _TORCH_MAGIC else _read_paddle(path, first)
-        if head[:4] == b"\0\0\0\0":
-            raise CheckpointError(f"{path}: Paddle's binary stream (use_binary_format), which is not read")
+        container = _open(path)
+        container.notes |= _card_note(path, container.tensors)
     except DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{path}: damaged, or not a file of weights: {reason}") from error
+    return container
+
+
+def _open(path: Path) -> Container:
+    if path.suffix == ".index":
+        return _read_tensorflow(path)
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if len(head) < 8:
+        raise CheckpointError(f"{path}: damaged: the file ends after {len(head)} bytes")
+    if head[:4] == b"PK\x03\x04":
+        with zipfile.ZipFile(path) as archive:
+            is_npz = all(name.endswith(".npy") for name in archive.namelist())
+        return _read_npz(path) if is_npz else _read_torch_zip(path)
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    if head[:1] == b"\x80":
+        with open(path, "rb") as file:
+            first = pickles.load(file, path)
+        return _read_torch_legacy(path) if first == _TORCH_MAGIC else _read_paddle(path, first)
+    if head[:4] == b"\0\0\0\0":
+        raise CheckpointError(f"{path}: Paddle's binary stream (use_binary_format), which is not read")
     raise CheckpointError(f"{path}: not a file of weights: neither npz, safetensors, torch, Paddle nor TensorFlow")

@@ -7,9 +7,11 @@ and where weights of another size are to be adapted.
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +67,10 @@ class Family:
         infer: (shapes by name, fields that are stated) → the spec's fields as far as they tell.
         unseen: fields of the spec that no array's shape shows: a model that differs in them loads, and computes
             otherwise.
+        usual: those of `unseen` that `infer` leaves open, with the values that are assumed where they are not stated.
+        needed: those of `unseen` that `infer` guesses; strict readers refuse a guess.
+        architectures: names of published ones → the spec's fields that shapes do not show, and some that shapes do,
+            by which a name is checked.
         matrices: endings of names of linear layers → wide or tall, as the matrix stands in the model: [in, out].
         dimensions: patterns of names → how many dimensions such an array has; the first that fits counts.
         block: a pattern of how names in a block begin, such as blocks.3.; all blocks have the same arrays.
@@ -80,6 +86,9 @@ class Family:
     names: str = ".+"
     infer: Callable[[Mapping[str, tuple], Mapping[str, Any]], dict[str, Any]] = lambda shapes, stated: dict(stated)
     unseen: tuple[str, ...] = ()
+    usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    architectures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     matrices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     dimensions: tuple[tuple[str, int], ...] = ()
     block: str | None = None
@@ -90,6 +99,20 @@ class Family:
     def is_own(self, name: str) -> bool:
         """Whether a name is one that its models have."""
         return re.fullmatch(self.names, name) is not None
+
+    def architecture(self, path: Path) -> str | None:
+        """The published architecture whose name a file's name, or that of its folder, begins with.
+
+        A tag or hash may follow after a dot or a hyphen: vit_base_patch16_224.augreg_in21k, deit_tiny-a1311bcf.pth. A
+        folder may be one of Hugging Face's cache.
+        """
+        path = Path(os.path.abspath(path))  # links stay: Hugging Face's cache consists of them
+        cached = [part.rpartition("--")[2] for part in path.parts[:-1] if part.startswith("models--")]
+        for place in (path.name, path.parent.name, *cached[-1:]):
+            fitting = [name for name in self.architectures if re.match(rf"{re.escape(name)}(?![^.-])", place)]
+            if fitting:
+                return max(fitting, key=len)
+        return None
 
     def check(self, spec: Spec) -> None:
         """Raise CheckpointError for a field of a spec that has a value of another type, or out of its bounds."""

@@ -1,5 +1,7 @@
 """The files beside the arrays in a folder of Hugging Face's: config.json and preprocessor_config.json."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +15,54 @@ from plsc.weights.processor import from_processor, to_processor
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 
 
-def read_config(layout: HuggingFace, folder: Path) -> tuple[dict[str, Any], list[str] | None]:
-    """(fields of the spec that config.json states, the classes' names); neither where there is no such file."""
-    file = folder / CONFIG
-    config = read_json(file, dict, error=CheckpointError) or {}
+# what weights are called where one config.json is that of the whole folder
+_USUAL_FILES = re.compile(r"(open_clip_)?(pytorch_)?model(\.fp16)?\.(safetensors|bin|pth|pt)(\.index\.json)?")
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pth", ".pt", ".npz", ".pdparams"})
+
+
+def is_of_folder(path: Path) -> bool:
+    """Whether a config.json beside a file of weights is about it: its name is the usual one, or it is the only file."""
+    if _USUAL_FILES.fullmatch(path.name):
+        return True
+    return all(file.name == path.name for file in path.parent.iterdir() if file.suffix in _WEIGHTS)
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """The content of the config.json that is about a file; {} where there is none. CheckpointError: it is damaged."""
+    if not (path.parent / CONFIG).is_file() or not is_of_folder(path):
+        return {}
+    config = read_json(path.parent / CONFIG, dict, error=CheckpointError) or {}
     tower = config.get("vision_config")  # of CLIP and SigLIP, beside that of their text
-    config = {**config, **tower} if isinstance(tower, dict) else config
-    stated = {}
-    for setting in layout.settings:
-        value = config.get(setting.theirs)
-        if value is None or not setting.stated:
-            continue
-        if setting.values is not None:
-            if not isinstance(value, str) or value not in setting.values:
-                known = ", ".join(map(str, setting.values))
-                raise CheckpointError(
-                    f"{file}: {setting.theirs} is {value!r}, which the model does not have; it has {known}"
-                )
-            value = setting.values[value]
-        stated[setting.ours] = value
-    return stated, _class_names(file, config.get("id2label"))
+    return {**config, **tower} if isinstance(tower, dict) else config
 
 
-def _class_names(file: Path, labels: Any) -> list[str] | None:
-    labels = labels or {}
+def read_config(layout: HuggingFace, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of the spec that config.json states.
+
+    Raises:
+        CheckpointError: it states what the model does not have.
+    """
+    return {
+        setting.ours: setting.read(config[setting.theirs], where)
+        for setting in layout.settings
+        if setting.stated and config.get(setting.theirs) is not None
+    }
+
+
+def class_names(config: Mapping[str, Any], where: str) -> list[str] | None:
+    """A name for each logit, where config.json numbers them all. Raises CheckpointError where it is damaged."""
+    labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
-        raise CheckpointError(f"{file}: damaged: id2label is no mapping to names")
+        raise CheckpointError(f"{where}: damaged: id2label is no mapping to names")
     numbered = [labels.get(str(i)) for i in range(len(labels))]
     return numbered if labels and None not in numbered else None
 
 
-def read_preprocess(folder: Path) -> Preprocess | None:
-    """How pictures enter, where preprocessor_config.json says all of it."""
-    config = read_json(folder / PROCESSOR, dict, error=CheckpointError)
+def read_preprocess(path: Path) -> Preprocess | None:
+    """How pictures enter, where the preprocessor_config.json that is about a file says all of it."""
+    if not (path.parent / PROCESSOR).is_file() or not is_of_folder(path):
+        return None
+    config = read_json(path.parent / PROCESSOR, dict, error=CheckpointError)
     fields = from_processor(config) if config else None
     return None if fields is None else Preprocess.from_dict(fields)
 
@@ -60,9 +77,7 @@ def documents(layout: HuggingFace, card: ModelCard, spec: Spec, *, has_head: boo
     config: dict[str, Any] = {"architectures": [layout.architectures[0 if has_head else 1]], **layout.constants}
     for setting in layout.settings:
         value = spec[setting.ours] if setting.default is None else spec.get(setting.ours, setting.default)
-        if setting.values is not None:
-            value = next(theirs for theirs, ours in setting.values.items() if ours == value)
-        config[setting.theirs] = value
+        config[setting.theirs] = setting.write(value)
     config.update(layout.derived(spec))
     if has_head:
         names = card.class_names or [f"LABEL_{i}" for i in range(spec["class_num"])]

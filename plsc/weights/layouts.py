@@ -138,7 +138,7 @@ class Setting:
         theirs, ours: its names. values: theirs → ours, where they differ; of several for one of ours the first is
             written.
         stated: whether reading takes it, as no array's shape shows it.
-        default: of a spec that does not have the field; None where it must.
+        default: of a spec that does not have the field; None where it must, or where the entry is left out.
     """
 
     theirs: str
@@ -146,6 +146,19 @@ class Setting:
     values: Mapping[Any, Any] | None = None
     stated: bool = False
     default: Any = None
+
+    def read(self, value: Any, where: str) -> Any:
+        """Ours of theirs. Raises CheckpointError, which `where` begins, for a value that the model does not have."""
+        if self.values is None:
+            return value
+        if not isinstance(value, str) or value not in self.values:
+            known = ", ".join(map(str, self.values))
+            raise CheckpointError(f"{where}: {self.theirs} is {value!r}, which the model does not have; it has {known}")
+        return self.values[value]
+
+    def write(self, value: Any) -> Any:
+        """Theirs of ours. Raises StopIteration where there is none."""
+        return value if self.values is None else next(theirs for theirs, ours in self.values.items() if ours == value)
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,19 @@ class HuggingFace:
     constants: Mapping[str, Any]
     architectures: tuple[str, str]
     derived: Callable[[Spec], dict[str, Any]] = lambda spec: {}
+
+
+@dataclass(frozen=True)
+class Timm:
+    """What timm's config.json states besides arrays.
+
+    Attributes:
+        settings: fields of the spec in its model_args.
+        architecture: spec → the one that rebuilds it, given model_args; None where no arguments do.
+    """
+
+    settings: tuple[Setting, ...]
+    architecture: Callable[[Spec], str | None]
 
 
 @dataclass(frozen=True)
@@ -184,7 +210,7 @@ class Layout:
         refuse: the file's arrays → why they are of no model of the family, where they are not.
         lacks: what cannot be written.
         container: what is written: safetensors, npz or folder (Hugging Face's); None where nothing is.
-        huggingface: the rest of such a folder.
+        huggingface, timm: what config.json beside the arrays holds.
     """
 
     name: str
@@ -202,6 +228,7 @@ class Layout:
     lacks: tuple[Lack, ...] = ()
     container: Literal["safetensors", "npz", "folder"] | None = "safetensors"
     huggingface: HuggingFace | None = None
+    timm: Timm | None = None
 
     def holds(self, spec: Spec) -> bool:
         """Whether it has a place for all that a model is."""

@@ -5,15 +5,16 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from plsc import checksums, places
 from plsc.errors import CheckpointError
-from plsc.files import read_json
+from plsc.files import parse_json, read_json
 from plsc.model_card import ModelCard
-from plsc.weights import huggingface
-from plsc.weights.containers import DAMAGE, Container, open_container
+from plsc.weights import huggingface, timm
+from plsc.weights.containers import CARD, DAMAGE, Container, open_container
 from plsc.weights.families import Family, families, family_of
 from plsc.weights.layouts import Layout, read_arrays, recognised
 from plsc.weights.tensors import Tensor
@@ -45,6 +46,25 @@ class Source:
     def with_card(self, **changes) -> "Source":
         """The same weights, which say something else of themselves."""
         return dataclasses.replace(self, card=dataclasses.replace(self.card, **changes))
+
+    def check_known(self) -> None:
+        """Raise CheckpointError where a field of the model that has to be stated, such as num_heads, is a guess."""
+        family, card = family_of(self.card.model), self.card
+        missing = [name for name in family.needed if name in card.assumed]
+        if not missing:
+            return
+        fields = " and ".join(missing)
+        named = family.architecture(self.path) if card.architecture is None else card.architecture
+        cause = "neither the file nor its name states it"
+        if named is not None:
+            known = named in family.architectures
+            cause = f"the arrays are not those of {named}" if known else f"{named} is no architecture known here"
+        raise CheckpointError(
+            f"{self.path}: {fields} of its model is unknown: no array's shape shows it, and {cause}. State it by a "
+            "recipe (-c RECIPE), by config.json beside the file, or by the architecture's name as that of the file or "
+            "its folder (vit_base_patch16_224.safetensors); or once for all: plsc convert "
+            f"{self.path} --num-heads N --to safetensors --output PATH"
+        )
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
@@ -163,28 +183,109 @@ def foreign(container: Container, names: Collection[str] = ()) -> Source:
 
 
 def _by_layout(container: Container, tensors: dict[str, Tensor], family: Family, layout: Layout) -> Source:
-    """Weights in a layout, and what they say: by their arrays and, with Hugging Face, by the files beside them."""
-    with _naming(container.path):
+    """Weights in a layout, and their model as arrays, the file's card or config.json, and its name describe it."""
+    path = container.path
+    with _naming(path):
         known, unknown = read_arrays(layout, tensors, is_own=family.is_own, matrices=family.matrices)
         family.check_arrays(known)
-    facts, class_names, preprocess = layout.facts(tensors, known), None, None
-    if layout.huggingface is not None:
-        folder = container.path.parent
-        stated, class_names = huggingface.read_config(layout.huggingface, folder)
-        facts, preprocess = {**facts, **stated}, huggingface.read_preprocess(folder)
-    facts = {name: value for name, value in facts.items() if value is not None}
-    with _naming(container.path):
-        family.check(facts)
-    spec = family.infer({name: tensor.shape for name, tensor in known.items()}, facts)
+    shapes = {name: tensor.shape for name, tensor in known.items()}
+    own = _card_within(container, family)
+    beside = ModelCard() if own.spec else _card_beside(path, layout)
+    facts = {name: value for name, value in layout.facts(tensors, known).items() if value is not None}
+    stated = {**facts, **beside.spec, **own.stated}
+    with _naming(path):
+        family.check(stated)
+    named = beside.architecture if own.spec or beside.architecture else family.architecture(path)
+    of_name = _of_architecture(path, family, named, stated, shapes)
+    if beside.architecture:
+        stated = {**of_name, **stated}
+    known_fields = {**of_name, **layout.fixed, **stated}
+    known_fields |= {name: own.spec[name] for name in own.inferred - own.assumed if name in own.spec}
+    spec = family.infer(shapes, known_fields)
+    guessed = {name for name in family.needed if name in spec and name not in known_fields}
+    assumed = frozenset(family.usual.keys() - spec.keys() | guessed)
+    spec = {**family.usual, **spec, **{name: own.spec[name] for name in own.assumed & assumed if name in own.spec}}
     card = ModelCard(
-        model=family.model,
+        model=own.model or family.model,
         spec=spec,
-        inferred=frozenset(spec.keys() - facts.keys()),
-        preprocess=preprocess,
-        class_names=class_names,
+        inferred=frozenset(spec.keys() - stated.keys()),
+        assumed=assumed,
+        architecture=own.architecture or (named if of_name or beside.architecture else None),
+        preprocess=own.preprocess or beside.preprocess,
+        class_names=own.class_names or beside.class_names,
+        activation=own.activation,
+        position=own.position,
+        origin=own.origin,
     )
     name = "paddle" if layout.own_names and container.kind == "paddle" else layout.name
-    return Source(container.path, known, name, card, {name: tensor.shape for name, tensor in unknown.items()})
+    return Source(path, known, name, card, {name: tensor.shape for name, tensor in unknown.items()})
+
+
+def _card_within(container: Container, family: Family) -> ModelCard:
+    """The card that plsc wrote into somebody else's format; an empty one where there is none."""
+    text = container.notes.get(CARD)
+    if not isinstance(text, str):
+        return ModelCard()
+    values = parse_json(text, dict, where=f"{container.path}: {CARD}", error=CheckpointError)
+    card = ModelCard.from_dict(values, container.path, beside=False)
+    if card.model not in family.models:
+        raise CheckpointError(f"{container.path}: damaged: its {CARD} is of the model {card.model!r}")
+    with _naming(container.path):
+        family.check(card.spec)
+    return card
+
+
+def _card_beside(path: Path, layout: Layout) -> ModelCard:
+    """What Hugging Face's or timm's files beside the arrays state."""
+    if layout.huggingface is None and layout.timm is None:
+        return ModelCard()
+    config, where = huggingface.config_beside(path), str(path.parent / huggingface.CONFIG)
+    if layout.huggingface is not None:
+        return ModelCard(
+            spec=huggingface.read_config(layout.huggingface, config, where),
+            class_names=huggingface.class_names(config, where),
+            preprocess=huggingface.read_preprocess(path),
+        )
+    name = config.get("architecture")
+    if layout.timm is None or not isinstance(name, str):
+        return ModelCard()
+    return ModelCard(
+        spec=timm.read_config(layout.timm, config, where),
+        architecture=name,
+        class_names=timm.class_names(config),
+        preprocess=timm.read_preprocess(config),
+    )
+
+
+def _of_architecture(
+    path: Path, family: Family, name: str | None, stated: Mapping[str, Any], shapes: Mapping[str, tuple]
+) -> dict[str, Any]:
+    """The fields of a published architecture that shapes do not show; none where the arrays are not of that size.
+
+    Raises:
+        CheckpointError: the family's models cannot be it.
+    """
+    fields = family.architectures.get(name or "")
+    if fields is None:
+        return {}
+    seen = family.infer(shapes, stated)
+    if any(seen.get(field, value) != value for field, value in fields.items() if field not in family.unseen):
+        return {}
+    fields = {field: value for field, value in fields.items() if field not in seen or field in family.unseen}
+    lacking = [f"{field} {value!r}" for field, value in fields.items() if not _has(family, field, value)]
+    if lacking:
+        raise CheckpointError(f"{path}: is {name}, which a {family.model} cannot be: it lacks {', '.join(lacking)}")
+    return fields
+
+
+def _has(family: Family, field: str, value: Any) -> bool:
+    if family.spec is None or field not in {entry.name for entry in dataclasses.fields(family.spec)}:
+        return False
+    try:
+        family.check({field: value})
+    except CheckpointError:
+        return False
+    return True
 
 
 def _is_text(value) -> bool:

@@ -1,0 +1,316 @@
+"""What neither arrays nor their shapes show of a model: config.json, name or card state it, or it is refused."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from plsc import loading
+from plsc.cli import main
+from plsc.data.preprocess import Preprocess
+from plsc.errors import CheckpointError, ConfigError
+from plsc.model_card import ModelCard
+from plsc.models.published import ARCHITECTURES
+from plsc.models.spec import ViTSpec
+from plsc.models.vision_transformer import VisionTransformer
+from plsc.weights import Source, formats, read, unsaid, write
+from tests.test_checkpoint_formats import drawn, google_names, huggingface, shapes_of, timm
+
+NAMED = dict(embed_dim=192, depth=12, num_heads=3, img_size=32, class_num=3)
+PREPROCESS = Preprocess(
+    resize=36, crop=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.4,) * 3, truncate=True, round_corner=True
+)
+
+
+def saved(path, arrays, metadata=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, metadata=metadata)
+    return path
+
+
+def of_spec(spec: ViTSpec, **card) -> Source:
+    """The arrays of a new model."""
+    arrays = {name: tensor.numpy() for name, tensor in VisionTransformer(spec).state_dict().items()}
+    return Source.of_arrays("made", arrays, ModelCard("VisionTransformer", dataclasses.asdict(spec), **card))
+
+
+@pytest.fixture(scope="module")
+def tiny_arrays():
+    """DeiT-Ti's arrays at 32 px in timm's names."""
+    return {
+        name: np.zeros(shape[::-1] if len(shape) == 2 else shape, "float32")
+        for name, shape in shapes_of(ViTSpec(**NAMED)).items()
+    }
+
+
+# -- heads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface", "pdparams"])
+def test_unknown_heads_are_refused_with_the_remedies(tmp_path, layout, capsys):
+    arrays = drawn()
+    path = saved(
+        tmp_path / "w.safetensors", {"timm": timm, "huggingface": huggingface, "pdparams": dict}[layout](arrays)
+    )
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    for attempt in (
+        lambda: loading.load_model(path),
+        lambda: main(["convert", str(path), "--to", "huggingface", "--output", str(tmp_path / "hf")]),
+        lambda: main(["predict", "--weights", str(path), str(tmp_path / "black.png")]),
+    ):
+        try:
+            message = None if attempt() != 2 else capsys.readouterr().err
+        except CheckpointError as error:
+            message = str(error)
+        assert message is not None, "it was accepted"
+        assert all(word in message for word in ("num_heads", "-c", "config.json", "--num-heads N", "folder"))
+    assert not (tmp_path / "hf").exists()
+    output = str(tmp_path / "stated.safetensors")
+    assert main(["convert", str(path), "--to", "safetensors", "--output", output, "--num-heads", "2"]) == 0
+    assert loading.load_model(output).network.spec.num_heads == 2
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "deit_tiny_patch16_224.safetensors",
+        "deit_tiny_patch16_224-a1311bcf.pth",
+        "deit_tiny_patch16_224.fb_in1k/model.safetensors",
+        "models--timm--deit_tiny_patch16_224.fb_in1k/snapshots/0a1b/model.safetensors",
+        "ViT_tiny_patch16_224.pdparams",
+    ],
+)
+def test_the_name_of_a_published_architecture_tells(tmp_path, tiny_arrays, place):
+    card = read(saved(tmp_path / place, tiny_arrays)).card
+    assert not card.assumed and card.spec["num_heads"] == 3
+    assert card.architecture in place and "num_heads" not in card.stated
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224_mine", "vit_small_patch16_224", "a_deit_tiny_patch16_224"])
+def test_other_names_do_not_tell(tmp_path, tiny_arrays, name):
+    """Of an architecture of another width, or with something before or after the name."""
+    source = read(saved(tmp_path / f"{name}.safetensors", tiny_arrays))
+    assert "num_heads" in source.card.assumed
+    reason = (
+        "the arrays are not those of vit_small_patch16_224" if name in ARCHITECTURES else "neither the file nor its"
+    )
+    with pytest.raises(CheckpointError, match=reason):
+        source.check_known()
+
+
+def test_gap_has_sixteen_heads_and_rpn_is_what_it_is(tmp_path):
+    shapes = shapes_of(ViTSpec(embed_dim=768, depth=12, class_token=False, pool="avg", img_size=16, class_num=2))
+    arrays = {n: np.zeros(s[::-1] if len(s) == 2 else s, "float16") for n, s in shapes.items()}
+    assert read(saved(tmp_path / "vit_base_patch16_gap_224.safetensors", arrays)).card.spec["num_heads"] == 16
+    path = saved(tmp_path / "vit_base_patch16_rpn_224.rw_in1k" / "model.safetensors", arrays)
+    if "block" in ViTSpec.__dataclass_fields__:
+        assert read(path).card.spec["block"] == "post"
+    else:
+        with pytest.raises(CheckpointError, match=r"vit_base_patch16_rpn_224, which .* lacks block 'post'"):
+            read(path)
+
+
+def test_a_recipe_that_contradicts_the_name_is_warned_of(tmp_path, tiny_arrays, caplog):
+    path = saved(tmp_path / "deit_tiny_patch16_224.safetensors", tiny_arrays)
+    network = loading.create_model("VisionTransformer", **{**NAMED, "num_heads": 6})
+    with caplog.at_level(logging.WARNING, "plsc"):
+        loading.load_pretrained(network, path, strict=True)
+    assert "weights called deit_tiny_patch16_224 have num_heads 3, the model has 6" in caplog.text
+
+
+# -- config.json --------------------------------------------------------------------------
+
+TIMM_CONFIG = {
+    "architecture": "deit_tiny_patch16_224",
+    "num_classes": 3,
+    "global_pool": "token",
+    "model_args": {"img_size": 32, "act_layer": "gelu_tanh"},
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.4, 0.4],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "label_names": ["cat", "dog", "owl"],
+    },
+}
+
+
+def test_timms_config_tells_model_pictures_and_classes(tmp_path, tiny_arrays):
+    path = saved(tmp_path / "model.safetensors", tiny_arrays)
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    card = read(path).card
+    assert not card.assumed - {"qk_scale"} and card.architecture == "deit_tiny_patch16_224"
+    stated = {"num_heads": 3, "act": "gelu_tanh", "epsilon": 1e-6, "pool": "token", "img_size": [32, 32]}
+    assert {**stated, "img_size": 32}.items() <= card.stated.items()
+    assert card.class_names == ["cat", "dog", "owl"]
+    assert card.preprocess == Preprocess(
+        resize=36, crop=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.4, 0.4, 0.4), truncate=True, round_corner=True
+    )
+
+
+def test_a_config_of_another_file_is_not_taken(tmp_path, tiny_arrays):
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    mine = saved(tmp_path / "mine.safetensors", tiny_arrays)
+    assert read(mine).card.spec["act"] == "gelu_tanh", "the only file"
+    saved(tmp_path / "yours.safetensors", tiny_arrays)
+    assert {"num_heads", "act"} <= read(mine).card.assumed
+
+
+def test_a_config_of_what_plsc_lacks_is_refused(tmp_path, tiny_arrays):
+    path = saved(tmp_path / "model.safetensors", tiny_arrays)
+    config = {**TIMM_CONFIG, "model_args": {"act_layer": "relu"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: act_layer is 'relu', which the model does not have"):
+        read(path)
+
+
+# -- GELU ---------------------------------------------------------------------------------
+
+
+def test_googles_files_have_the_tanh_form(tmp_path):
+    np.savez(tmp_path / "w.npz", **google_names(drawn(), 2))
+    card = read(tmp_path / "w.npz").card
+    assert (card.spec["act"], card.spec["epsilon"], card.assumed) == ("gelu_tanh", 1e-6, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("vit_base_patch32_siglip_256", "gelu_tanh"),
+        ("vit_base_patch16_siglip_224", "gelu"),
+        ("vit_so400m_patch16_siglip_384", "gelu_tanh"),
+        ("vit_so400m_patch14_siglip_384", "gelu"),
+        ("vit_so400m_patch16_siglip_gap_256", "gelu_tanh"),
+        ("vit_giantopt_patch16_siglip_256", "gelu_tanh"),
+    ],
+)
+def test_siglips_gelu_by_name(name, act):
+    assert ARCHITECTURES[name]["act"] == act and ARCHITECTURES[name]["num_heads"] in (12, 16)
+
+
+def test_assumptions_are_listed(tmp_path, caplog):
+    path = saved(tmp_path / "w.safetensors", timm(drawn()))
+    main(
+        ["convert", str(path), "--to", "safetensors", "--num-heads", "2", "--output", str(tmp_path / "out.safetensors")]
+    )
+    with caplog.at_level(logging.WARNING, "plsc"):
+        loading.load_model(tmp_path / "out.safetensors")
+    assert "neither the file nor its name states it: act gelu, epsilon 1e-06, pool token, qk_scale None" in caplog.text
+
+
+# -- the card travels ---------------------------------------------------------------------
+
+SPECS = st.fixed_dictionaries(
+    {
+        "img_size": st.sampled_from([16, (16, 32), (64, 16)]),
+        "patch_size": st.sampled_from([8, 4]),
+        "embed_dim": st.just(24),
+        "num_heads": st.sampled_from([1, 2, 3, 8]),
+        "depth": st.sampled_from([1, 2]),
+        "mlp_ratio": st.sampled_from([2.0, 3.5]),
+        "class_num": st.sampled_from([0, 5]),
+        "act": st.sampled_from(["gelu", "gelu_tanh"]),
+        "epsilon": st.sampled_from([1e-6, 1e-5, 1e-12]),
+        "qk_scale": st.sampled_from([None, 0.25]),
+        "class_token": st.booleans(),
+        "pool": st.sampled_from(["token", "avg", "map"]),
+        "fc_norm": st.booleans(),
+        "reg_tokens": st.sampled_from([0, 2]),
+        "no_embed_class": st.booleans(),
+        "layer_scale": st.sampled_from([None, 0.1]),
+        "qkv_bias": st.booleans(),
+        "drop_path_rate": st.sampled_from([0.0, 0.2]),
+    }
+)
+
+
+def _valid(fields):
+    try:
+        return ViTSpec(**fields)
+    except ConfigError:
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPECS.map(_valid).filter(bool), st.sampled_from(formats()))
+def test_there_and_back_without_a_recipe_keeps_the_model(tmp_path_factory, spec, to):
+    """Any model in any format: refused by name, or the same spec, preprocessing and class names come back."""
+    names = [f"class {i}" for i in range(spec.class_num)] or None
+    source = of_spec(spec, preprocess=PREPROCESS, class_names=names, activation="softmax", position="bilinear")
+    output = tmp_path_factory.mktemp("there") / "out"
+    try:
+        write(source, to, output)
+    except CheckpointError as error:
+        assert "has no place for" in str(error)
+        return
+    source.card.spec["img_size"] = spec.img_size
+    card = read(output).card
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in card.spec.items()}
+    assert ViTSpec(**fields) == spec
+    assert (card.preprocess, card.class_names, card.activation, card.position) == (
+        source.card.preprocess, names, "softmax", "bilinear",
+    )  # fmt: skip
+    read(output).check_known()
+
+
+def test_attention_pooling_over_registers_names_timms_argument(tmp_path):
+    spec = ViTSpec(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_num=2, pool="map", reg_tokens=2)
+    source = of_spec(spec)
+    written = write(source, "timm", tmp_path / "w.safetensors")[0]
+    assert "pool_prefix True (timm's pool_include_prefix)" in unsaid(source.card, "timm", written)
+    assert read(written).card.spec["pool_prefix"] is True
+    assert read(saved(tmp_path / "bare.safetensors", load_file(written))).card.spec["pool_prefix"] is False
+    folder = write(source, "timm", f"{tmp_path}/folder/")
+    assert json.loads(folder[1].read_text())["model_args"]["pool_include_prefix"] is True
+
+
+def test_timm_folder_has_its_config(tmp_path):
+    spec = ViTSpec(img_size=(32, 48), patch_size=8, embed_dim=24, num_heads=8, depth=2, class_num=3, act="gelu_tanh")
+    source = of_spec(spec, preprocess=PREPROCESS, class_names=["a", "b", "c"])
+    written = write(source, "timm", f"{tmp_path}/mine/")
+    assert [path.name for path in written] == ["model.safetensors", "config.json"]
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert config["architecture"] == "vit_base_patch16_224" and config["num_classes"] == 3
+    wanted = {"img_size": [32, 48], "num_heads": 8, "embed_dim": 24, "act_layer": "gelu_tanh", "global_pool": "token"}
+    assert wanted.items() <= config["model_args"].items()
+    assert config["pretrained_cfg"]["label_names"] == ["a", "b", "c"]
+    bare = load_file(tmp_path / "mine" / "model.safetensors")
+    saved(tmp_path / "mine" / "model.safetensors", bare)
+    card = read(tmp_path / "mine").card
+    assert card.spec["num_heads"] == 8 and tuple(card.spec["img_size"]) == (32, 48) and card.spec["act"] == "gelu_tanh"
+    assert card.class_names == ["a", "b", "c"]
+
+
+def test_what_a_format_does_not_state_is_listed(tmp_path, capsys):
+    spec = ViTSpec(img_size=32, patch_size=8, embed_dim=24, num_heads=8, depth=1, class_num=2, epsilon=1e-5)
+    source = of_spec(spec, preprocess=PREPROCESS)
+
+    def listed(to, output, card=source.card):
+        return unsaid(card, to, write(source.with_card(), to, output)[0])
+
+    assert listed("safetensors", tmp_path / "x") == []
+    bare = ["num_heads 8 (timm's num_heads)", "epsilon 1e-05", "preprocessing"]
+    assert listed("timm", tmp_path / "x.safetensors") == bare
+    assert listed("timm", f"{tmp_path}/folder/") == ["epsilon 1e-05"]
+    assert listed("huggingface", tmp_path / "hf") == ["preprocessing"], "transformers rounds otherwise"
+    assert listed("google", tmp_path / "x.npz") == ["act gelu", "epsilon 1e-05", "preprocessing"]
+    assert listed("pdparams", tmp_path / "x.pdparams")[:2] == ["num_heads 8", "epsilon 1e-05"]
+    write(source, "safetensors", tmp_path / "own.safetensors")
+    output = str(tmp_path / "out.safetensors")
+    assert main(["convert", str(tmp_path / "own.safetensors"), "--to", "timm", "--output", output]) == 0
+    assert "not stated by the format itself, only by plsc's entry in the file: num_heads 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", [{"spec": {"num_heads": "8"}}, {"spec": {}, "model": "Other"}, {"spec": 3}, []])
+def test_a_damaged_card_is_refused(tmp_path, spoil):
+    card = {"model": "VisionTransformer", **spoil} if spoil else spoil
+    path = saved(tmp_path / "w.safetensors", timm(drawn()), {"format": "pt", "plsc_card": json.dumps(card)})
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: .*damaged"):
+        read(path)
