@@ -62,6 +62,9 @@ if TYPE_CHECKING:
         TASKS,
         TRANSFORMS,
     )
+    from plsc.runs.compare import Comparison as Comparison
+    from plsc.runs.compare import RunSummary as RunSummary
+    from plsc.runs.compare import compare as compare
     from plsc.sweeps import Standing as Standing
     from plsc.sweeps import SweepResult as SweepResult
     from plsc.sweeps import sweep as sweep
@@ -94,6 +97,7 @@ _DEFINED_IN = {
     "export_model": "plsc.export:export_model",
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
+    "compare": "plsc.runs.compare:compare",
     "sweep": "plsc.sweeps.sweeper:sweep",
     "plan": "plsc.planning.planner:plan",
     # models
@@ -120,6 +124,8 @@ _DEFINED_IN = {
     "TrainResult": "plsc.engine.run:TrainResult",
     "Evaluation": "plsc.engine.evaluation:Evaluation",
     "Timing": "plsc.timing:Timing",
+    "Comparison": "plsc.runs.compare:Comparison",
+    "RunSummary": "plsc.runs.compare:RunSummary",
     "SweepResult": "plsc.sweeps.sweeper:SweepResult",
     "Standing": "plsc.sweeps.sweeper:Standing",
     "Plan": "plsc.planning.planner:Plan",
@@ -156,6 +162,9 @@ _WITHOUT_PADDLE = {
     "list_models",
     "Callback",
     "benchmark",
+    "compare",
+    "Comparison",
+    "RunSummary",
     "sweep",
     "SweepResult",
     "Standing",

@@ -27,6 +27,7 @@ COMMANDS = {
     "visualize": "draw attention, embeddings, filters, patches and curves",
     "plan": "say what a run costs before it is run",
     "sweep": "run a recipe with many settings and seeds, and rank them",
+    "compare": "put runs side by side",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }
