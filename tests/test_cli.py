@@ -19,7 +19,7 @@ from plsc.cli.list import KINDS
 from plsc.cli.main import COMMANDS
 from plsc.components import register_all
 from plsc.config import load
-from plsc.config.recipes import SHIPPED, shipped_recipes
+from plsc.config.recipes import HEADER, SHIPPED, header, shipped_recipes
 from tests.helpers import CHECKOUT, clean_environment, command, plsc, tiny_digits, write_config
 
 
@@ -256,13 +256,12 @@ def test_list_models_is_quick():
     assert done.returncode == 0 and "DeiT_tiny_patch16_224" in done.stdout
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "models"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("models", "recipes")])
 def test_list_is_a_line_each(kind, capsys):
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.splitlines()
     register_all()
-    names = shipped_recipes() if kind == "recipes" else getattr(registry, kind.upper())
-    assert [line.split()[0] for line in lines] == list(names)
+    assert [line.split()[0] for line in lines] == list(getattr(registry, kind.upper()))
     assert all(re.match(r"\S+  +\S", line) for line in lines)
 
 
@@ -297,18 +296,34 @@ def test_list_shows_a_default_that_is_blank(capsys):
     assert "delimiter=' '" in out or 'delimiter=" "' in out
 
 
-def test_list_recipes_shows_names_and_first_comment(capsys):
+def test_list_recipes_shows_data_hardware_and_figure(capsys):
     assert main(["list", "recipes"]) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, _ in lines] == list(shipped_recipes())
-    for (_, shown), path in zip(lines, shipped_recipes().values(), strict=True):
-        first = path.read_text().splitlines()[0]
-        assert first.startswith("# ") and shown == first[2:]
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", title) == ["recipe", "data", "hardware", "figure"]
+    assert len(lines) == len(shipped_recipes())
+    for line, (name, path) in zip(lines, shipped_recipes().items(), strict=True):
+        head = header(path)
+        shown = re.split(r"  +", line)
+        assert shown == [name, *(head[key].split(";")[0] for key in ("Data", "Hardware", "Figure"))]
+        assert len(line) < 170
+
+
+@pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
+def test_every_recipe_begins_with_a_whole_header(path):
+    """What it reproduces, then the entries in order; its command names it, and a figure has its source."""
+    head = header(path)
+    assert head[""].endswith(".") and list(head)[1:] == [key for key in HEADER if key in head]
+    assert set(HEADER) - {"Note"} <= set(head)
+    assert path.stem in head["Command"]
+    assert "measured" in head["Source"] or path.stem == "finetune_folder"
+    assert all(len(line) <= 120 for line in path.read_text().splitlines())
 
 
 def test_recipes_have_names_of_their_own():
-    """A bare name finds one file."""
-    assert len(list(SHIPPED.rglob("*.yaml"))) == len(shipped_recipes())
+    """A bare name finds one file; what begins with _, or lies in such a folder, is a part of recipes."""
+    files = [path.relative_to(SHIPPED).parts for path in SHIPPED.rglob("*.yaml")]
+    recipes = [parts for parts in files if not any(part.startswith("_") for part in parts)]
+    assert len(recipes) == len(shipped_recipes()) < len(files)
 
 
 def test_every_kind_of_the_registry_can_be_listed():

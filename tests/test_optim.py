@@ -394,9 +394,9 @@ def numpy_lamb(w, g, s, t, lr, decay, betas=(0.8, 0.95), epsilon=0.01):
 
 
 def numpy_lars(w, g, s, t, lr, decay):
-    """You et al. 2017, algorithm 1; weights without decay take plain momentum."""
+    """You et al. 2017, algorithm 1; weights that are exempt from decay take plain momentum."""
     local = 1.0
-    if decay:
+    if s["kept"]:
         local = 0.02 * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w))
     s["v"] = 0.7 * s.get("v", 0) + lr * local * (g + decay * w)
     return w - s["v"]
@@ -480,7 +480,7 @@ def test_two_updates_against_numpy(case, weight_decay):
     model = Toy()
     optimizer = optimizer_of(model, case.split("/")[0], weight_decay=weight_decay, **arguments)
     expected = {name: w.astype("float64") for name, w in model.weights().items()}
-    state = {name: {} for name in expected}
+    state = {name: {"kept": name.startswith("kept")} for name in expected}
     for t, lr in ((1, 0.1), (2, 0.03)):
         gradients = drawn_gradients(t)
         update(model, optimizer, gradients, lr)

@@ -1,7 +1,7 @@
 """Show what recipes can name: a line each, or with -v all arguments with their defaults.
 
-Of models it shows the parameters, and the operations (GFLOPs) of one image's forward pass, a multiply-add
-being two.
+Of recipes it shows data, hardware and the figure to expect, with -v their whole comment. Of models it shows the
+parameters, and the operations (GFLOPs) of one image's forward pass, a multiply-add being two.
 """
 
 import argparse
@@ -81,12 +81,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_recipes(pattern: str | None, verbose: bool) -> None:
-    from plsc.config.recipes import describe, shipped_recipes
+    from plsc.config.recipes import header, shipped_recipes
 
     recipes = shipped_recipes()
     chosen = _matching(pattern, recipes, "recipe")
     if not verbose:
-        _print_columns([(name, describe(recipes[name])) for name in chosen])
+        columns = ("Data", "Hardware", "Figure")
+        heads = [(name, header(recipes[name])) for name in chosen]
+        rows = [(name, *(head[column].split(";")[0] for column in columns)) for name, head in heads]
+        print_table([("recipe", *map(str.lower, columns)), *rows], left=[True] * (1 + len(columns)))
         return
     for name in chosen:
         print(f"{name}\n  {recipes[name]}")

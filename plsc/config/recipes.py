@@ -10,15 +10,36 @@ SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Bare name → file of every recipe in the package."""
-    return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml"))}
+    """Bare name → file of every recipe in the package.
+
+    Files and folders whose name begins with _ are parts of recipes, for their _base_.
+    """
+    files = (path for path in SHIPPED.rglob("*.yaml") if not _is_part(path))
+    return {path.stem: path for path in sorted(files)}
 
 
-def describe(path: Path) -> str:
-    """The first comment line of a recipe."""
-    with open(path, encoding="utf-8") as file:
-        first = file.readline().strip()
-    return first.lstrip("# ") if first.startswith("#") else ""
+def _is_part(path: Path) -> bool:
+    return any(name.startswith("_") for name in path.relative_to(SHIPPED).parts)
+
+
+HEADER = ("Command", "Data", "Hardware", "Time", "Figure", "Source", "Note")
+
+
+def header(path: Path) -> dict[str, str]:
+    """What the comment at the top of a recipe says: "" → what it reproduces, then its entries of HEADER.
+
+    An entry is a line `# Data      CIFAR-10`, and the lines after it that are indented further.
+    """
+    entries, key = {"": ""}, ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line[1:]
+        first = text.split(maxsplit=1)[0] if text.strip() else ""
+        if text.startswith(f" {first}") and first in HEADER:
+            key, text = first, text.strip().removeprefix(first)
+        entries[key] = f"{entries.get(key, '')} {text.strip()}".strip()
+    return entries
 
 
 def locate(name: str, beside: Path | None = None) -> Path:

@@ -54,7 +54,7 @@ def _norm(x):
 
 
 class Lars(_Optimizer):
-    """v = m v + lr · local · (g + wd w);  w -= v;  local = trust · |w| / (|g| + wd |w| + epsilon)."""
+    """v = m v + lr · local · (g + wd w);  w -= v;  local = trust · |w| / (|g| + wd |w| + epsilon), where it adapts."""
 
     def __init__(self, groups, *, momentum, trust_coefficient, epsilon, multi_precision):
         super().__init__(groups, multi_precision)
@@ -65,7 +65,7 @@ class Lars(_Optimizer):
 
     def _update(self, weight, gradient, lr, group, state):
         decay = group["lars_weight_decay"]
-        if decay > 0.0:
+        if group["lars_adapts"]:
             size, slope = _norm(weight), _norm(gradient)
             local = self._trust * size / (slope + decay * size + self._eps)
             local = paddle.where((size > 0) & (slope > 0), local, paddle.ones_like(local))

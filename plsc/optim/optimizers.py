@@ -130,10 +130,12 @@ def LARS(
 ) -> paddle.optimizer.Optimizer:
     """LARS: momentum with a rate a layer, trust * |w| / (|g| + wd * |w|) (You et al., 2017).
 
-    Parameters without weight decay are updated by plain momentum, as the paper does for biases.
+    Parameters that no_weight_decay exempts are updated by plain momentum, as the paper does for biases; weight_decay
+    may be 0 all the same, as in MAE's linear probe.
     """
+    made = paddle_groups(groups, weight_decay, key="lars_weight_decay")
     return _Lars(
-        paddle_groups(groups, weight_decay, key="lars_weight_decay"),
+        [{**inner, "lars_adapts": group.decay} for inner, group in zip(made, groups, strict=True)],
         momentum=momentum,
         trust_coefficient=trust_coefficient,
         epsilon=epsilon,
