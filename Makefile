@@ -65,9 +65,10 @@ format: $(VENV)/ready  ## correct style where a program can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-docs: $(VENV)/ready  ## write the generated pages docs/cli.md and docs/api.md anew
+docs: $(VENV)/ready  ## write the generated pages of docs/ anew: cli, api, recipes
 	$(VENV)/bin/python tools/generate_cli_docs.py
 	$(VENV)/bin/python tools/generate_api_docs.py
+	$(VENV)/bin/python tools/generate_recipes_docs.py
 
 hooks: $(VENV)/ready  ## run the checks of .pre-commit-config.yaml before every commit in this clone
 	$(VENV)/bin/pre-commit install

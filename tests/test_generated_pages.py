@@ -1,4 +1,4 @@
-"""docs/cli.md and docs/api.md are what the parser and the docstrings say."""
+"""docs/cli.md, docs/api.md and docs/recipes.md are what the parser, docstrings and recipes say."""
 
 import importlib.util
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import CHECKOUT, clean_environment
 
-PAGES = ["cli", "api"]
+PAGES = ["cli", "api", "recipes"]
 
 
 def generate(name: str, *arguments):
