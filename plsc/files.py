@@ -87,6 +87,47 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, text + "\n")
 
 
+class AppendedFile:
+    """A file that whole lines are added to, for as long as a run takes. What is there stays.
+
+    Raises:
+        OSError: the file cannot be opened for writing, or is a named pipe that nobody reads.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # which a pipe would wait without
+        self._descriptor = os.open(self.path, flags, 0o666)
+
+    def add(self, line: str) -> None:
+        """Write a line and its end, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or read-only, or the path is no longer this file, so that nobody would find it.
+        """
+        opened = os.fstat(self._descriptor)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (opened.st_dev, opened.st_ino):
+            raise OSError(errno.ENOENT, "it was removed or replaced while the run was at work", str(self.path))
+        content = f"{line}\n".encode("utf-8", "surrogateescape")
+        try:
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # /dev/full and its like
+                os.ftruncate(self._descriptor, opened.st_size)
+            raise
+
+    def close(self) -> None:
+        """Close the file. May be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 def special_kind(path: str | Path) -> str | None:
     """What a path is that is neither a file nor a folder, of which opening may wait, and reading not end; else None."""
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from plsc import files
 from plsc.config import Config
 from plsc.engine.callbacks import Callback, RunInfo
-from plsc.engine.tracking import duration
+from plsc.engine.tracking import cannot_be_written, duration
 from plsc.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -70,15 +70,18 @@ _METRICS = "metrics.jsonl"
 class MetricsFile(Callback):
     """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint."""
 
-    _file: Any = None  # before `start`
+    _file: files.AppendedFile | None = None  # before `start`
 
     def start(self, run: RunInfo) -> None:
         path = run.run_directory / _METRICS
-        if path.exists():
-            records = [(line, _record(line)) for line in _lines(path)]
-            kept = [line for line, record in records if record is not None and record["step"] <= run.step]
-            files.write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        try:
+            if path.is_file():
+                records = [(line, _record(line)) for line in _lines(path)]
+                kept = [line for line, record in records if record is not None and record["step"] <= run.step]
+                files.write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = files.AppendedFile(path)
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
 
     def after_step(self, step: int, record: Mapping[str, float]) -> None:
         self._write({"kind": "train", "step": step, **record})
@@ -92,13 +95,19 @@ class MetricsFile(Callback):
         values = {name: value for name, value in record.items() if name not in not_finite}
         if not_finite:
             values["not_finite"] = not_finite
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        self._file.flush()
+        assert self._file is not None, "start opens it"
+        try:
+            self._file.add(json.dumps(values, allow_nan=False))
+        except OSError as error:
+            raise cannot_be_written(self._file.path, error) from error
 
     def end(self, result: "TrainResult") -> None:
-        self._file.close()
+        self._close()
 
     def failure(self, error: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -164,8 +173,11 @@ class _Writer(_Scalars):
     _writer: Any = None  # before `start`
 
     def add(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            raise cannot_be_written(Path(error.filename or type(self).__name__), error) from error
 
     def close(self) -> None:
         if self._writer is not None:

@@ -18,6 +18,7 @@ from plsc.engine import checkpoint
 from plsc.engine.checkpoint import Checkpoints, Saved
 from plsc.engine.distributed import World
 from plsc.engine.state import ProgressState
+from plsc.engine.tracking import cannot_be_written
 from plsc.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("plsc")
@@ -98,8 +99,11 @@ def check_shared(folder: Path, world: World) -> None:
     name = world.broadcast(f".seen-{uuid.uuid4().hex}" if world.is_first else None)
     path = Path(folder) / name
     if world.is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
     world.barrier()
     until = time.monotonic() + _SEEN_SECONDS
     while not path.exists() and time.monotonic() < until:
@@ -118,7 +122,6 @@ def check_shared(folder: Path, world: World) -> None:
 def write_description(config: Config, world: World) -> None:
     """config.yaml (resolved, runnable) and environment.json."""
     folder = Path(config.Global.output_dir)
-    files.write_text(folder / places.RECIPE, config_text(config))
     description = {
         "plsc": plsc.__version__,
         "paddle": paddle.__version__,
@@ -130,7 +133,13 @@ def write_description(config: Config, world: World) -> None:
         "command": sys.argv,
         "git_revision": _git_revision(),
     }
-    files.write_json(folder / "environment.json", description)
+    path = folder / places.RECIPE
+    try:
+        files.write_text(path, config_text(config))
+        path = folder / "environment.json"
+        files.write_json(path, description)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
 
 
 def config_text(config: Config) -> str:

@@ -3,11 +3,15 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+from plsc.errors import ConfigError
+from plsc.files import AppendedFile
 
 log = logging.getLogger("plsc")
 
@@ -20,6 +24,43 @@ class _Console(logging.Handler):
         sys.stdout.flush()
 
 
+class _LogFile(logging.Handler):
+    """Adds lines to a file. Where that fails, the thread that made it gets one ConfigError from its log call."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._file, self._owner = AppendedFile(path), threading.get_ident()
+        self._problem: OSError | None = None
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._problem is None:
+            try:
+                self._file.add(self.format(record))
+            except OSError as problem:
+                self._problem = problem
+        if threading.get_ident() == self._owner:
+            self.check()
+
+    def check(self) -> None:
+        """Raise the ConfigError of a line that could not be written, once."""
+        if self._problem is not None and not self._told:
+            self._told = True
+            raise cannot_be_written(self._file.path, self._problem) from self._problem
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def cannot_be_written(path: Path, problem: OSError) -> ConfigError:
+    """What ends a run that can no longer write a file of its run directory."""
+    return ConfigError(
+        f"Global.output_dir: {path} cannot be written: {problem.strerror}. The run ends here, since what it does would "
+        "be lost; -o Global.resume=auto continues after the newest checkpoint once the folder can be written"
+    )
+
+
 @contextlib.contextmanager
 def logging_to(file: Path | None, *, verbose: bool = True) -> Iterator[None]:
     """Context in which plsc's log lines go to the console and, where given, are added to a file.
@@ -28,11 +69,17 @@ def logging_to(file: Path | None, *, verbose: bool = True) -> Iterator[None]:
 
     Args:
         verbose: every line; else only warnings, as on all processes but the first.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ConfigError: a line could not be written; also from the log call itself.
     """
     handlers: list[logging.Handler] = [_Console()]
+    log_file = None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        log_file = _LogFile(file)
+        handlers.append(log_file)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     before, level, propagate = list(log.handlers), log.level, log.propagate
@@ -41,6 +88,8 @@ def logging_to(file: Path | None, *, verbose: bool = True) -> Iterator[None]:
     log.setLevel(logging.INFO if verbose else logging.WARNING)
     try:
         yield
+        if log_file is not None:
+            log_file.check()
     finally:
         log.handlers[:], log.propagate = before, propagate
         log.setLevel(level)
