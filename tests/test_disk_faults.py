@@ -125,7 +125,7 @@ def test_a_named_pipe_for_a_log_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.usefixtures("process_state")
-def test_a_log_line_of_another_thread_that_cannot_be_written_is_told_at_the_end(tmp_path):
+def test_a_log_line_of_another_thread_that_cannot_be_written_is_raised_at_the_end(tmp_path):
     import threading
 
     path = tmp_path / "train.log"

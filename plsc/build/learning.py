@@ -9,7 +9,7 @@ import paddle
 
 from plsc.build.components import check_members, component
 from plsc.config import Component, Config
-from plsc.config.rules import beyond_classes
+from plsc.config.rules import above_classes
 from plsc.errors import ConfigError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
@@ -104,7 +104,7 @@ def metrics(config: Config, mode: str, *, weights_activation: Activation | None 
     made = [component(config, METRICS, part) for part in parts]
     for part, metric in zip(parts, made, strict=True):
         check_members(config, part, metric, Metric)
-        wrong = beyond_classes(part, config.Model.arguments.get("class_num"))
+        wrong = above_classes(part, config.Model.arguments.get("class_num"))
         if wrong:
             raise config.error((*part.path, "topk"), wrong)
         if isinstance(metric, WithActivation) and metric.activation is None:

@@ -74,12 +74,12 @@ def _check_losses(c: Checker, config: Config) -> None:
 
 def _check_topk(c: Checker, config: Config) -> None:
     for part in (part for parts in config.Metric.values() for part in parts):
-        text = beyond_classes(part, config.Model.arguments.get("class_num"))
+        text = above_classes(part, config.Model.arguments.get("class_num"))
         if text:
             c.problem((*part.path, "topk"), text)
 
 
-def beyond_classes(metric: Component, class_num) -> str | None:
+def above_classes(metric: Component, class_num) -> str | None:
     """What is wrong with a metric's topk, of which all classes are less; None where nothing is, or they are `auto`.
 
     The default, top-1 and top-5, is every recipe's: with fewer than five classes all of them count.

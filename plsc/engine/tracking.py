@@ -31,7 +31,7 @@ class _LogFile(logging.Handler):
         super().__init__()
         self._file, self._owner = AppendedFile(path), threading.get_ident()
         self._problem: OSError | None = None
-        self._told = False
+        self._raised = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._problem is None:
@@ -44,8 +44,8 @@ class _LogFile(logging.Handler):
 
     def check(self) -> None:
         """Raise the ConfigError of a line that could not be written, once."""
-        if self._problem is not None and not self._told:
-            self._told = True
+        if self._problem is not None and not self._raised:
+            self._raised = True
             raise cannot_be_written(self._file.path, self._problem) from self._problem
 
     def close(self) -> None:
