@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 from plsc import environment  # noqa: E402 - the checkout comes first
 
-BATCH, SIZE, CLASSES = 8, 224, 1000
+MODEL, BATCH, SIZE, CLASSES = "ViT_tiny_patch16_224", 8, 224, 1000
 
 
-def recipe(folder: Path, *, batch_size: int = BATCH, steps: int = 1000) -> dict:
+def recipe(folder: Path, *, model: str = MODEL, batch_size: int = BATCH, steps: int = 1000) -> dict:
     """A run on pixels held in memory."""
     transforms = [{"NormalizeImage": {"mean": [0.5] * 3, "std": [0.5] * 3}}, {"ToCHWImage": None}]
     return {
@@ -35,7 +35,7 @@ def recipe(folder: Path, *, batch_size: int = BATCH, steps: int = 1000) -> dict:
             "save_interval": 0,
             "print_batch_step": 4,
         },
-        "Model": {"name": "ViT_tiny_patch16_224", "img_size": SIZE, "class_num": CLASSES},
+        "Model": {"name": model, "img_size": SIZE, "class_num": CLASSES},
         "Loss": {"Train": [{"CELoss": {}}]},
         "LRScheduler": {"learning_rate": 1e-3},
         "Optimizer": {"name": "AdamW", "weight_decay": 0.05, "grad_clip": {"clip_norm": 1.0}},
@@ -70,7 +70,7 @@ def register_data() -> None:
             return Sample(self._pixels[index], index % CLASSES, f"picture {index}")
 
 
-def trainer(folder: Path, **changes):
+def trainer(folder: Path, *, model: str = MODEL, batch_size: int = BATCH, **changes):
     """A Trainer ready to advance, and its batches."""
     import yaml
 
@@ -78,7 +78,7 @@ def trainer(folder: Path, **changes):
     from plsc.engine.assembly import assemble
     from plsc.engine.distributed import World
 
-    tree = recipe(folder)
+    tree = recipe(folder, model=model, batch_size=batch_size)
     tree["Global"].update(changes)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
@@ -94,7 +94,7 @@ def bare_loop():
 
     from plsc.loading import create_model
 
-    model = create_model("ViT_tiny_patch16_224", img_size=SIZE, class_num=CLASSES)
+    model = create_model(MODEL, img_size=SIZE, class_num=CLASSES)
     optimizer = paddle.optimizer.AdamW(
         1e-3, parameters=model.parameters(), weight_decay=0.05, grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)
     )

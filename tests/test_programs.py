@@ -86,3 +86,16 @@ def test_the_benchmark_of_a_training_step_runs(monkeypatch, capsys, process_stat
     module.main()
     printed = capsys.readouterr().out
     assert len(set(ran)) == 4 and "bare Paddle loop" in printed and "engine / bare loop" in printed
+
+
+def test_the_benchmark_of_checkpoints_runs(tmp_path, monkeypatch, capsys, process_state):
+    """On a small model and small pictures."""
+    module = benchmark("checkpointing")
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    monkeypatch.setattr(module.train_step, "SIZE", 32)
+    options = ["--rounds", "2", "--steps", "2", "--batch", "2", "--model", "ViT_tiny_patch16_224"]
+    monkeypatch.setattr(sys, "argv", ["checkpointing.py", *options, "--folder", str(tmp_path)])
+    module.main()
+    printed = capsys.readouterr().out
+    assert printed.count("with    a checkpoint:") == printed.count("without a checkpoint:") == 2
+    assert "a checkpoint of 0.07 GB every 2 updates" in printed and "with / without" in printed
