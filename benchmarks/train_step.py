@@ -82,7 +82,7 @@ def trainer(folder: Path, *, model: str = MODEL, batch_size: int = BATCH, **chan
     tree["Global"].update(changes)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    made = assemble(load(str(folder / "recipe.yaml")), World.start("cpu"))
+    made = assemble(load(str(folder / "recipe.yaml")), World.start("cpu", timeout=1800.0))
     made.model.train()
     return made, made.feed.loader.run(made.sampler.batches(0))
 

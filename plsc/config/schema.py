@@ -70,6 +70,7 @@ class Recompute(Section):
 class DistributedStrategy(Section):
     data_parallel: bool = True
     recompute: Recompute | None = None
+    timeout: PositiveFloat = 1800.0  # seconds until a process that gives no sign, or is late, ends the run
 
 
 class LossScaling(Section):

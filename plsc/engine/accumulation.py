@@ -46,7 +46,7 @@ class Accumulation:
         """Context of forward and backward of micro-batch `i`; after the last the gradients are the update's."""
         last = i == self.count - 1
         local = self._sums is not None or not last
-        with self._world.accumulating(self._network) if local else contextlib.nullcontext():
+        with self._world.accumulating(self._network) if local else self._world.averaging():
             yield
         if self._sums is not None:
             self._sums.take(last)

@@ -53,7 +53,7 @@ class Callback(Protocol):
     """Moments of a run. A subclass has those methods that it needs; the others do nothing.
 
     All are called between two updates, on the first process only unless all_processes is True. On several processes
-    the others wait meanwhile, in after_step for 30 seconds at most. An error in a callback ends the run.
+    the others wait meanwhile, in after_step for 25 seconds at most on CPU. An error in a callback ends the run.
     """
 
     # methods without a statement would be abstract to a type checker

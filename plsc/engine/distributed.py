@@ -5,7 +5,8 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from socket import socket
 from typing import Any
 
 import paddle
@@ -15,9 +16,12 @@ from paddle import nn
 from plsc import compat, environment
 from plsc.devices import select_device
 from plsc.engine import joining
+from plsc.engine.heartbeat import GLOO_SECONDS, Heartbeat
 from plsc.errors import DeviceError
 
 _LEAVE_SECONDS = 30.0
+_connections: dict[int, socket] = {}  # to other processes, by rank; they live as long as Paddle's store
+_runs = itertools.count(1)
 
 
 class _Meeting:
@@ -49,15 +53,21 @@ class World:
     Attributes:
         rank, size: this process and how many there are.
         device: Paddle's device name.
+        heartbeat: what the processes know of each other's progress.
     """
 
     device: str = "cpu"
     rank: int = 0
     size: int = 1
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     @classmethod
-    def start(cls, device: str) -> "World":
-        """Select the device and join the processes that the launcher started."""
+    def start(cls, device: str, timeout: float) -> "World":
+        """Select the device and join the processes that the launcher started.
+
+        Args:
+            timeout: seconds, as in DistributedStrategy.timeout.
+        """
         if environment.world_size() > 1 and ":" in device:
             kind = device.split(":")[0]
             raise DeviceError(
@@ -68,11 +78,18 @@ class World:
             return cls(device)
         if device == "cpu":  # a launcher that saw a GPU build asks for NCCL, which CPU tensors cannot use
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+        # so that Paddle's own watch over NCCL, where it is switched on, comes after ours
+        os.environ.setdefault("PADDLE_PG_TIMEOUT", str(int(1000 * (timeout + _LEAVE_SECONDS))))
         if not dist.is_initialized():
-            joining.wait_for_all(environment.master(), environment.rank(), environment.world_size())
+            _connections.update(
+                joining.wait_for_all(environment.master(), environment.rank(), environment.world_size())
+            )
         environment.restart_system_calls()
         compat.init_parallel_env()
-        return cls(device, dist.get_rank(), dist.get_world_size())
+        rank, size = dist.get_rank(), dist.get_world_size()
+        limit = GLOO_SECONDS if device == "cpu" else timeout
+        heartbeat = Heartbeat(rank, size, _connections, run=next(_runs), timeout=timeout, collective_timeout=limit)
+        return cls(device, rank, size, heartbeat)
 
     @property
     def is_first(self) -> bool:
@@ -85,13 +102,15 @@ class World:
     def all_reduce(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """The tensor summed over processes, in place where there are several."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.heartbeat.collective():
+                dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """The tensor's largest over processes, in place where there are several."""
         if self.size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            with self.heartbeat.collective():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
@@ -99,7 +118,8 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.heartbeat.collective():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     @paddle.no_grad()
@@ -140,6 +160,7 @@ class World:
 
     def leave(self) -> None:
         """The last act of a run: the first process, which holds the store, waits for the others."""
+        self.heartbeat.stop()
         if self.size > 1:
             meeting = _Meeting()
             meeting.arrive()
@@ -150,8 +171,15 @@ class World:
         """The model for data-parallel training: gradients are averaged while backward still runs."""
         if self.on_cpu:
             self.barrier()  # gloo would end the first broadcast after 30 seconds
-        return paddle.DataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        with self.heartbeat.collective():
+            return paddle.DataParallel(model)
 
     def accumulating(self, network: paddle.nn.Layer) -> contextlib.AbstractContextManager:
         """Context in which gradients stay on this process."""
         return network.no_sync() if self.size > 1 else contextlib.nullcontext()
+
+    def averaging(self) -> contextlib.AbstractContextManager:
+        """Context of a backward that averages gradients over processes."""
+        return self.heartbeat.collective() if self.size > 1 else contextlib.nullcontext()

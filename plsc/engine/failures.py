@@ -147,6 +147,14 @@ class Failures:
                 if cause:
                     self._end_with(*cause)
                 time.sleep(_POLL_SECONDS)
+        self._tell(code, text)
+
+    def give_up(self, text: str) -> NoReturn:
+        """End all processes, since one of them no longer takes part. For any thread: the main one waits for it."""
+        self._tell(FAULT, f"error: {text}")
+
+    def _tell(self, code: int, text: str) -> NoReturn:
+        """Write and print this process's record, and end when the others have had time to see it."""
         self._write(code, text)
         print(text, file=sys.stderr, flush=True)
         until = time.monotonic() + _LINGER_SECONDS

@@ -4,6 +4,7 @@ Paddle's own wait, in paddle.distributed.init_parallel_env, is in C++ and holds 
 in it, and a process whose peer has ended stays until it is killed. This one can be interrupted, and comes first.
 """
 
+import contextlib
 import selectors
 import socket
 import time
@@ -15,23 +16,25 @@ _GO = b"go\n"
 _PAUSE_SECONDS = 0.05
 
 
-def wait_for_all(master: tuple[str, int], rank: int, size: int, seconds: float = _JOIN_SECONDS) -> None:
+def wait_for_all(
+    master: tuple[str, int], rank: int, size: int, seconds: float = _JOIN_SECONDS
+) -> dict[int, socket.socket]:
     """Until all processes are here, at most `seconds`; afterwards the first one opens Paddle's store at once.
 
     Args:
         master: host and port where the store will be; until then the first process listens there.
 
+    Returns:
+        Connections that stay open, by the rank at their other end: the first process has one to each of the others.
+
     Raises:
         DeviceError: processes are missing, or the port belongs to somebody else.
     """
     until = time.monotonic() + seconds
-    if rank == 0:
-        _welcome(master, size, until)
-    else:
-        _announce(master, rank, until)
+    return _welcome(master, size, until) if rank == 0 else {0: _announce(master, rank, until)}
 
 
-def _welcome(master: tuple[str, int], size: int, until: float) -> None:
+def _welcome(master: tuple[str, int], size: int, until: float) -> dict[int, socket.socket]:
     try:
         server = socket.create_server(("", master[1]))
     except OSError as error:
@@ -61,8 +64,8 @@ def _welcome(master: tuple[str, int], size: int, until: float) -> None:
                     ranks[connection] = rank
     # whoever connects from now on reaches Paddle's store, which listens at this port next
     for connection in ranks:
-        with connection:
-            connection.sendall(_GO)
+        connection.sendall(_GO)
+    return {rank: connection for connection, rank in ranks.items()}
 
 
 def _announced(connection: socket.socket, size: int) -> int | None:
@@ -75,31 +78,35 @@ def _announced(connection: socket.socket, size: int) -> int | None:
     return int(number) if word == "plsc" and number.isdecimal() and 0 < int(number) < size else None
 
 
-def _announce(master: tuple[str, int], rank: int, until: float) -> None:
-    while not _let_in(master, rank, until):
+def _announce(master: tuple[str, int], rank: int, until: float) -> socket.socket:
+    while (connection := _let_in(master, rank, until)) is None:
         _pause(master, until)
     while True:  # until the store listens: Paddle would ask again after three seconds only
         try:
             socket.create_connection(master, timeout=5.0).close()
-            return
+            return connection
         except OSError:
             _pause(master, until)
 
 
-def _let_in(master: tuple[str, int], rank: int, until: float) -> bool:
-    """Whether the first process has answered that all are here; False where it is not there yet, or has ended."""
+def _let_in(master: tuple[str, int], rank: int, until: float) -> socket.socket | None:
+    """The connection on which the first process has answered that all are here; None where it is not there yet."""
     try:
-        with socket.create_connection(master, timeout=5.0) as connection:
-            connection.sendall(f"plsc {rank}\n".encode())
-            connection.settimeout(1.0)
-            while time.monotonic() < until:
-                try:
-                    return connection.recv(len(_GO)) == _GO
-                except TimeoutError:
-                    continue
+        connection = socket.create_connection(master, timeout=5.0)
     except OSError:
-        pass  # nobody listens there yet
-    return False
+        return None
+    try:
+        connection.sendall(f"plsc {rank}\n".encode())
+        connection.settimeout(1.0)
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                if connection.recv(len(_GO)) == _GO:
+                    return connection
+                break  # it has ended
+    except OSError:
+        pass  # it has ended
+    connection.close()
+    return None
 
 
 def _pause(master: tuple[str, int], until: float) -> None:

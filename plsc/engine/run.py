@@ -132,8 +132,8 @@ def joined(config: "Config") -> Iterator["World"]:
     failures = Failures(config.Global.output_dir, environment.rank(), environment.world_size())
     device = paddle.get_device()
     try:
-        world = World.start(config.Global.device)
-        with _flags(config), failures.watched():
+        world = World.start(config.Global.device, config.DistributedStrategy.timeout)
+        with _flags(config), failures.watched(), world.heartbeat.watched(failures.give_up):
             yield world
             world.leave()
     except (Exception, KeyboardInterrupt, environment.Terminated) as error:

@@ -35,7 +35,10 @@ class Try:
         self.processes = (1, 2, 1, 4, 1, 2)[number % 6]
         self.stage = ("step", "save", "evaluation", "start-up")[number // 6 % 4]
         # by the launcher, which asks each rank three times; else asked as the launcher, at once, or one rank alone
-        self.how = rng.choice(("launched", "in turn", "at once", "one")) if self.processes > 1 else "in turn"
+        ways = ["launched", "in turn", "at once", "one"]
+        if self.stage == "start-up":  # the others wait for the one that has ended; only a launcher knows of it
+            ways.remove("one")
+        self.how = rng.choice(ways) if self.processes > 1 else "in turn"
         self.name = f"{number}: {self.processes} processes, {self.stage}, {self.how}"
 
     def start(self) -> None:

@@ -1,0 +1,129 @@
+"""A process that no longer takes part is named by the others, before gloo would abort them."""
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from plsc.engine.heartbeat import Heartbeat
+from tests.helpers import children, gone, rank_of, start, tiny_digits, wait_for_step
+
+
+def heartbeats(size: int, **limits) -> list[Heartbeat]:
+    """Those of `size` processes, in this one."""
+    pairs = [socket.socketpair() for _ in range(size - 1)]
+    made = [Heartbeat(0, size, {i + 1: ours for i, (ours, _) in enumerate(pairs)}, **limits)]
+    made += [Heartbeat(i + 1, size, {0: theirs}, **limits) for i, (_, theirs) in enumerate(pairs)]
+    return made
+
+
+def beat(made: list[Heartbeat], silent: int | None = None) -> None:
+    for each in made:
+        for connection in each._connections.values():
+            connection.setblocking(False)
+    for each in made:
+        if each.rank != silent:
+            each._send()
+    for each in made:
+        if each.rank != silent:
+            each._receive()
+
+
+def missing(heartbeat: Heartbeat, after: float, silent: int | None = None) -> str | None:
+    """What it tells so much later, when all but `silent` have given another sign."""
+    later = time.monotonic() + after
+    for rank, peer in heartbeat._peers.items():
+        if rank != silent:
+            peer.heard = later
+    return heartbeat._missing(later)
+
+
+def test_nobody_is_missing_while_all_learn_or_all_wait():
+    made = heartbeats(3, timeout=1800.0, collective_timeout=25.0)
+    for _ in range(3):
+        with made[0].collective(), made[1].collective(), made[2].collective():
+            beat(made)
+            assert all(missing(each, 24.0) is None for each in made), "a step that takes long on all is no silence"
+    beat(made)
+    assert all(missing(each, 1799.0) is None for each in made), "outside a collective the wait may be long"
+
+
+@pytest.mark.parametrize("silent", [0, 2])
+def test_a_silent_process_is_named(silent):
+    """In a collective soon, else later, by the first process, or by the others where it is the first that is silent."""
+    made = heartbeats(3, timeout=1800.0, collective_timeout=25.0)
+    beat(made)
+    with made[1].collective(), made[0 if silent else 2].collective():
+        beat(made, silent)
+        witness = made[0] if silent else made[1]
+        assert missing(witness, 24.0, silent) is None
+        text = missing(witness, 26.0, silent)
+        assert f"process {silent} of 3 has given no sign for 26 s" in text
+        assert "the limit is 25 s, since gloo gives up after 30" in text
+    if silent == 0:
+        text = missing(made[1], 1801.0, silent)
+        assert "no sign for 1801 s" in text and "DistributedStrategy.timeout is the limit" in text
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_a_process_that_comes_late_is_named_though_it_gives_signs(late):
+    made = heartbeats(3, timeout=1800.0, collective_timeout=25.0)
+    beat(made)
+    waiting = [each for each in made if each.rank != late]
+    with waiting[0].collective(), waiting[1].collective():
+        beat(made)
+        assert missing(made[0], 24.0) is None
+        assert f"process {late} of 3 has kept the others waiting in a collective for 26 s" in missing(made[0], 26.0)
+    with made[late].collective():
+        pass
+    beat(made)
+    assert all(peer.overtaken is None for peer in made[0]._peers.values()), "it has caught up"
+
+
+def test_a_process_that_has_ended_is_left_to_others():
+    made = heartbeats(2, timeout=1800.0, collective_timeout=25.0)
+    for connection in made[1]._connections.values():
+        connection.close()
+    beat(made[:1])
+    with made[0].collective():
+        assert missing(made[0], 5000.0, silent=1) is None
+
+
+def test_the_signs_of_an_earlier_run_do_not_count():
+    made = heartbeats(2, timeout=1800.0, collective_timeout=25.0)
+    made[1]._run += 1
+    made[1]._count = 99
+    beat(made)
+    assert made[0]._peers[1].count == 0
+
+
+def test_the_thread_gives_up_once_and_ends():
+    texts, made = [], heartbeats(2, timeout=0.4)
+    with made[0].collective(), made[0].watched(texts.append):
+        time.sleep(1.0)
+    assert len(texts) == 1 and "process 1 of 2" in texts[0]
+    assert not any(thread.name == "plsc-heartbeat" for thread in threading.enumerate())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("silent", [0, 1])
+def test_the_others_end_when_a_process_is_stopped(tmp_path, silent):
+    """SIGSTOP of one of two: the other names it, writes its record and ends, long before gloo's abort."""
+    tree = tiny_digits()
+    tree["Global"] |= {"epochs": 1000, "max_train_step": None}
+    tree["DistributedStrategy"] = {"timeout": 4}
+    process, run = start(tmp_path, tree, processes=2)
+    wait_for_step(run, 3)
+    everyone = children(process.pid)
+    os.kill(next(pid for pid in everyone if rank_of(pid) == str(silent)), signal.SIGSTOP)
+    stopped = time.monotonic()
+    # the launcher kills the silent one, and returns the first rank's exit code
+    code, output = process.wait(timeout=60), (tmp_path / "output.txt").read_text()
+    assert code == (1 if silent else 256 - signal.SIGKILL), output
+    assert time.monotonic() - stopped < 29, output
+    record = (run / "errors" / f"rank-{1 - silent}.txt").read_text()
+    assert f"process {silent} of 2 has given no sign for" in record and "DistributedStrategy.timeout" in record
+    assert gone(everyone)
