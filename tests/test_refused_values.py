@@ -150,7 +150,7 @@ def _check(monkeypatch, gibibytes: float, batch_size: int, **changes):
     from plsc.engine.distributed import World
     from plsc.engine.precision import Precision
 
-    world = World.start("cpu")
+    world = World.start("cpu", timeout=1800.0)
     capacity.check_memory(config, world, Precision.of(config, world), batch_size=batch_size)
 
 
@@ -190,7 +190,7 @@ def _check_config(monkeypatch, config, batch):
     from plsc.engine.precision import Precision
 
     monkeypatch.setattr(environment, "memory_limit", lambda: 80 * 2**30)
-    world = World.start("cpu")
+    world = World.start("cpu", timeout=1800.0)
     precision = Precision.of(config, world)
     precision.active = config.FP16 is not None and config.FP16.level != "O0"
     capacity.check_memory(config, world, precision, batch_size=batch)
