@@ -291,3 +291,25 @@ def test_running_statistics_are_averaged_over_the_processes(monkeypatch):
     assert np.array_equal(model[0].weight.numpy(), weight)
     World().average_statistics(model)  # one process: as it is
     np.testing.assert_allclose(model[1]._mean.numpy(), (mean + 20) / 3, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_linear_probe_of_a_run_trains_and_is_exported(tmp_path, monkeypatch):
+    """The backbone's weights come in without the batch normalisation, which has none there, and stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    trees = [tiny_digits(), tiny_digits()]
+    for tree, run in zip(trees, ("first", "probe"), strict=True):
+        tree["Global"] |= {"output_dir": run, "max_train_step": 3}
+    trees[1]["Global"] |= {"pretrained_model": "first", "finetune": True}
+    trees[1]["Model"] |= {"head_batch_norm": True, "head_init": 0.01}
+    trees[1]["LRScheduler"] = {"name": "Cosine", "learning_rate": 5.0}
+    frozen = ["patch_embed.*", "cls_token", "pos_embed", "blocks.*", "norm.*"]
+    trees[1]["Optimizer"] = {"name": "LARS", "momentum": 0.9, "no_weight_decay": ["1d"], "freeze": frozen}
+    for tree in trees:
+        plsc.train(load(tree))
+    first, probe = (plsc.load_model(run).network.state_dict() for run in ("first", "probe"))
+    for name, tensor in first.items():
+        assert np.array_equal(tensor.numpy(), probe[name].numpy()) == (not name.startswith("head.")), name
+    assert probe["head_norm._mean"].numpy().any()
+    done = plsc.export_model("probe", output="exported")  # which compares it with the model
+    assert all(check.difference < 1e-4 for check in done.checks)

@@ -11,7 +11,6 @@ from typing import Any
 
 import paddle
 import paddle.distributed as dist
-from paddle import nn
 
 from plsc import compat, environment
 from plsc.devices import select_device
@@ -130,9 +129,10 @@ class World:
         """
         if self.size == 1:
             return
-        kinds = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
-        for layer in (layer for layer in model.sublayers() if isinstance(layer, kinds)):
-            for statistic in (layer._mean, layer._variance):
+        for layer in model.sublayers():  # Paddle's layers and ours keep them under these names
+            for statistic in (getattr(layer, name, None) for name in ("_mean", "_variance")):
+                if not isinstance(statistic, paddle.Tensor):
+                    continue
                 mean = self.all_reduce(statistic.astype("float32")) / self.size
                 paddle.assign(mean.astype(statistic.dtype), output=statistic)
 

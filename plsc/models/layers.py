@@ -48,6 +48,41 @@ class RMSNorm(nn.Layer):
         )
 
 
+class FeatureNorm(nn.Layer):
+    """Batch normalisation of features [B, C] without scale and shift (Ioffe and Szegedy, 2015), by plain operations.
+
+    Paddle Inference crashes on its own layer where that has neither. The running variance is the unbiased one, as in
+    PyTorch.
+
+    Args:
+        momentum: share of a batch's statistics in the running ones.
+    """
+
+    _mean: paddle.Tensor
+    _variance: paddle.Tensor
+
+    def __init__(self, width: int, epsilon: float = 1e-6, momentum: float = 0.1):
+        super().__init__()
+        self.epsilon, self.momentum = epsilon, momentum
+        self.register_buffer("_mean", paddle.zeros([width]))
+        self.register_buffer("_variance", paddle.ones([width]))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        wide = x.astype("float32")
+        mean, variance = self._mean.astype("float32"), self._variance.astype("float32")
+        if self.training:
+            mean = wide.mean(axis=0)
+            variance = ((wide - mean) ** 2).mean(axis=0)
+            self._keep(mean, variance * (x.shape[0] / max(1, x.shape[0] - 1)))
+        return ((wide - mean) * (variance + self.epsilon).rsqrt()).astype(x.dtype)
+
+    @paddle.no_grad()
+    def _keep(self, mean: paddle.Tensor, variance: paddle.Tensor) -> None:
+        for running, new in ((self._mean, mean), (self._variance, variance)):
+            mixed = running.astype("float32") * (1.0 - self.momentum) + new * self.momentum
+            paddle.assign(mixed.astype(running.dtype), output=running)
+
+
 def norm_layer(kind: str, width: int, epsilon: float) -> nn.Layer:
     """A norm by its name in ViTSpec.norm."""
     return RMSNorm(width, epsilon) if kind == "rmsnorm" else nn.LayerNorm(width, epsilon=epsilon)

@@ -14,7 +14,7 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.init import init_head, init_weights
-from plsc.models.layers import AttentionPool, Block, Dropout, PatchEmbed, norm_layer
+from plsc.models.layers import AttentionPool, Block, Dropout, FeatureNorm, PatchEmbed, norm_layer
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
 
@@ -114,7 +114,7 @@ class VisionTransformer(nn.Layer):
         spec = self.spec = dataclasses.replace(self.spec, class_num=class_num)
         if spec.head_batch_norm:
             width = spec.representation_size or spec.pooled_width
-            self.head_norm = nn.BatchNorm1D(width, epsilon=1e-6, weight_attr=False, bias_attr=False)
+            self.head_norm = FeatureNorm(width)
         for name in ("head", "head_dist") if spec.distillation == "heads" else ("head",):
             head = nn.Linear(spec.representation_size or spec.pooled_width, class_num) if class_num else nn.Identity()
             if class_num:
