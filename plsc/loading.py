@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,12 @@ log = logging.getLogger("plsc")
 
 
 def create_model(
-    name: str, *, class_num: int | None = None, pretrained: str | Path | None = None, **fields: Any
+    name: str,
+    *,
+    class_num: int | None = None,
+    pretrained: str | Path | None = None,
+    pretrained_allow: Sequence[str] = (),
+    **fields: Any,
 ) -> Model:
     """A model by its name, with fresh weights or somebody's.
 
@@ -35,6 +40,7 @@ def create_model(
         class_num: outputs of the head; 0 leaves the head out. Default: the model's own, 1000.
         pretrained: a path of weights, whatever plsc.load_model takes. Position embedding, patch embedding and input
             channels are adapted where they differ, and a head of another size begins anew; the log says what was done.
+        pretrained_allow: patterns, such as "norm.*", of other arrays that may be left out or begin anew.
         fields: the model's other arguments, such as img_size, depth or drop_path_rate; `plsc list model NAME` shows
             them.
 
@@ -64,7 +70,7 @@ def create_model(
     network = built(part.name, part.arguments)
     if pretrained is not None:
         weights = read(pretrained, names=network.state_dict().keys())
-        report = load_pretrained(network, weights, position=weights.card.position or "bicubic")
+        report = load_pretrained(network, weights, position=weights.card.position or "bicubic", allow=pretrained_allow)
         log.info("weights of %s: %s", pretrained, report)
     return network
 
@@ -251,7 +257,7 @@ def warn_of_preprocess(path: str | Path, own: Preprocess | None, recipe: Preproc
         )
 
 
-def _check_stated(source: Source, spec: Any, strict: bool) -> None:
+def _check_stated(source: Source, spec: Any, strict: bool, allow: Sequence[str] = ()) -> None:
     """Where weights state another model than the one they are loaded into: an error if strict, else a warning.
 
     What follows only from their codebase's habit or the name of their architecture is a warning always.
@@ -264,7 +270,15 @@ def _check_stated(source: Source, spec: Any, strict: bool) -> None:
         differences = "; ".join(f"{name} {card.spec[name]!r}, the model has {own[name]!r}" for name in other)
         owner = f"weights called {card.architecture}" if card.architecture else f"{source.layout}'s weights"
         log.warning("%s: %s have %s; the model's is taken", source.path, owner, differences)
-    wrong = [name for name in family.unseen if name in stated and stated[name] != own[name]]
+    wrong = [name for name in family.unseen if name in stated and _plain(stated[name]) != _plain(own[name])]
+    part = [name for name in family.parts if card.spec.get(name, own[name]) != own[name] and name not in allow]
+    if not strict and part:
+        differences = "; ".join(f"{name} {card.spec[name]!r}, the model has {own[name]!r}" for name in part)
+        raise CheckpointError(
+            f"{source.path}: training does not start from weights of a model with {differences}; as in the weights: "
+            f"{' '.join(f'-o Model.{name}={json.dumps(card.spec[name])}' for name in part)}; to start all the same: "
+            f"Global.pretrained_allow: [{', '.join(part)}]"
+        )
     if not wrong:
         return
     differences = "; ".join(f"{name} {stated[name]!r}, the model has {own[name]!r}" for name in wrong)
@@ -275,6 +289,11 @@ def _check_stated(source: Source, spec: Any, strict: bool) -> None:
     log.warning("%s", message)
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def load_pretrained(
     network: Model,
     path: str | Path | Source,
@@ -282,6 +301,7 @@ def load_pretrained(
     reset_head: bool = False,
     strict: bool = False,
     resized: bool = False,
+    allow: Sequence[str] = (),
     weights: str = "model",
     class_names: list[str] | None = None,
     position: str = "bicubic",
@@ -292,7 +312,7 @@ def load_pretrained(
         network: its parameters and buffers are changed, all of them or, where an error is raised, none.
         path: a file's path, or a Source that was read already.
         weights: model, or ema for the averaged ones of a checkpoint.
-        reset_head, strict, resized, class_names, position: see plsc.weights.adapt.
+        reset_head, strict, resized, allow, class_names, position: see plsc.weights.adapt.
 
     Returns:
         What became of each array.
@@ -309,10 +329,11 @@ def load_pretrained(
         reset_head=reset_head,
         strict=strict,
         resized=resized,
+        allow=allow,
         class_names=class_names,
         position=position,
     )
-    _check_stated(source, network.spec, strict)
+    _check_stated(source, network.spec, strict, allow)
     for name in arrays:  # everything is read and looked at before the model changes
         shape, wanted = list(arrays[name].shape), list(tensors[name].shape)
         if shape != wanted:

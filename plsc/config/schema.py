@@ -46,6 +46,9 @@ class Global(Section):
     position_embedding: Literal["bicubic", "bilinear"] = (
         "bicubic"  # how pretrained_model's is resized; Google's is bilinear
     )
+    pretrained_allow: tuple[
+        str, ...
+    ] = ()  # patterns of arrays that the start from pretrained_model may leave out or draw
     finetune: bool = False  # of pretrained_model keep the backbone, make the head anew
     eval_during_train: bool | None = None  # default: whether DataLoader.Eval is there
     eval_interval: Positive = 1

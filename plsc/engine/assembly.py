@@ -248,6 +248,7 @@ def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> paddl
                 model,
                 pretrained,
                 reset_head=g.finetune,
+                allow=g.pretrained_allow,
                 class_names=feed.data.class_names,
                 position=g.position_embedding,
             )

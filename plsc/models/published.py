@@ -1,8 +1,8 @@
 """Published Vision Transformers by name: what no array's shape shows of them.
 
 A file that has the name of one of these, or stands in a folder of that name, is read as it. The values are those of
-timm 1.0.31 (its modules vision_transformer, deit and vision_transformer_hybrid) and of the configurations with which
-the weights of transformers, Meta and torchvision are published. Imports no Paddle.
+timm 1.0.31 (modules vision_transformer, deit, vision_transformer_hybrid, eva, beit) and of the configurations with
+which the weights of transformers, Meta and torchvision are published. Imports no Paddle.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,8 @@ def _rows(size: tuple[int, int, int], names: str, **other: Any) -> list[tuple[st
     fields = {"embed_dim": width, "depth": depth, "num_heads": heads, **usual, **other}
     return [(name, fields) for name in names.split()]
 
+
+_ROPE_APE = {"rope": "axial", "rope_temperature": 100.0, "rope_order": "xy"}  # beside a position embedding
 
 _TIMM = [
     *_rows((64, 6, 2), "test_vit"),
@@ -142,6 +144,63 @@ _TIMM = [
     *_rows((1664, 48, 16), "vit_gigantic_patch14_224"),
     *_rows((1664, 48, 16), "vit_gigantic_patch14_clip_224 vit_gigantic_patch14_clip_378", epsilon=1e-5),
     *_rows((1664, 48, 16), "vit_gigantic_patch14_clip_quickgelu_224", act="quick_gelu", epsilon=1e-5),
+    # modules eva and beit; arrays show which of them have rotary or relative positions, but for rope_ape
+    *_rows((192, 12, 3), "eva02_tiny_patch14_224 eva02_tiny_patch14_336"),
+    *_rows(
+        (192, 12, 3),
+        "vit_pe_core_tiny_patch16_384 vit_pe_spatial_tiny_patch16_512 vit_tiny_patch16_dinov3_qkvb",
+        epsilon=1e-5,
+    ),
+    *_rows(
+        (384, 12, 6),
+        "eva02_small_patch14_224 eva02_small_patch14_336 vit_small_patch16_rope_224 vit_small_patch16_rope_mixed_224 "
+        "vit_small_patch16_rope_mixed_ape_224",
+    ),
+    *_rows((384, 12, 6), "vit_small_patch16_rope_ape_224", **_ROPE_APE),
+    *_rows(
+        (384, 12, 6),
+        "vit_pe_core_small_patch16_384 vit_pe_spatial_small_patch16_512 vit_small_patch16_dinov3 "
+        "vit_small_patch16_dinov3_qkvb vit_small_plus_patch16_dinov3 vit_small_plus_patch16_dinov3_qkvb",
+        epsilon=1e-5,
+    ),
+    *_rows((512, 12, 8), "vit_medium_patch16_rope_reg1_gap_256"),
+    *_rows((512, 20, 8), "vit_mediumd_patch16_rope_reg1_gap_256"),
+    *_rows((640, 12, 10), "vit_betwixt_patch16_rope_reg4_gap_256"),
+    *_rows(
+        (768, 12, 12),
+        "beit_base_patch16_224 beit_base_patch16_384 beitv2_base_patch16_224 eva02_base_patch14_224 "
+        "eva02_base_patch14_448 eva02_base_patch16_clip_224 vit_base_patch16_rope_224 vit_base_patch16_rope_mixed_224 "
+        "vit_base_patch16_rope_mixed_ape_224 vit_base_patch16_rope_reg1_gap_256",
+    ),
+    *_rows((768, 12, 12), "vit_base_patch16_rope_ape_224", **_ROPE_APE),
+    *_rows(
+        (768, 12, 12),
+        "vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb vit_pe_core_base_patch16_224 "
+        "vit_pe_spatial_base_patch16_512",
+        epsilon=1e-5,
+    ),
+    *_rows((1024, 23, 16), "vit_pe_lang_large_patch14_448", epsilon=1e-5),
+    *_rows(
+        (1024, 24, 16),
+        "beit_large_patch16_224 beit_large_patch16_384 beit_large_patch16_512 beitv2_large_patch16_224 "
+        "eva02_large_patch14_224 eva02_large_patch14_448 eva02_large_patch14_clip_224 eva02_large_patch14_clip_336 "
+        "vit_large_patch16_rope_224 vit_large_patch16_rope_mixed_224 vit_large_patch16_rope_mixed_ape_224",
+    ),
+    *_rows((1024, 24, 16), "vit_large_patch16_rope_ape_224", **_ROPE_APE),
+    *_rows(
+        (1024, 24, 16),
+        "vit_large_patch16_dinov3 vit_large_patch16_dinov3_qkvb vit_pe_core_large_patch14_336 "
+        "vit_pe_spatial_large_patch14_448",
+        epsilon=1e-5,
+    ),
+    *_rows((1280, 32, 20), "vit_huge_plus_patch16_dinov3 vit_huge_plus_patch16_dinov3_qkvb", epsilon=1e-5),
+    *_rows(
+        (1408, 40, 16), "eva_giant_patch14_224 eva_giant_patch14_336 eva_giant_patch14_560 eva_giant_patch14_clip_224"
+    ),
+    *_rows((1536, 47, 16), "vit_pe_lang_gigantic_patch14_448", epsilon=1e-5),
+    *_rows((1536, 50, 16), "vit_pe_core_gigantic_patch14_448 vit_pe_spatial_gigantic_patch14_448", epsilon=1e-5),
+    *_rows((1792, 64, 16), "eva02_enormous_patch14_clip_224", block="post"),
+    *_rows((1536, 40, 24), "vit_giant_patch14_dinov2 vit_giant_patch14_reg1_tipsv2 vit_giant_patch14_reg4_dinov2"),
 ]
 
 _OTHERS = [

@@ -230,6 +230,13 @@ UNSEEN = (  # fields that no array shows
     "resnet_norm",
 )
 
+_BODY = (  # not of decoders, predictors, teachers and towers of text, which files may hold besides
+    r"(?:(?:Transformer|encoder|vision_model|vit|visual|trunk)[./])*"
+    r"(?:(?:blocks|layers?|encoder_layer_\d+|encoderblock\w*|resblocks|patch_embed\w*|embeddings?(?![./]mask_token)|norm\w*|fc_norm"
+    r"|layernorm\w*|ln_\w+|rope\w*|rel_pos\w*)[./].+"
+    r"|(?:cls|class|reg|register|storage|dist|distillation)_tokens?|pos(?:ition)?_embed\w*)"
+)
+
 register_family(
     Family(
         model="VisionTransformer",
@@ -254,6 +261,9 @@ register_family(
         ),
         block=r"blocks\.\d+\.",
         head=("head.", "head_dist.", "head0.", "head_norm."),
+        body=_BODY,
+        parts=("rope", "block"),
+        computed=lambda spec: frozenset(["pos_embed"] if spec.pos_embed == "sincos2d" else []),
         without_head={"class_num": 0, "representation_size": None, "head_batch_norm": False},
         adapt=_adapt,
     )

@@ -1,7 +1,9 @@
 """Weights of one model → arrays for another of the same family, and a report of what was done."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,7 @@ def adapt(
     reset_head: bool = False,
     strict: bool = False,
     resized: bool = False,
+    allow: Sequence[str] = (),
     class_names: list[str] | None = None,
     position: str = "bicubic",
 ) -> tuple[Mapping[str, np.ndarray], Report]:
@@ -63,6 +66,8 @@ def adapt(
         reset_head: leave out head and pre-logits, to be trained anew.
         strict: anything but loading as it is raises CheckpointError, as evaluation asks.
         resized: strict admits what another image size changes, such as a position embedding.
+        allow: patterns of names that may be left out or drawn anew, where the start is not strict; otherwise only the
+            head and what goes with it may.
         class_names: of the model's classes; the head's columns are picked by name where the file has names too.
         position: how a position embedding is resized, bicubic or bilinear.
 
@@ -70,7 +75,7 @@ def adapt(
         (arrays to load, read when asked for; Report).
     """
     family = family_of_spec(spec)
-    classifier = family.head[0]
+    classifier, computed = family.head[0], family.computed(spec)
     makers, report, by_size = {}, Report(layout=source.layout), set()
     columns = _columns(source, class_names)
     if strict and columns is not None and not reset_head:
@@ -85,6 +90,8 @@ def adapt(
     for name, shape in shapes.items():
         shape = tuple(shape)
         tensor = source.tensors.get(name)
+        if tensor is None and name in computed:
+            continue
         if tensor is None:
             report.initialised[name] = f"{_shown(shape)}, not in the file"
             continue
@@ -118,7 +125,35 @@ def adapt(
         raise CheckpointError(f"{source.path}: none of its {len(source.tensors)} arrays fits the model")
     if strict and (report.initialised or report.ignored or set(report.adapted) - (by_size if resized else set())):
         raise CheckpointError(f"{source.path}: does not fit the model as it is:\n{report}")
+    if not strict:
+        _check_body(source, report, family.body, allow)
     return LazyArrays(makers), report
+
+
+def _check_body(source: Source, report: Report, body: str, allow: Sequence[str]) -> None:
+    """Raise CheckpointError where a part of the model's body is left out or drawn anew, and no pattern allows it."""
+    pattern = re.compile(body) if body else None
+    lines, missing = [], []
+    for title, entries in (("left out", report.ignored), ("drawn anew", report.initialised)):
+        names = [name for name in entries if pattern is not None and pattern.fullmatch(name)]
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            if not any(fnmatchcase(name, allowed) for allowed in allow):
+                groups.setdefault(re.sub(r"(?<=[./_])[0-9]+(?=[./])", "*", name), []).append(name)
+        lines += [f"  {title:<12}{group:<40}{_how(entries, group_names)}" for group, group_names in groups.items()]
+        missing += groups
+    if lines:
+        listed = "\n".join(lines)
+        raise CheckpointError(
+            f"{source.path}: training does not start from these weights as they are: parts of the model are left "
+            f"out or drawn anew:\n{listed}\nIs Model that of the weights? To start all the same: "
+            f"Global.pretrained_allow: [{', '.join(dict.fromkeys(missing))}] (pretrained_allow of create_model)"
+        )
+
+
+def _how(entries: Mapping[str, str], names: list[str]) -> str:
+    count = f"{len(names)} arrays, " if len(names) > 1 else ""
+    return count + entries[names[0]]
 
 
 def _columns(source: Source, class_names):

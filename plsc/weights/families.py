@@ -75,6 +75,10 @@ class Family:
         dimensions: patterns of names → how many dimensions such an array has; the first that fits counts.
         block: a pattern of how names in a block begin, such as blocks.3.; all blocks have the same arrays.
         head: how names of the head begin, that of the classifier first.
+        body: a pattern of names, its own and in files of others, of what a model is without its head: training does not
+            start from weights of which such an array is left out, or drawn anew, unless it is asked to.
+        parts: those of `unseen` that are parts of the body without arrays of their own.
+        computed: spec → names of arrays whose values follow from it.
         without_head: fields of the spec of a model without it.
         adapt: (source, array, target) → the array fitted to another model; None where it is not, or need not be.
     """
@@ -93,6 +97,9 @@ class Family:
     dimensions: tuple[tuple[str, int], ...] = ()
     block: str | None = None
     head: tuple[str, ...] = ("head.",)
+    body: str = ""
+    parts: tuple[str, ...] = ()
+    computed: Callable[[Any], frozenset[str]] = lambda spec: frozenset()
     without_head: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"class_num": 0})
     adapt: "Callable[[Source, Tensor, Target], Adapted | None]" = lambda source, tensor, target: None
 

@@ -196,7 +196,7 @@ def _by_layout(container: Container, tensors: dict[str, Tensor], family: Family,
     with _naming(path):
         family.check(stated)
     named = beside.architecture if own.spec or beside.architecture else family.architecture(path)
-    of_name = _of_architecture(path, family, named, stated, shapes)
+    of_name = _of_architecture(path, family, named, stated, shapes, certain=beside.architecture is not None)
     if beside.architecture:
         stated = {**of_name, **stated}
     known_fields = {**of_name, **layout.fixed, **stated}
@@ -258,9 +258,17 @@ def _card_beside(path: Path, layout: Layout) -> ModelCard:
 
 
 def _of_architecture(
-    path: Path, family: Family, name: str | None, stated: Mapping[str, Any], shapes: Mapping[str, tuple]
+    path: Path,
+    family: Family,
+    name: str | None,
+    stated: Mapping[str, Any],
+    shapes: Mapping[str, tuple],
+    *,
+    certain: bool,
 ) -> dict[str, Any]:
-    """The fields of a published architecture that shapes do not show; none where the arrays are not of that size.
+    """The fields of a published architecture that shapes do not show.
+
+    None where the arrays are not of that size, unless it is certain: config.json then states other sizes besides.
 
     Raises:
         CheckpointError: the family's models cannot be it.
@@ -269,7 +277,8 @@ def _of_architecture(
     if fields is None:
         return {}
     seen = family.infer(shapes, stated)
-    if any(seen.get(field, value) != value for field, value in fields.items() if field not in family.unseen):
+    sizes = {field: value for field, value in fields.items() if field not in family.unseen}
+    if not certain and any(seen.get(field, value) != value for field, value in sizes.items()):
         return {}
     fields = {field: value for field, value in fields.items() if field not in seen or field in family.unseen}
     lacking = [f"{field} {value!r}" for field, value in fields.items() if not _has(family, field, value)]
