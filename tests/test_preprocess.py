@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import paddle.vision.transforms.functional as F
@@ -10,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from plsc import build
+from plsc.config import load
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
 from plsc.data.loader import Loader
@@ -113,6 +117,39 @@ def test_resize_and_crop_are_torchvisions(backend, height, width, short, crop):
     np.testing.assert_array_equal(cut(ours(picture, None), None), theirs)
     saved = json.loads(json.dumps(Preprocess.of([ours, cut]).to_dict()))
     np.testing.assert_array_equal(Preprocess.from_dict(saved)(picture), theirs)
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 1024))
+@settings(max_examples=300, deadline=None)
+def test_both_rules_of_fractions_of_pixels(height, width, short):
+    """torchvision cuts the long side's fraction off and rounds a corner's half to the even one; PLSC the reverse."""
+    low, long = sorted((height, width))
+    for truncate in (True, False):
+        transform = ResizeImage(resize_short=short, truncate=truncate)
+        new_short, new_long = (transform._scaled(side, low, short) for side in (low, long))
+        exact = Fraction(short * long, low)
+        assert new_short == short
+        assert new_long == math.floor(exact) if truncate else abs(new_long - exact) <= 0.5 + 1e-9
+        left_over = new_long - min(short, new_long)
+        corner = CenterCropImage(short, round_corner=truncate)._middle(left_over)
+        assert corner == (round(Fraction(left_over, 2)) if truncate else left_over // 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "torchvisions"),
+    [
+        ("DeiT_tiny_patch16_224_eval", True),
+        ("mae_b16_in1k_ft", True),
+        ("pytorch_vit_b16_in1k", True),
+        ("DeiT_base_patch16_224_in1k_1n8c_dp_fp16o2", False),
+        ("ViT_base_patch16_224_in1k_1n8c_dp_fp16o2", False),
+        ("ViT_base_patch16_224_coyo_in1k", False),
+    ],
+)
+def test_each_recipe_has_the_rule_of_its_source(recipe, torchvisions):
+    """DeiT, MAE and torchvision by the latter's transforms; PLSC, and big_vision's and COYO's TensorFlow, by theirs."""
+    preprocess = build.recipe_preprocess(load(recipe))
+    assert (preprocess.truncate, preprocess.round_corner) == (torchvisions, torchvisions)
 
 
 def test_a_preprocessing_saved_before_it_stated_how_pixels_are_rounded_means_plscs():
