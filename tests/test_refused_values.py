@@ -8,6 +8,8 @@ import typing
 import numpy as np
 import paddle
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import plsc
 from plsc import components, environment, registry
@@ -99,6 +101,53 @@ def test_a_long_and_narrow_picture_is_not_blown_up():
     """1 x 60,000 pixels would become 512 x 30,720,000, of 47 GB."""
     with pytest.raises(DataError, match="30720000x512 pixels"):
         ResizeImage(resize_short=512)(np.zeros((1, 60_000, 3), np.uint8), None)
+
+
+# -- arbitrary values ----------------------------------------------------------------------------
+
+
+def _paths(value, path=()):
+    """The key paths of a tree, sections and leaves."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _paths(inner, (*path, key))
+
+
+EVERY_KEY = [path for path in _paths(tiny_digits()) if path]
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -(10**30), 2**63, 1e-320, 0, -0.0]))
+LEAVES = st.one_of(
+    st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["1/0", "2**9999", "(1,", "auto"])
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["name", "CELoss", "weight", "topk", "x", ""]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.sampled_from(EVERY_KEY), TREES), min_size=1, max_size=3))
+def test_any_value_of_any_key_is_taken_or_refused_with_one_message(changes):
+    """As plsc config does: a Config, or a ConfigError that names the place."""
+    tree = json.loads(json.dumps(tiny_digits()))
+    for path, value in changes:
+        at = tree
+        try:
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = value
+        except (KeyError, TypeError, IndexError):
+            continue  # an earlier change replaced the section
+    try:
+        plsc.load_config(tree)
+    except ConfigError as error:
+        assert "in the given dict" in str(error)
 
 
 # -- memory ---------------------------------------------------------------------------------------
