@@ -280,16 +280,20 @@ def test_a_picture_that_is_no_file_is_named_and_not_opened(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_a_recipe_names_and_are_none(tmp_path, kind):
-    from plsc import places
+    from plsc import places, weights
     from plsc.data.class_names import read_class_names
     from plsc.data.datasets.webdataset import WebDataset
     from plsc.metrics.real import read_real_labels
+    from plsc.visualize.pictures import read_picture
 
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"head.bias": "thing.tar"}}')
     path = special(tmp_path, kind, "thing.tar")
     refused: list = [
         (ConfigError, lambda: load_source(str(path))),
         (ConfigError, lambda: load_source({"_base_": str(path)})),
         (CheckpointError, lambda: places.weights_file(path)),
+        (CheckpointError, lambda: weights.read(tmp_path / "model.safetensors.index.json")),
+        (DataError, lambda: read_picture(path, None, None)),
         (DataError, lambda: read_class_names(path, None)),
         (DataError, lambda: read_real_labels(path)),
         (DataError, lambda: len(WebDataset(files=str(path)))),

@@ -11,6 +11,7 @@ from plsc.data.preprocess import Preprocess
 from plsc.data.transforms import CenterCropImage, DecodeImage
 from plsc.data.transforms.geometry import resize
 from plsc.errors import DataError
+from plsc.files import read_bytes
 from plsc.models import ViTSpec
 from plsc.models.spec import pair, reduction
 
@@ -82,7 +83,7 @@ def read_picture(path: str | Path, preprocess: Preprocess, spec: PatchSpec) -> P
     """Read and preprocess one file. Raises DataError naming it where it is no picture, or does not fit the model."""
     path = Path(path).expanduser()
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder; name the pictures in it, for instance {path}/*.jpg") from None
     except OSError as error:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from plsc import pickles
 from plsc.errors import CheckpointError
+from plsc.files import special_kind
 from plsc.pickles import Storage, StoredTensor, item_bytes
 from plsc.weights.tensor_bundle import read_bundle
 from plsc.weights.tensors import Tensor
@@ -399,6 +400,9 @@ def open_container(path: Path) -> Container:
     Raises:
         CheckpointError: not a file of weights, damaged, or asking to run code.
     """
+    kind = special_kind(path)
+    if kind:
+        raise CheckpointError(f"{path}: is {kind}, not a file")
     try:
         container = _open(path)
         container.notes |= _card_note(path, container.tensors)
