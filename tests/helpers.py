@@ -1,12 +1,15 @@
 """What several test files use: real processes and small runs."""
 
+import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,12 +93,30 @@ def command(arguments, processes: int | None = None, log_dir: Path | None = None
     return [*launch, "--log_dir", str(log_dir), str(CHECKOUT / "tools" / f"{name}.py"), *rest]
 
 
+@functools.cache
+def _forked() -> str:
+    """The program `plsc` whose processes are forks of one that has imported Paddle, see tests/plsc_server.py."""
+    from tests.plsc_server import Commands
+
+    folder = tempfile.TemporaryDirectory(prefix="plsc-commands-")
+    commands = Commands(Path(folder.name) / "bin", {"train": []})
+    atexit.register(folder.cleanup)
+    atexit.register(commands.close)
+    return str(Path(folder.name) / "bin" / "plsc")
+
+
 def plsc(*arguments, processes=None, cwd=None, timeout=180, check=True, log_dir=None, env=None):
-    """Run plsc in processes of its own; returns the CompletedProcess with text output."""
-    if processes is not None and log_dir is None:
-        log_dir = Path(cwd or ".") / "launch_log"
+    """Run plsc in processes of its own; returns the CompletedProcess with text output.
+
+    One process in the usual environment is a fork, which spares the seconds that importing Paddle takes; any `env`,
+    if empty, makes a fresh process.
+    """
+    if processes is None and env is None:
+        words = [_forked(), *map(str, arguments)]
+    else:
+        words = command(arguments, processes, log_dir or Path(cwd or ".") / "launch_log")
     done = subprocess.run(
-        command(arguments, processes, log_dir),
+        words,
         cwd=cwd,
         env=clean_environment(**{"PYTHONPATH": str(CHECKOUT), **(env or {})}),
         capture_output=True,

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import shlex
 import signal
 import socket
@@ -67,6 +68,7 @@ class Commands:
             [sys.executable, "-m", "tests.plsc_server", address, json.dumps(small)],
             cwd=CHECKOUT,
             env=self.environment,
+            stdin=subprocess.PIPE,  # whose end is the end of the server, however this process ends
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
@@ -139,8 +141,10 @@ class Programs:
 
 
 def serve(address: str, small: dict[str, list[str]]) -> None:
-    """Answer clients until killed."""
+    """Answer clients until standard input ends."""
+    before = dict(os.environ)
     environment.prepare(cpu_threads=1)
+    prepared = {name: value for name, value in os.environ.items() if before.get(name) != value}
     environment.import_paddle()
     for module in pkgutil.walk_packages(plsc.__path__, "plsc."):
         if module.name != "plsc.__main__":
@@ -153,17 +157,17 @@ def serve(address: str, small: dict[str, list[str]]) -> None:
     listening.bind(address)
     listening.listen()
     print("ready", flush=True)
-    while True:
+    while listening in select.select([listening, sys.stdin], [], [])[0]:
         connection, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _answer(connection, plsc.cli.main, small)
+            _answer(connection, plsc.cli.main, small, prepared)
         connection.close()
 
 
-def _answer(connection: socket.socket, main, small: dict[str, list[str]]) -> None:
-    """Run one command in this process, tell its exit code, and end."""
+def _answer(connection: socket.socket, main, small: dict[str, list[str]], prepared: dict[str, str]) -> None:
+    """Run one command in this process, send its exit code, and end. prepared: variables that its Paddle goes by."""
     code = 1
     try:
         data, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
@@ -174,7 +178,7 @@ def _answer(connection: socket.socket, main, small: dict[str, list[str]]) -> Non
             os.dup2(stream, number)
         os.chdir(request["folder"])
         os.environ.clear()
-        os.environ.update(request["environment"])
+        os.environ.update({**request["environment"], **prepared})
         arguments = request["arguments"]
         sys.argv = ["plsc", *arguments]
         code = main([*arguments, *small.get(arguments[0], [])] if arguments else [])

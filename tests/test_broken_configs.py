@@ -372,7 +372,7 @@ def by_name(name: str) -> Broken:
 @pytest.mark.parametrize("name", ["Optimizer", "device-gpu", "no-list-file"])
 def test_in_a_process_of_its_own(name, tmp_path):
     case = by_name(name)
-    done = plsc(*prepare(case, tmp_path), cwd=tmp_path, check=False)
+    done = plsc(*prepare(case, tmp_path), cwd=tmp_path, check=False, env={})
     assert_reported(case, done.returncode, done.stdout, done.stderr)
 
 

@@ -401,7 +401,7 @@ def test_config_of_a_file_that_is_not_there_exits_with_2(capsys):
 @pytest.mark.slow
 def test_config_as_a_process_prints_nothing_but_the_recipe(here):
     """What Paddle says while it is imported stays out of the output."""
-    done = plsc("config", "-c", "digits", cwd=here)
+    done = plsc("config", "-c", "digits", cwd=here, env={})
     assert done.stderr == ""
     (here / "resolved.yaml").write_text(done.stdout)
     assert load("resolved.yaml").to_dict() == load("digits").to_dict()

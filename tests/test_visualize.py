@@ -990,7 +990,7 @@ def test_the_pictures_of_the_guide_can_be_drawn_from_a_checkout(here):
 
 def test_in_a_process_of_its_own(here):
     weights = write_weights("model.safetensors", a_model())
-    done = plsc("visualize", "filters", "--weights", weights, "--output", "f.png", cwd=here)
+    done = plsc("visualize", "filters", "--weights", weights, "--output", "f.png", cwd=here, env={})
     assert done.stdout == "written to f.png\n" and done.stderr == "" and opens(here / "f.png")
 
 
