@@ -6,13 +6,14 @@ class names may instead stand in preprocess.json and classes.json beside the fil
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from plsc.data.class_names import imagenet_names
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError
 from plsc.files import parse_json, read_json
@@ -74,10 +75,11 @@ class ModelCard:
         return (size, size) if isinstance(size, int) else size and (size[0], size[1])
 
     def class_name(self, index: int) -> str:
-        """A class's name, else its number."""
-        if self.class_names is None or index >= len(self.class_names):
-            return str(index)
-        return self.class_names[index]
+        """A class's name, else its number. Of 1000 classes that have no names they are taken to be ImageNet's."""
+        names: Sequence[str] = self.class_names or ()
+        if self.class_names is None and self.spec.get("class_num") == 1000:
+            names = imagenet_names()
+        return names[index] if index < len(names) else str(index)
 
     def required_preprocess(self, path: Path) -> Preprocess:
         """The preprocessing of the weights in `path`. Raises ConfigError where it is unknown."""

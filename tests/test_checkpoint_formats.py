@@ -1091,7 +1091,8 @@ def test_the_shapes_below_are_those_of_real_models(fields):
     assert shapes_of(network.spec) == {name: tuple(p.shape) for name, p in network.named_parameters()}
 
 
-ZOO = {name: spec_of(name) for name in PRESETS}
+# of which shapes alone tell the spec
+ZOO = {name: spec_of(name) for name in PRESETS if name.startswith(("V", "R", "DeiT_")) and "distilled" not in name}
 
 
 def test_the_zoo_is_found():

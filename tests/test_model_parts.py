@@ -9,8 +9,10 @@ import paddle
 import pytest
 
 from plsc import compat
+from plsc.data.class_names import imagenet_names
 from plsc.errors import ConfigError
-from plsc.models import VisionTransformer, ViTSpec, parameter_count
+from plsc.model_card import ModelCard
+from plsc.models import VisionTransformer, ViTSpec, parameter_count, spec_of
 from plsc.models.layers import QuickGelu, RelativePositionBias, RMSNorm, Rotary, SwiGlu, rope_coordinates
 
 TINY = dict(img_size=(24, 16), patch_size=8, embed_dim=32, depth=2, num_heads=2, class_num=3, mlp_ratio=2.0)
@@ -240,3 +242,32 @@ def test_a_spec_survives_its_json():
         spec = ViTSpec(**{**TINY, **fields})
         back = json.loads(json.dumps(dataclasses.asdict(spec)))
         assert ViTSpec(**{**back, "img_size": tuple(back["img_size"])}) == spec
+
+
+# -- factories ------------------------------------------------------------------------------
+
+# parameters with 1000 classes, as timm 1.0.31 counts its models
+PUBLISHED = {
+    "DeiT_tiny_distilled_patch16_224": 5_910_800,
+    "DeiT3_base_patch16_224": 86_585_320,
+    "DINOv2_giant_patch14_reg4_518": 1_138_020_840,
+    "DINOv3_small_plus_patch16_224": 29_077_480,
+    "SigLIP_so400m_patch14_384": 429_378_600,
+    "CLIP_large_patch14_336": 304_532_456,
+    "EVA02_large_patch14_448": 305_080_232,
+    "BEiT_base_patch16_224": 86_530_984,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_named_models_have_the_parameters_of_the_published(name):
+    assert parameter_count(spec_of(name)) == PUBLISHED[name]
+
+
+def test_names_of_imagenet_stand_in_for_none():
+    """Where weights have 1000 classes and names for none; names of their own come first."""
+    nameless = ModelCard(spec={"class_num": 1000})
+    assert [nameless.class_name(k) for k in (0, 207, 999)] == ["tench", "golden retriever", "toilet tissue"]
+    assert len(set(imagenet_names())) == 1000
+    assert ModelCard(spec={"class_num": 10}).class_name(3) == "3"
+    assert ModelCard(spec={"class_num": 1000}, class_names=["a"] * 1000).class_name(0) == "a"

@@ -1,5 +1,6 @@
 """Names of classes in a text file."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def read_class_names(path, count: int | None = None) -> list[str]:
     if count is not None and len(names) != count:
         raise DataError(f"{path}: has {len(names)} class names, the model {count} classes")
     return names
+
+
+@functools.cache
+def imagenet_names() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet-1k (ILSVRC 2012) in their usual order, as torchvision names them.
+
+    imagenet_1k.txt is torchvision's list, under its licence, which stands beside it in imagenet_1k.LICENSE.
+    """
+    return tuple(read_class_names(Path(__file__).with_name("imagenet_1k.txt"), 1000))

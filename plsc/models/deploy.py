@@ -5,6 +5,8 @@ of any size or hold its weights as float16.
 """
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -14,11 +16,14 @@ from paddle import nn
 from plsc.errors import ConfigError
 from plsc.models.resnet import StdConv2D, Stem, same_padding
 
+if TYPE_CHECKING:
+    from plsc.models.vision_transformer import VisionTransformer
+
 _LARGEST_HALF = 65504.0
 _REACH = 2  # source positions on either side of a target that cubic convolution looks at
 
 
-def simplify(network, *, dynamic: bool, for_onnx: bool) -> None:
+def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> None:
     """Rewrite a VisionTransformer.
 
     Attention takes its explicit path. A hybrid's kernels are standardised once and for all, and its convolutions
@@ -50,7 +55,7 @@ def simplify(network, *, dynamic: bool, for_onnx: bool) -> None:
         _fold_positions(network)
 
 
-def store_half(network) -> None:
+def store_half(network: nn.Layer) -> None:
     """Hold matrices and kernels as float16; they become float32 where they are used. Vectors stay float32.
 
     Raises:
@@ -75,10 +80,10 @@ def _half(name: str) -> str:
     return f"{name}_half"
 
 
-def _widen(names: list[str]):
+def _widen(names: list[str]) -> Callable[[nn.Layer, Any], Any]:
     """A hook that gives a layer its float32 weights before it runs."""
 
-    def widen(layer, inputs):
+    def widen(layer: nn.Layer, inputs: Any) -> None:
         for name in names:
             # past the layer's own registration, which admits parameters only
             object.__setattr__(layer, name, getattr(layer, _half(name)).astype("float32"))
@@ -86,7 +91,7 @@ def _widen(names: list[str]):
     return widen
 
 
-def _padding(x, kernel: int, stride: int, dynamic: bool) -> list[int]:
+def _padding(x: paddle.Tensor, kernel: int, stride: int, dynamic: bool) -> list[int]:
     """[top, bottom, left, right] of padding SAME; where the size is free, for one that the stride divides."""
     height, width = (stride * kernel,) * 2 if dynamic else x.shape[2:]
     return [*same_padding(height, kernel, stride), *same_padding(width, kernel, stride)]
@@ -100,7 +105,7 @@ class FrozenConv(nn.Layer):
         self.weight = _parameter(self, conv.standardised().numpy())
         self.size, self.step, self.dynamic = conv.size, conv.step, dynamic
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         padding = _padding(x, self.size, self.step, self.dynamic)
         return F.conv2d(x, self.weight, stride=self.step, padding=padding)
 
@@ -112,7 +117,7 @@ class FrozenStem(nn.Layer):
         super().__init__()
         self.conv, self.norm, self.dynamic = FrozenConv(stem.conv, dynamic), stem.norm, dynamic
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = F.relu(self.norm(self.conv(x)))
         return F.max_pool2d(x, 3, stride=2, padding=_padding(x, 3, 2, self.dynamic))
 
@@ -120,7 +125,7 @@ class FrozenStem(nn.Layer):
 class TanhGelu(nn.Layer):
     """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), in the form that onnxruntime fuses."""
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return 0.5 * x * (1.0 + paddle.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * paddle.pow(x, 3.0))))
 
 
@@ -132,14 +137,14 @@ class FreeSizeEmbed(nn.Layer):
         unit: the network's size_unit; other sizes fail in the runtime.
     """
 
-    def __init__(self, embed, table: np.ndarray, unit: int):
+    def __init__(self, embed: nn.Layer, table: np.ndarray, unit: int):
         super().__init__()
         self.backbone = getattr(embed, "backbone", None)
         self.proj, self.unit = embed.proj, unit
         self.rows, self.columns, self.width = table.shape
         self.table = _parameter(self, table.reshape(self.rows, -1))
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.backbone is not None:
             x = self.backbone(self._of_unit(x))
         x = self.proj(x)
@@ -148,14 +153,14 @@ class FreeSizeEmbed(nn.Layer):
         table = paddle.matmul(cubic_matrix(shape[3], self.columns), table.reshape([-1, self.columns, self.width]))
         return x.flatten(2).transpose([0, 2, 1]) + table.reshape([1, -1, self.width])
 
-    def _of_unit(self, x):
+    def _of_unit(self, x: paddle.Tensor) -> paddle.Tensor:
         """The pictures as they are, through shapes that only multiples of the unit have."""
         shape = paddle.shape(x)
         x = x.reshape([0, 0, -1, self.unit, shape[3]]).flatten(2, 3)
         return x.reshape([0, 0, shape[2], -1, self.unit]).flatten(3, 4)
 
 
-def cubic_matrix(new, old: int):
+def cubic_matrix(new: paddle.Tensor, old: int) -> paddle.Tensor:
     """[new, old] weights of cubic convolution, `new` a tensor: plsc.weights.resample's matrix, in the graph."""
     a = -0.75
     centre = (paddle.arange(new).astype("float32") + 0.5) * (old / new.astype("float32")) - 0.5
@@ -168,7 +173,7 @@ def cubic_matrix(new, old: int):
     return paddle.matmul(weights, paddle.to_tensor(np.eye(old, dtype="float32")[edge]))
 
 
-def _fold_positions(network) -> None:
+def _fold_positions(network: "VisionTransformer") -> None:
     """Move the position embedding into tokens and patch embedding, so that it follows the picture's size."""
     spec, positions = network.spec, network.pos_embed.numpy()[0]
     prefix, patches = positions[: spec.embedded_prefix], positions[spec.embedded_prefix :]
@@ -181,5 +186,5 @@ def _fold_positions(network) -> None:
     network.pos_embed = _parameter(network, np.zeros([1, 1, spec.embed_dim], "float32"))
 
 
-def _parameter(layer, array: np.ndarray):
+def _parameter(layer: nn.Layer, array: np.ndarray) -> paddle.Tensor:
     return layer.create_parameter(array.shape, default_initializer=nn.initializer.Assign(array))

@@ -15,6 +15,7 @@ deviation; its bias is constant, but that of the scheme torch is drawn where no 
 
 import math
 
+import paddle
 from paddle import nn
 
 from plsc import compat
@@ -22,26 +23,26 @@ from plsc import compat
 SCHEMES = ("jax", "plsc", "coyo", "timm", "torch")
 
 
-def _uniform(parameter, fan_in: int, fan_out: int):
+def _uniform(parameter: paddle.Tensor, fan_in: int, fan_out: int) -> None:
     bound = math.sqrt(6.0 / (fan_in + fan_out))
     nn.initializer.Uniform(-bound, bound)(parameter)
 
 
-def _normal(parameter, std: float):
+def _normal(parameter: paddle.Tensor, std: float) -> None:
     nn.initializer.Normal(0.0, std)(parameter)
 
 
-def _truncated(parameter, std: float, cut: float = 2.0):
+def _truncated(parameter: paddle.Tensor, std: float, cut: float = 2.0) -> None:
     """Normal within ±cut, an absolute bound as in timm."""
     compat.truncated_normal(std, cut)(parameter)
 
 
-def _constant(parameter, value: float = 0.0):
+def _constant(parameter: paddle.Tensor | None, value: float = 0.0) -> None:
     if parameter is not None:
         nn.initializer.Constant(value)(parameter)
 
 
-def _linear(layer, scheme: str, role: str):
+def _linear(layer: nn.Linear, scheme: str, role: str) -> None:
     """One linear layer; `role` is its name's last part (qkv, proj, fc1, fc2, …)."""
     fan_in, fan_out = layer.weight.shape
     if scheme == "timm":
@@ -64,7 +65,7 @@ def _linear(layer, scheme: str, role: str):
         _constant(layer.bias)
 
 
-def _torch_uniform(layer, fan_in: int):
+def _torch_uniform(layer: nn.Linear | nn.Conv2D, fan_in: int) -> None:
     """PyTorch's default of Linear and Conv2d: Kaiming-uniform with a = sqrt(5), which is this bound."""
     bound = 1.0 / math.sqrt(fan_in)
     for parameter in (layer.weight, layer.bias):
@@ -72,7 +73,7 @@ def _torch_uniform(layer, fan_in: int):
             nn.initializer.Uniform(-bound, bound)(parameter)
 
 
-def _patch_embedding(conv, scheme: str):
+def _patch_embedding(conv: nn.Conv2D, scheme: str) -> None:
     out_channels, in_channels, height, width = conv.weight.shape
     fan_in, fan_out = in_channels * height * width, out_channels * height * width
     if scheme == "torch":
@@ -92,7 +93,7 @@ def _patch_embedding(conv, scheme: str):
     _constant(conv.bias)
 
 
-def init_weights(model, scheme: str) -> None:
+def init_weights(model: nn.Layer, scheme: str) -> None:
     """Draw every weight of a VisionTransformer but its head's, from Paddle's generator."""
     for name, layer in model.named_sublayers():
         if isinstance(layer, nn.Linear) and name not in ("head", "head_dist"):
@@ -113,7 +114,7 @@ def init_weights(model, scheme: str) -> None:
             _normal(parameter, 0.02)
 
 
-def init_head(head, scheme: str, head_init: str | float, head_bias: float) -> None:
+def init_head(head: nn.Linear, scheme: str, head_init: str | float, head_bias: float) -> None:
     """Draw the classifier: head_init is zeros, scheme, or a standard deviation."""
     if head_init == "zeros":
         _constant(head.weight)

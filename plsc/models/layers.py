@@ -285,27 +285,24 @@ class Attention(nn.Layer):
         self.q_factor = None if spec.qk_scale is None else spec.qk_scale * math.sqrt(self.head_dim)
         self.flash = self.head_dim % 8 == 0 and self.head_dim <= MAX_FLASH_HEAD_DIM and not spec.rel_pos_bias
         # what a plain Vision Transformer does not have
-        self.q_bias = self.v_bias = self.q_norm = self.k_norm = self.norm = self.rope = self.rel_pos_bias = None
-        if spec.qkv_bias and not spec.k_bias:
+        self.separate_biases, self.qk_norm = spec.qkv_bias and not spec.k_bias, spec.qk_norm is not None
+        if self.separate_biases:
             self.q_bias = self.create_parameter([width], is_bias=True)
             self.v_bias = self.create_parameter([width], is_bias=True)
         if spec.qk_norm is not None:
             self.q_norm = norm_layer(spec.qk_norm, self.head_dim, spec.epsilon)
             self.k_norm = norm_layer(spec.qk_norm, self.head_dim, spec.epsilon)
-        if spec.attn_norm:
-            self.norm = norm_layer(spec.norm, width, spec.epsilon)
-        if spec.rope is not None:
-            self.rope = Rotary(spec)
-        if spec.rel_pos_bias:
-            self.rel_pos_bias = RelativePositionBias(spec.grid, spec.num_heads)
+        self.norm = norm_layer(spec.norm, width, spec.epsilon) if spec.attn_norm else None
+        self.rope = None if spec.rope is None else Rotary(spec)
+        self.rel_pos_bias = RelativePositionBias(spec.grid, spec.num_heads) if spec.rel_pos_bias else None
 
     def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Tokens → queries, keys and values [B, N, H, D]."""
         qkv = self.qkv(x)
-        if self.q_bias is not None:
+        if self.separate_biases:
             qkv = qkv + paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
         q, k, v = qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
-        if self.q_norm is not None:
+        if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q, k)
@@ -363,6 +360,7 @@ class Block(nn.Layer):
         if spec.block != "parallel":
             self.norm2 = norm_layer(spec.norm, width, spec.epsilon)
         inner = norm_layer(spec.norm, spec.mlp_width, spec.epsilon) if spec.mlp_norm else None
+        self.mlp: nn.Layer
         if spec.mlp == "swiglu":
             self.mlp = SwiGlu(width, spec.mlp_width, spec.drop_rate, inner)
         else:

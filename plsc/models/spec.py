@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -182,7 +183,7 @@ def pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def reduction(layers) -> int:
+def reduction(layers: Sequence[int] | None) -> int:
     """What a hybrid's ResNet divides sides by: 2 in the stem, in its pooling and in each stage but the first.
 
     Args:
@@ -191,7 +192,7 @@ def reduction(layers) -> int:
     return 1 if layers is None else 2 ** (2 + max(0, len(layers) - 1))
 
 
-def reduced(size: int, layers) -> int:
+def reduced(size: int, layers: Sequence[int] | None) -> int:
     """Pixels of one side after a hybrid's ResNet; each halving rounds up."""
     return -(-size // reduction(layers))
 
@@ -292,11 +293,11 @@ def _(spec: ViTSpec) -> int:
     return 2 * (products + features * spec.class_num * (2 if spec.distillation == "heads" else 1))
 
 
-def _convolutions(spec: ViTSpec):
+def _convolutions(spec: ViTSpec) -> Iterator[tuple[int, int, int, int]]:
     """(kernel, channels in, channels out, halvings of the output) of each of a hybrid's convolutions, in order."""
     channels = int(64 * spec.resnet_width)
     yield 7, spec.in_chans, channels, 1
-    for stage, count in enumerate(spec.resnet_layers):
+    for stage, count in enumerate(spec.resnet_layers or ()):
         width = int(64 * spec.resnet_width) * 2**stage
         for unit in range(count):
             if unit == 0:

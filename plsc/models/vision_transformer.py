@@ -37,6 +37,7 @@ class VisionTransformer(nn.Layer):
         super().__init__()
         self.spec = spec
         width = spec.embed_dim
+        self.patch_embed: nn.Layer
         if spec.resnet_layers is None:
             self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, width, spec.patch_bias)
         else:
@@ -116,9 +117,11 @@ class VisionTransformer(nn.Layer):
             width = spec.representation_size or spec.pooled_width
             self.head_norm = FeatureNorm(width)
         for name in ("head", "head_dist") if spec.distillation == "heads" else ("head",):
-            head = nn.Linear(spec.representation_size or spec.pooled_width, class_num) if class_num else nn.Identity()
-            if class_num:
-                init_head(head, spec.weight_init, spec.head_init, spec.head_bias)
+            if class_num == 0:
+                setattr(self, name, nn.Identity())
+                continue
+            head = nn.Linear(spec.representation_size or spec.pooled_width, class_num)
+            init_head(head, spec.weight_init, spec.head_init, spec.head_bias)
             setattr(self, name, head)
 
     def layer_id(self, name: str) -> int:

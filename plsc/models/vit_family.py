@@ -7,7 +7,7 @@ names side by side. Imports no Paddle.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from plsc.weights import resample
 from plsc.weights.families import Adapted, Family, Target, register_family
 from plsc.weights.layouts import Spec
 from plsc.weights.tensors import Tensor
+
+if TYPE_CHECKING:
+    from plsc.weights.read import Source
 
 # -- what arrays tell ----------------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ def _resnet_layers(shapes: Mapping[str, tuple]) -> tuple[int, ...]:
 # -- weights of another size ---------------------------------------------------------------------
 
 
-def _adapt(source, tensor: Tensor, target: Target) -> Adapted | None:
+def _adapt(source: "Source", tensor: Tensor, target: Target) -> Adapted | None:
     """Position embedding, patch embedding and stem, fitted to another model."""
     name, shape = target.name, target.shape
     if name == "pos_embed":
@@ -169,7 +172,7 @@ def _patch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array if array.shape == shape else resample.patch_kernel(array, shape[2:])
 
 
-def _position(source, tensor: Tensor, target: Target) -> Adapted | None:
+def _position(source: "Source", tensor: Tensor, target: Target) -> Adapted | None:
     """A position embedding of another grid, which as many rows can hide, or of other tokens before the patches."""
     prefix, grid, shape = target.spec.embedded_prefix, target.spec.grid, target.shape
     if len(tensor.shape) != 3 or tensor.shape[0] != 1 or tensor.shape[2] != shape[2]:
@@ -195,14 +198,15 @@ def _position(source, tensor: Tensor, target: Target) -> Adapted | None:
     return Adapted(", ".join(how), read, by_size=True)
 
 
-def _grid_of(source, tensor: Tensor, prefix: int) -> tuple[int, tuple[int, int]]:
+def _grid_of(source: "Source", tensor: Tensor, prefix: int) -> tuple[int, tuple[int, int]]:
     """(rows before the patches, (rows, columns) of patches) of a file's position embedding."""
     spec, rows = source.card.spec, tensor.shape[1]
     old_prefix = _position_prefix(rows, spec) if "class_token" in spec else prefix
     patches = rows - old_prefix
     if spec.get("img_size") and spec.get("patch_size"):
         sides = zip(pair(spec["img_size"]), pair(spec["patch_size"]), strict=True)
-        grid = tuple(reduced(side, spec.get("resnet_layers")) // patch for side, patch in sides)
+        rows_of, columns_of = (reduced(side, spec.get("resnet_layers")) // patch for side, patch in sides)
+        grid = (rows_of, columns_of)
         for candidate in dict.fromkeys((old_prefix, prefix)):
             if grid[0] * grid[1] == rows - candidate:
                 return candidate, grid

@@ -267,8 +267,10 @@ DINOV2, DINOV2_REGISTERS = _dinov2_layout(registers=False), _dinov2_layout(regis
 def _open_beit(tensors: Tensors) -> dict[str, Tensor] | None:
     """A bias that all blocks share becomes one of each."""
     out = _opened(tensors, "beit")
-    shared = out and out.pop("encoder.relative_position_bias.relative_position_bias_table", None)
-    if not out or shared is None:
+    if out is None:
+        return None
+    shared = out.pop("encoder.relative_position_bias.relative_position_bias_table", None)
+    if shared is None:
         return out
     return out | {f"encoder.layer.{i}.{_TABLE}": shared for i in range(depth_of(out, r"encoder\.layer\.(\d+)\."))}
 

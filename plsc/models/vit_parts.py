@@ -61,7 +61,7 @@ def layer(ours: str, theirs: str, weight: str, turn: Turn = AS_IS) -> tuple[Rule
     return Rule(f"{ours}.weight", f"{theirs}/{weight}", turn), Rule(f"{ours}.bias", f"{theirs}/{bias or 'bias'}")
 
 
-def qkv(ours: str, theirs: str, parts: tuple[str, ...], **options) -> Rule:
+def qkv(ours: str, theirs: str, parts: tuple[str, ...], **options: Any) -> Rule:
     """query, key and value, that stand side by side in the model; {part} in `theirs` is each of the parts."""
     return Rule(ours, tuple(theirs.replace("{part}", part) for part in parts), **options)
 

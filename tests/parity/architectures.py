@@ -27,8 +27,7 @@ from plsc.weights import Source, read, write
 
 DEPTH = 2
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")
-LARGEST = 2048  # width: a block of more is larger than what is learned from it
-NATIVE = "vit_pe_*"  # whose rotary embedding is scaled to the grid of the published size
+HEAD_WIDTH = 16
 
 
 @dataclasses.dataclass
@@ -102,15 +101,22 @@ def timm_names() -> list[str]:
 
 
 def timm_options(name: str) -> dict[str, Any]:
-    """Two blocks, a head, and pictures of few patches."""
+    """Two blocks, a head, pictures of few patches, and heads of 16 channels."""
     config = timm.get_pretrained_cfg(name)
     size = config.input_size[-1] if config else 224
     with torch.device("meta"):
-        patch = timm.create_model(name, depth=1).patch_embed.patch_size
+        model = timm.create_model(name, depth=1)
+    patch = model.patch_embed.patch_size
     few = 4 * (patch[0] if isinstance(patch, tuple) else patch)
-    small = 128 if "_r" in name and "_s" in name.split("_r", 1)[1] else few
-    options: dict[str, Any] = {"depth": DEPTH, "num_classes": 7}
+    small = 128 if hasattr(model.patch_embed, "backbone") else few
+    heads = heads_of(model)
+    options: dict[str, Any] = {"depth": DEPTH, "num_classes": 7, "embed_dim": HEAD_WIDTH * heads}
     return options if name.startswith("vit_pe_") else {**options, "img_size": min(size, small)}
+
+
+def heads_of(model: torch.nn.Module) -> int:
+    """Of the first block."""
+    return next(module.num_heads for module in model.blocks[0].modules() if hasattr(module, "num_heads"))
 
 
 def timm_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
