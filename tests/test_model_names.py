@@ -103,7 +103,7 @@ def test_names_specs_and_counts_need_no_paddle(tmp_path):
 
 def test_models_are_listed_by_pattern_and_other_names():
     assert set(list_models("vit_giga*")) == {"ViT_G_patch14_224"}
-    assert list_models("DeiT*384") == ["DeiT_base_patch16_384"]
+    assert list_models("DeiT_base*384") == ["DeiT_base_distilled_patch16_384", "DeiT_base_patch16_384"]
     assert list_models() == sorted(list_models()) and "VisionTransformer" in list_models("ViT")
     assert list_models("nothing") == []
 
@@ -132,7 +132,7 @@ def test_a_model_is_created_by_name():
         ("ViT", {"hidden_dim": 10}, "the width is embed_dim"),
         ("ViT", {"dept": 10}, "did you mean depth"),
         ("ViT", {"num_heads": 0}, "greater than 0"),
-        ("ViT", {"pool": "max"}, "one of token, avg, token_avg, map"),
+        ("ViT", {"pool": "max"}, "one of token, avg, all, token_avg, map"),
         ("ViT", {"embed_dim": 100, "num_heads": 3}, "not divisible"),
         ("ViT", {"class_num": "auto"}, "class_num"),
         ("ViT", {"pretrained": True}, "takes the path of weights"),

@@ -33,8 +33,8 @@ def list_models(pattern: str = "*") -> list[str]:
             its fits, too.
 
     Example:
-        >>> plsc.list_models("DeiT*384")
-        ['DeiT_base_patch16_384']
+        >>> plsc.list_models("R26*384")
+        ['R26_ViT_large_patch32_384', 'R26_ViT_small_patch32_384']
     """
 
     def fits(name: str) -> bool:

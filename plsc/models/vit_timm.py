@@ -110,7 +110,8 @@ def _facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
         facts |= {"rope": "mixed", "rope_order": "xy", "rope_temperature": 10.0}
     elif not position and cls and registers:  # DINOv3
         facts |= {"rope": "centred", "rope_temperature": 100.0, "epsilon": 1e-5}
-        facts.setdefault("pool", "token" if "storage_tokens" in theirs else "avg")
+        if "storage_tokens" in theirs:  # Meta's own, whose users take the class token
+            facts["pool"] = "token"
     elif not position and registers:
         facts |= {"rope": "axial", "rope_temperature": 10000.0, "rope_reference": 16}
     elif not position and cls and "blocks.0.gamma_1" in theirs:
@@ -125,8 +126,6 @@ def _facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
         facts |= {"pool_heads": 8} if "attn_pool.latent" in ours else {"pool": "avg"}
     if "norm_pre.weight" in ours and "norm_pre.bias" in ours:
         facts["epsilon"] = 1e-5
-    if "attn_pool.latent" in ours and "norm_pre.weight" not in ours and (cls or registers):
-        facts["pool_prefix"] = False
     return facts
 
 
@@ -156,6 +155,11 @@ def _refusal(theirs: Tensors) -> str | None:
     ):
         if f"blocks.0.{ending}" in theirs:
             return f"its blocks have {what}: {f'blocks.0.{ending}'}; a VisionTransformer has none"
+    if "patch_embed.norm.weight" in theirs:
+        return "its patches are normalised by themselves (patch_embed.norm), as AIMv2's; a VisionTransformer's are not"
+    batch = next((name for name in theirs if name.endswith(".running_mean")), None)
+    if batch:
+        return f"it has batch normalisation ({batch}); a VisionTransformer's ResNet normalises groups of channels"
     shapes = {
         name: theirs[name].shape for name in theirs if re.fullmatch(r"blocks\.\d+\.attn\.[qk]_proj\.weight", name)
     }

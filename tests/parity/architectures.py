@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ import paddle
 import timm
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plsc.errors import PlscError
 from plsc.loading import load_pretrained
+from plsc.models import vit_family
+from plsc.models.published import ARCHITECTURES
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from plsc.weights import Source, read, write
 
@@ -110,18 +111,18 @@ def timm_options(name: str) -> dict[str, Any]:
     few = 4 * (patch[0] if isinstance(patch, tuple) else patch)
     small = 128 if hasattr(model.patch_embed, "backbone") else few
     heads = heads_of(model)
-    options: dict[str, Any] = {"depth": DEPTH, "num_classes": 7, "embed_dim": HEAD_WIDTH * heads}
+    options: dict[str, Any] = {
+        "depth": DEPTH,
+        **({"num_kv_heads": heads // 2} if "sapiens2" in name else {}),
+        "num_classes": 7,
+        "embed_dim": HEAD_WIDTH * heads,
+    }
     return options if name.startswith("vit_pe_") else {**options, "img_size": min(size, small)}
 
 
 def heads_of(model: torch.nn.Module) -> int:
     """Of the first block."""
     return next(module.num_heads for module in model.blocks[0].modules() if hasattr(module, "num_heads"))
-
-
-def timm_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    options = timm_options(name)
-    return randomised(timm.create_model(name, **options)), options
 
 
 def write_timm(model: torch.nn.Module, name: str, folder: Path) -> Path:
@@ -133,19 +134,18 @@ def write_timm(model: torch.nn.Module, name: str, folder: Path) -> Path:
 
 
 def fields_of_name(name: str, source: Source) -> dict[str, Any]:
-    """What the architecture's name says where the whole depth is there: here it is not."""
-    from plsc.models.published import ARCHITECTURES
-    from plsc.models.vit_family import UNSEEN
-
+    """What its name states, and its arrays do not, where the whole depth is there: here it is not."""
     row = ARCHITECTURES.get(name, {})
-    return {field: value for field, value in row.items() if field in UNSEEN}
+    return {field: value for field, value in row.items() if field in set(vit_family.UNSEEN) - source.card.stated.keys()}
 
 
 def check_timm(name: str) -> Outcome:
-    model = None
+    if "_mci_" in name:  # whose backbone has one width
+        model = randomised(timm.create_model(name, depth=DEPTH, num_classes=7, img_size=64))
+    else:
+        model = randomised(timm.create_model(name, **timm_options(name)))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            model, _ = timm_model(name)
             path = write_timm(model, name, Path(folder))
             size = tuple(model.patch_embed.img_size) if getattr(model.patch_embed, "img_size", None) else 224
             source = read(path)
@@ -155,6 +155,22 @@ def check_timm(name: str) -> Outcome:
         batch = pictures(size)
         difference = float(np.abs(of_plsc(ours, batch) - of_torch(model, batch)).max())
         return Outcome(name, difference)
+
+
+def back_to_timm(name: str) -> list[str]:
+    """Names of arrays that are not the same bits after a model of timm's went through plsc and back."""
+    model = randomised(timm.create_model(name, **timm_options(name)))
+    first = dict(model.state_dict())
+    with tempfile.TemporaryDirectory() as folder:
+        source = read(write_timm(model, name, Path(folder)))
+        source = source.with_card(spec={**source.card.spec, **fields_of_name(name, source)})
+        write(source, "timm", Path(folder) / "back.safetensors")
+        second = load_file(Path(folder) / "back.safetensors")
+    return [
+        key
+        for key in first.keys() | second.keys()
+        if not (key in first and key in second and torch.equal(first[key], second[key]))
+    ]
 
 
 # -- transformers ---------------------------------------------------------------------------------
@@ -306,14 +322,30 @@ def written_back(name: str) -> float:
     return float(np.abs(of_torch(run(back.eval()), batch) - of_torch(run(model), batch)).max())
 
 
-if __name__ == "__main__":
-    import fnmatch
-    import sys
+# -- the table ------------------------------------------------------------------------------------
 
-    for name in timm_names():
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in sys.argv[1:]):
-            continue
-        try:
-            print(name, check_timm(name), flush=True)
-        except Exception as error:
-            print(name, "CRASH", repr(error)[:300], traceback.format_exc().splitlines()[-3:], flush=True)
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+BEGIN, END = "<!-- architectures: written by make test-parity -->", "<!-- architectures end -->"
+
+
+def table(outcomes: dict[str, list[Outcome]]) -> str:
+    """Markdown: a row for each architecture, in groups by where they come from."""
+    lines = [
+        "",
+        f"With timm {timm.__version__}, transformers {transformers.__version__} and torch {torch.__version__}: "
+        f"each with {DEPTH} blocks and random weights, every parameter drawn; the largest difference of logits.",
+        "",
+    ]
+    for title, rows in outcomes.items():
+        refused = sum(row.refused is not None for row in rows)
+        lines += ["<details>", f"<summary>{title}: {len(rows) - refused} open, {refused} are refused</summary>", ""]
+        lines += ["| architecture | |", "|---|---|", *(f"| {row.name} | {row} |" for row in rows), "", "</details>", ""]
+    return "\n".join(lines)
+
+
+def write_table(outcomes: dict[str, list[Outcome]]) -> None:
+    """Put it between its marks in docs/checkpoints.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(outcomes)}\n{END}{after}", encoding="utf-8")
