@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         TASKS,
         TRANSFORMS,
     )
+    from plsc.reporting import report as report
     from plsc.runs.compare import Comparison as Comparison
     from plsc.runs.compare import RunSummary as RunSummary
     from plsc.runs.compare import compare as compare
@@ -98,6 +99,7 @@ _DEFINED_IN = {
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
     "compare": "plsc.runs.compare:compare",
+    "report": "plsc.reporting.reporter:report",
     "sweep": "plsc.sweeps.sweeper:sweep",
     "plan": "plsc.planning.planner:plan",
     # models

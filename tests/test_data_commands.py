@@ -913,13 +913,18 @@ def plain_digits() -> dict:
 def test_the_sheet_shows_the_pixels_of_the_trainers_order(monkeypatch, tmp_path, process_state):
     """Normalised and back again, nothing is lost; rows are the first samples of the run's order."""
     rows = shown(monkeypatch, tmp_path, plain_digits(), count=12, copies=1)
-    assert [len(row) for row in rows] == [8, 8]
+    assert [len(row) for row in rows] == [4, 4, 4]
     data = Digits()
     order = np.arange(len(data))
     np.random.Generator(np.random.Philox(key=[7, 0])).shuffle(order)  # Global.seed is 7
     for k, (picture, text) in enumerate(itertools.chain(*rows)):
         sample = data[int(order[k])]
         assert np.array_equal(picture, sample.image) and text == str(sample.label)
+
+
+@pytest.mark.parametrize(("count", "across"), [(1, 1), (3, 3), (7, 4), (10, 5), (12, 4), (16, 4), (30, 6), (32, 8)])
+def test_a_sheet_is_somewhat_wider_than_high_with_few_empty_places(count, across):
+    assert contact_sheet.columns(count) == across
 
 
 def test_mixed_pictures_are_what_their_captions_say(monkeypatch, tmp_path, process_state):

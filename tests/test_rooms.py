@@ -47,6 +47,7 @@ ALLOWED = {
     "planning": SHARED | ROOMS | {"build", "engine"},
     "training": SHARED | {"config", "engine", "visualize"},
     "runs": SHARED | {"config"},
+    "reporting": SHARED | ROOMS | {"api", "build", "loading", "predictor", "runs", "visualize"},
     "sweeps": SHARED | {"api", "config", "engine", "runs", "training"},
     "visualize": SHARED | ROOMS | {"runs", "build", "model_card", "loading", "runtimes", "predictor"},
 }

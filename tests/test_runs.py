@@ -1,13 +1,19 @@
 """Runs after they were done: plsc compare, and plsc report's page."""
 
 import csv
+import html.parser
 import json
 
+import numpy as np
 import pytest
 
 import plsc
 from plsc.cli import main
+from plsc.config import load
+from plsc.data.datasets.digits import Digits
 from plsc.errors import ConfigError, DataError
+from plsc.reporting import reporter
+from plsc.reporting.analysis import analyse
 from plsc.runs.compare import run_folders
 from tests.helpers import tiny_digits, write_config
 
@@ -88,3 +94,133 @@ def test_runs_that_are_measured_otherwise_have_no_best(two):
     (two[1] / "checkpoints" / "best").unlink()
     comparison = plsc.compare(two)
     assert comparison.best.name == "a" and comparison.runs[1].best is None
+
+
+# -- the report -----------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """What a page has: its texts, pictures and what is loaded from elsewhere; and that every element is closed."""
+
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.images, self.elsewhere, self.open, self.ids, self.targets = [], [], [], [], [], []
+        self.labels = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "img":
+            assert named["alt"]
+            self.images.append(named["src"])
+        if tag == "svg":
+            self.labels.append(named["aria-label"])
+        if "id" in named:
+            self.ids.append(named["id"])
+        if tag == "a" and "href" in named:
+            self.targets.append(named["href"].removeprefix("#"))
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and not value.startswith(("data:", "#")):
+                self.elsewhere.append(value)
+        assert tag != "script" and not any(name.startswith("on") for name in named)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "<run> & co"
+    made = tiny_digits()
+    made["Global"] |= {"output_dir": str(folder), "eval_during_train": True}
+    plsc.train(load(made))
+    return folder
+
+
+def test_a_page_is_whole_by_itself_and_says_what_was_measured(trained, tmp_path):
+    output = tmp_path / "report.html"
+    assert main(["report", str(trained), "--output", str(output)]) == 0
+    text = output.read_text()
+    page = Page(text)
+    assert page.headings == [
+        "Results",
+        "Curves",
+        "Settings",
+        "Accuracy by class",
+        "Confusion",
+        "Worst mistakes",
+        "Samples after augmentation",
+        "Environment",
+    ]
+    assert not page.elsewhere and set(page.targets) <= set(page.ids)
+    assert len(page.images) == 24 + 24 and all(source.startswith("data:image/png;base64,") for source in page.images)
+    assert "<title>Run &lt;run&gt; &amp; co</title>" in text and "default-src 'none'" in text
+    assert [label.split(" over ")[0] for label in page.labels[:-1]] == [
+        "Loss",
+        "Accuracy",
+        "Accuracy, top-5",
+        "Learning rate",
+        "Throughput, without evaluation and saving",
+        "Gradient norm, before clipping",
+    ]
+    evaluation = plsc.evaluate(trained, metrics=["ConfusionMatrix"])
+    analysis = analyse(trained, load(trained / "config.yaml"), averaged=False, samples=10**6, mistakes=5)
+    np.testing.assert_array_equal(analysis.confusion, evaluation.confusion)
+    assert f"top-1 {100 * evaluation['top1']:.2f} % of 360 samples" in text
+    assert len(text) < 500_000
+
+
+def test_mistakes_are_those_of_the_predictor(trained):
+    """Class, prediction and probability of the worst ones, and that none is worse among the others."""
+    analysis = analyse(trained, load(trained / "config.yaml"), averaged=False, samples=10**6, mistakes=5)
+    data = Digits(split="test")
+    predictor = plsc.load_predictor(trained)
+    shares = predictor.predict([data[i].image for i in range(len(data))], topk=10)
+    own = {}
+    for i, answers in enumerate(shares):
+        best = answers[0]
+        if str(best.name) != str(data[i].label):
+            own[i] = next(answer.probability for answer in answers if str(answer.name) == str(data[i].label))
+    worst = sorted(own, key=lambda i: own[i])[:5]
+    assert [mistake.index for mistake in analysis.mistakes] == worst
+    first = analysis.mistakes[0]
+    assert -first.wrongness == pytest.approx(own[worst[0]], rel=1e-4) and first.label == data[worst[0]].label
+    np.testing.assert_array_equal(first.picture, data[worst[0]].image)
+
+
+def test_a_part_of_the_samples_is_said_to_be_one(trained, tmp_path):
+    text = plsc.report([trained], tmp_path / "r.html", samples=50).read_text()
+    assert "of 50 samples of 360, spread over the data set" in text
+
+
+def test_what_cannot_be_measured_is_named(two, tmp_path):
+    text = plsc.report(two, tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert "Not measured: " in text and "Classes and mistakes of b" in page.headings
+    assert "LRScheduler.learning_rate" in text and "Best run: b." in text and len(page.labels) == 6
+    assert len(page.images) == 24, "samples after augmentation need no weights"
+
+
+def test_averaged_weights_are_measured_where_they_were_best(two):
+    for name, raw, ema, expected in [("a", 0.5, 0.25, False), ("b", 0.25, 0.5, True)]:
+        folder = next(run for run in two if run.name == name)
+        lines = [
+            {"kind": "eval", "step": 10, "epoch": 1, "weights": w, "loss": 1.0, "top1": v}
+            for w, v in (("raw", raw), ("ema", ema))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert reporter._averaged(plsc.compare([folder]).runs[0]) is expected

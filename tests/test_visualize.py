@@ -225,7 +225,7 @@ def test_map_is_what_the_head_reads_of_the_patches(name):
     picture = pictures.Picture("", (height, width), seen_pixels, (0, 0, height, width), seen_pixels, True)
     preprocess = preprocess_of(spec)
 
-    seen = attention.look(network, preprocess, picture)
+    seen = attention.look(network, preprocess, picture, "softmax")
     image = paddle.to_tensor(((picture.pixels / 255.0 - 0.5) / 0.5).astype("float32").transpose(2, 0, 1)[None])
     joint = rolled_out([layer.numpy()[0] for layer in network.attention_maps(image)])[-1]
     tokens = network.forward_features(image).numpy()[0]
@@ -249,6 +249,10 @@ def test_map_is_what_the_head_reads_of_the_patches(name):
     np.testing.assert_allclose(by_layer[-1], expected, atol=1e-4)
     logits = network(image).numpy()
     assert seen.prediction == (int(logits.argmax()) if spec.class_num else None)
+    if spec.class_num:
+        shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
+        assert seen.probability == pytest.approx(shares.max(), rel=1e-5)
+        assert attention.look(network, preprocess, picture).probability is None, "what makes probabilities is unknown"
 
 
 def test_raw_maps_are_the_attention_weights_themselves():
@@ -790,15 +794,38 @@ def test_a_run_without_accuracy_says_so(here, figures):
     )
 
 
-@pytest.mark.parametrize(("steps", "mark"), [(40, "o"), (400, "None")])
+@pytest.mark.parametrize(("steps", "mark"), [(40, "."), (400, "None")])
 def test_the_legend_shows_lines_as_they_are_drawn(here, figures, steps, mark):
-    """Four updates have a mark each, forty none."""
+    """Four updates have a point each, forty none; evaluations have marks of their own."""
     write_run(here / "run", steps=steps)
     assert main(["visualize", "curves", "run"]) == 0
     for panel in figures[0].axes:
         training = panel.get_legend().get_lines()[0]
         assert training.get_marker() == panel.lines[0].get_marker() == mark
         assert training.get_linestyle() == panel.lines[0].get_linestyle() == "-"
+
+
+def test_evaluations_have_marks_of_their_own_and_top5_and_norms_panels(here, figures):
+    step = {"kind": "train", "loss": 2.0, "top1": 0.25, "top5": 0.5, "grad_norm": 1.5, "lr": 0.1}
+    evaluated = [
+        {"kind": "eval", "step": 5, "weights": w, "loss": 1.0, "top1": 0.5, "top5": 0.75} for w in ("raw", "ema")
+    ]
+    write_records(here / "run", {**step, "step": 5}, *evaluated)
+    assert main(["visualize", "curves", "run"]) == 0
+    panels = {axis.get_ylabel(): axis for axis in figures[0].axes if axis.get_ylabel()}
+    assert list(panels) == ["loss", "top-1 (%)", "top-5 (%)", "learning rate", "images / s", "norm"]
+    assert lines_of(panels["top-5 (%)"]) == [([5], [50.0]), ([5], [75.0]), ([5], [75.0])]
+    assert lines_of(panels["norm"]) == [([5], [1.5])]
+    assert len({line.get_marker() for line in panels["loss"].lines}) == 3
+
+
+def test_long_names_of_runs_stay_on_the_sheet(here, figures):
+    for k in range(6):
+        write_run(here / f"{k}-learning_rate=0.00{k}-weight_decay=0.0{k}-seed={k}")
+    assert main(["visualize", "curves", *(str(path) for path in sorted(here.glob("?-*")))]) == 0
+    [legend], figure = figures[0].legends, figures[0]
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_a_line_cut_short_and_a_line_of_something_else_are_left_out(here):

@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": "say what a run costs before it is run",
     "sweep": "run a recipe with many settings and seeds, and rank them",
     "compare": "put runs side by side",
+    "report": "write runs as one page of HTML",
     "config": "print a run as it would be done",
     "list": "show what recipes can name",
 }

@@ -15,6 +15,8 @@ from plsc.data.preprocess import Preprocess
 from plsc.errors import ConfigError
 from plsc.models.base import AttentionMaps, AttentionPool, Model
 from plsc.models.spec import pair
+from plsc.predictor import probabilities
+from plsc.targets import Activation
 from plsc.tensors import to_numpy
 from plsc.visualize import rollout, sheet
 from plsc.visualize.pictures import PatchSpec, Picture, covered
@@ -38,11 +40,13 @@ class Seen:
         weights: [H, N, N] of each layer, float32; rows sum to one.
         reading: [N], see rollout.reading.
         prediction: the class with the largest logit; None for a model without a head.
+        probability: of that class; None where it is unknown what makes probabilities of logits.
     """
 
     weights: list[np.ndarray]
     reading: np.ndarray
     prediction: int | None
+    probability: float | None = None
 
 
 def model_input(preprocess: Preprocess, picture: Picture) -> paddle.Tensor:
@@ -57,8 +61,8 @@ def attention_weights(network: Model, image: paddle.Tensor) -> list[np.ndarray]:
 
 
 @paddle.no_grad()
-def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
-    """Run the model on one picture."""
+def look(network: Model, preprocess: Preprocess, picture: Picture, activation: Activation | None = None) -> Seen:
+    """Run the model on one picture; `activation` is what makes probabilities of its logits."""
     spec: Any = network.spec  # see pictures.PatchSpec
     image = model_input(preprocess, picture)
     weights = attention_weights(network, image)
@@ -67,8 +71,12 @@ def look(network: Model, preprocess: Preprocess, picture: Picture) -> Seen:
     if isinstance(network, AttentionPool) and spec.pool == "map":
         pool_weights = to_numpy(network.pool_weights(tokens))[0]
     reading = rollout.reading(spec.pool, tokens.shape[1], spec.prefix_tokens, pool_weights)
-    prediction = int(network.forward_head(tokens).argmax()) if spec.class_num else None
-    return Seen(weights, reading, prediction)
+    if not spec.class_num:
+        return Seen(weights, reading, None)
+    logits = to_numpy(network.forward_head(tokens))
+    prediction = int(logits[0].argmax())
+    probability = None if activation is None else float(probabilities(logits, activation)[0, prediction])
+    return Seen(weights, reading, prediction, probability)
 
 
 @dataclass(frozen=True)
@@ -177,12 +185,15 @@ def _draw(subject: Subject, network: Model, view: View, pictures: Sequence[Pictu
     for axis in axes.flat:
         sheet.without_frame(axis)
     for i, picture in enumerate(pictures):
-        seen = look(network, subject.preprocess, picture)
+        seen = look(network, subject.preprocess, picture, subject.card.activation)
         top, left = (i // side_by_side) * lines, (i % side_by_side) * columns
         first, *others = axes[top : top + lines, left : left + columns].flat
         first.imshow(picture.shown)
-        caption = "" if seen.prediction is None else f"\n→ {subject.class_name(seen.prediction)}"
-        sheet.set_title(first, sheet.plain(picture.name, width) + sheet.plain(caption, width), 8)
+        caption = ""
+        if seen.prediction is not None:
+            share = "" if seen.probability is None else f" {100 * seen.probability:.1f} %"
+            caption = f"\n→ {sheet.plain(subject.class_name(seen.prediction), width - 0.6)}{share}"
+        sheet.set_title(first, sheet.plain(picture.name, width) + caption, 8)
         for axis, name, values in zip(others, names, view.maps(seen), strict=False):
             axis.imshow(overlaid(picture.grey, values, covered(spec)))
             sheet.set_title(axis, f"{name}\n{values.min():.2g} to {values.max():.2g} × the mean", 8)

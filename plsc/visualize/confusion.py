@@ -1,8 +1,10 @@
 """A confusion matrix as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from plsc.visualize import sheet
 
@@ -13,15 +15,26 @@ _NUMBERS = 11  # ticks where there are too many classes for names
 def draw_confusion(matrix: np.ndarray, names: list[str], output: str | Path) -> Path:
     """Draw which class is taken for which, as shares of each true class; returns the picture's path.
 
+    See `confusion_figure`.
+
+    Args:
+        matrix, names: see there. output: PNG or SVG, by its ending.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    return sheet.save(confusion_figure(matrix, names), Path(output))
+
+
+def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Which class is taken for which, as shares of each true class.
+
     Classes that neither occur nor are predicted are left out. Up to 50 are named, and up to 20 have their
     counts written in.
 
     Args:
         matrix: [C, C] counts; a row is the true class, a column the predicted one.
-        names: of the classes. output: PNG or SVG, by its ending.
-
-    Raises:
-        ConfigError: the file cannot be written.
+        names: of the classes.
     """
     classes = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     count, matrix = len(classes), matrix[np.ix_(classes, classes)]
@@ -35,8 +48,10 @@ def draw_confusion(matrix: np.ndarray, names: list[str], output: str | Path) -> 
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if count <= _MOST_NAMED:
-        shown = [sheet.plain(names[c], inches=1.6) for c in classes]
-        axis.set_xticks(range(count), shown, rotation=90, fontsize=8, parse_math=False)
+        shown = [sheet.plain(names[c], inches=1.6) for c in classes.tolist()]
+        axis.set_xticks(
+            range(count), shown, rotation=90 if max(map(len, shown)) > 2 else 0, fontsize=8, parse_math=False
+        )
         axis.set_yticks(range(count), shown, fontsize=8, parse_math=False)
     else:
         places = np.linspace(0, count - 1, _NUMBERS).astype(int)
@@ -47,4 +62,4 @@ def draw_confusion(matrix: np.ndarray, names: list[str], output: str | Path) -> 
             colour = "white" if shares[i, j] > 0.5 else "black"
             axis.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8, color=colour)
     sheet.bar(figure, axis, low=0.0, high=1.0, colours="Blues", label="share of the true class", shrink=0.7)
-    return sheet.save(figure, Path(output))
+    return figure

@@ -1,6 +1,7 @@
 """What the model really receives: pictures after transforms, normalisation and mixing, on one sheet."""
 
 import itertools
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from plsc.errors import ConfigError
 from plsc.targets import Targets
 from plsc.visualize import sheet
 
-_COLUMNS = 8
+_COLUMNS = 8  # at most
+_WIDE = 1.6  # how much wider than high a sheet should be
 _LEAST_SHARE = 0.02  # classes below are left out of a caption: label smoothing gives every class a little
 _MOST_NAMED = 3
 _INCHES, _LETTERS, _LINES = 1.6, 26, 3  # of a picture's side, and of the caption above it
@@ -32,7 +34,7 @@ def draw_contact_sheet(
     Args:
         mode: of Eval the pictures come from all over the data set.
         output: a .png or .svg file.
-        count: pictures on the sheet, rounded to whole rows. copies: epochs to show of each picture.
+        count: pictures on the sheet, rounded up to whole rows. copies: epochs to show of each picture.
 
     Returns:
         The file that was written.
@@ -41,9 +43,18 @@ def draw_contact_sheet(
         ConfigError: there is no such mode, or so many pictures do not fit on a sheet.
         DataError: the data cannot be read.
     """
+    cells, shape = loaded_cells(config, mode, count=count, copies=copies)
+    layout = "each column is another epoch" if copies > 1 else "each row is a batch"
+    return draw_sheet(cells, Path(output), title=f"{mode}: {config.DataLoader[mode].dataset.name}, {shape}; {layout}")
+
+
+def loaded_cells(
+    config: Config, mode: Literal["Train", "Eval"], *, count: int, copies: int = 1
+) -> tuple[list[Sequence[tuple[np.ndarray, str]]], str]:
+    """Rows of (picture [H, W, C] uint8, caption), see `draw_contact_sheet`, and the pictures' shape in words."""
     if mode not in config.DataLoader:
         raise ConfigError(f"{config.source.name}: DataLoader.{mode} is missing")
-    across = min(_COLUMNS, count) if copies == 1 else max(1, count // copies)
+    across = columns(count) if copies == 1 else max(1, count // copies)
     rows = -(-count // across) if copies == 1 else 1
     sheet.check_count(across * rows * copies, "ask for fewer with --count or --copies")
     data = build.dataset(config, mode)
@@ -54,7 +65,7 @@ def draw_contact_sheet(
         if copies > 1:
             plan = [[draw._replace(epoch=epoch) for draw in plan[0]] for epoch in range(copies)]
         mixers = build.mixing(config) if mode == "Train" else []
-        cells = [
+        cells: list[Sequence[tuple[np.ndarray, str]]] = [
             _cells(config, mode, feed, mixers, feed.input(arrays), step)
             for step, arrays in enumerate(feed.loader.run(iter(plan)))
         ]
@@ -62,9 +73,17 @@ def draw_contact_sheet(
         feed.loader.close()
     if copies > 1:
         cells = list(zip(*cells, strict=True))
-    layout = "each column is another epoch" if copies > 1 else "each row is a batch"
-    shape = "x".join(map(str, feed.loader.fetcher.fields()["image"].shape))
-    return draw_sheet(cells, Path(output), title=f"{mode}: {config.DataLoader[mode].dataset.name}, {shape}; {layout}")
+    return cells, "x".join(map(str, feed.loader.fetcher.fields()["image"].shape))
+
+
+def columns(count: int) -> int:
+    """Of a sheet of so many pictures: somewhat wider than high, with few empty places."""
+
+    def cost(across: int) -> float:
+        rows = -(-count // across)
+        return 2.0 * (across * rows - count) / count + abs(math.log(across / rows / _WIDE))
+
+    return min(range(1, min(_COLUMNS, count) + 1), key=cost)
 
 
 def _plan(config: Config, mode: str, feed: build.Feed, *, across: int, rows: int) -> list[list[Draw]]:
@@ -84,11 +103,11 @@ def _cells(config: Config, mode: str, feed: build.Feed, mixers: list, batch: dic
     for mixer in mixers:
         image, target = mixer(image, target, rng)
     bgr = any(not part.arguments.get("to_rgb", True) for part in config.DataLoader[mode].transforms)
-    shown = _displayable(image.numpy(), feed.normalize, bgr)
+    shown = displayable(image.numpy(), feed.normalize, bgr)
     return [(shown[k], caption(row, feed.data.class_names)) for k, row in enumerate(target.numpy())]
 
 
-def _displayable(image: np.ndarray, normalize: Any, bgr: bool) -> np.ndarray:
+def displayable(image: np.ndarray, normalize: Any, bgr: bool) -> np.ndarray:
     """Normalised [B, C, H, W] float32 → [B, H, W, C] uint8 as it was before normalisation, in RGB."""
     pixels = image.transpose(0, 2, 3, 1)
     if normalize is None:

@@ -1,13 +1,15 @@
 """Loss, accuracy, learning rate and throughput of runs, from their metrics.jsonl."""
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from plsc.runs.records import read_metrics, run_names
@@ -22,7 +24,10 @@ class _Panel(NamedTuple):
     factor: float = 1.0
 
 
+_NOTHING = _Panel("", "Accuracy", "")
 _LOSS = _Panel("loss", "Loss", "loss", "log")
+_TOP5 = _Panel("top5", "Accuracy, top-5", "top-5 (%)", factor=100.0)
+_NORM = _Panel("grad_norm", "Gradient norm, before clipping", "norm", "log")
 _RATE = _Panel("lr", "Learning rate", "learning rate")
 _THROUGHPUT = _Panel("images_per_second", "Throughput, without evaluation and saving", "images / s", "from zero")
 # the figures of plsc.metrics in which runs are compared, the first that was logged is drawn
@@ -38,10 +43,12 @@ _ACCURACIES = (
 # kind of record, whose weights, style, what
 _LINES = (
     ("train", "raw", "-", "training"),
-    ("eval", "raw", "o-", "evaluation"),
+    ("eval", "raw", "D-", "evaluation"),
     ("eval", "ema", "s--", "evaluation, averaged weights"),
 )
-_FEW_POINTS = 20  # each gets a mark
+_FEW_POINTS = 20  # each gets a point
+_MARK = 4  # size, in points
+_LETTERS = 120  # of a line of the legend of runs
 
 
 def draw_curves(folders: Iterable[str | Path], output: str | Path) -> Path | None:
@@ -49,24 +56,63 @@ def draw_curves(folders: Iterable[str | Path], output: str | Path) -> Path | Non
     runs = {name: read_metrics(folder) for name, folder in run_names(folders).items()}
     if not any(runs.values()):
         return None
-    colours = _colours(len(runs))
-    figure = sheet.new(11, 7 if len(runs) == 1 else 7.5, next(iter(runs)) if len(runs) == 1 else None)
-    panels = (_LOSS, _accuracy_of(runs.values()), _RATE, _THROUGHPUT)
-    for axis, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        if panel is None:
-            _say_nothing_logged(axis)
-            continue
-        drawn: dict[int, Line2D] = {}
-        for records, colour in zip(runs.values(), colours, strict=True):
-            drawn = {**_draw_run(axis, records, panel, colour), **drawn}
-        _finish(axis, panel)
-        _explain_lines(axis, drawn, one_run=len(runs) == 1)
+    panels = _panels(runs.values())
+    across = 2 if len(panels) <= 4 else 3
+    title = next(iter(runs)) if len(runs) == 1 else None
+    figure = sheet.new(5.5 * across, 7 if len(runs) == 1 else 7.5, title)
+    axes = figure.subplots(2, across)
+    for axis, panel in itertools.zip_longest(axes.flat, panels):
+        if panel is not None:
+            _draw_panel(axis, panel, runs)
+        else:
+            sheet.without_frame(axis)
     if len(runs) > 1:
-        lines = [Line2D([], [], color=colour, linewidth=2) for colour in colours]
-        legend = figure.legend(lines, map(sheet.plain, runs), loc="outside upper center", ncols=4, fontsize=9)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _name_runs(figure, runs)
     return sheet.save(figure, Path(output))
+
+
+def curve_figures(folders: Iterable[str | Path]) -> list[tuple[str, Figure]]:
+    """(title, figure) of each quantity that runs have logged, for a page; what was not logged is left out."""
+    runs = {name: read_metrics(folder) for name, folder in run_names(folders).items()}
+    figures = []
+    for panel in _panels(runs.values()):
+        if panel.name:
+            figure = sheet.new(6.4, 3.6 if len(runs) == 1 else 3.9)
+            _draw_panel(figure.subplots(), panel, runs)
+            if len(runs) > 1:
+                _name_runs(figure, runs, letters=_LETTERS // 2)
+            figures.append((panel.title, figure))
+    return figures
+
+
+def _panels(runs: Iterable[list[dict[str, Any]]]) -> list[_Panel]:
+    """What is drawn of runs; of top-5 and gradient norm only what was logged."""
+    runs = list(runs)
+    names = {name for records in runs for record in records for name in record}
+    accuracy = _accuracy_of(runs) or _NOTHING
+    top5 = [_TOP5] if accuracy.name == "top1" and _TOP5.name in names else []
+    return [_LOSS, accuracy, *top5, _RATE, _THROUGHPUT, *([_NORM] if _NORM.name in names else [])]
+
+
+def _draw_panel(axis: Axes, panel: _Panel, runs: Mapping[str, list[dict[str, Any]]]) -> None:
+    if panel is _NOTHING:
+        _say_nothing_logged(axis)
+        return
+    drawn: dict[int, Line2D] = {}
+    for records, colour in zip(runs.values(), _colours(len(runs)), strict=True):
+        drawn = {**_draw_run(axis, records, panel, colour), **drawn}
+    _finish(axis, panel)
+    _explain_lines(axis, drawn, one_run=len(runs) == 1)
+
+
+def _name_runs(figure: Figure, runs: Iterable[str], letters: int = _LETTERS) -> None:
+    """A legend of the runs' colours above the panels, in as many columns as their names leave room for."""
+    names = list(runs)
+    lines = [Line2D([], [], color=colour, linewidth=2) for colour in _colours(len(names))]
+    columns = max(1, min(4, letters // (max(map(len, names)) + 6)))
+    legend = figure.legend(lines, map(sheet.plain, names), loc="outside upper center", ncols=columns, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _accuracy_of(runs: Iterable[list[dict[str, Any]]]) -> _Panel | None:
@@ -108,9 +154,9 @@ def _draw_run(axis: Axes, records: list[dict[str, Any]], panel: _Panel, colour: 
         if not steps:
             continue
         if len(steps) <= _FEW_POINTS and style == "-":
-            style = "o-"
+            style = ".-"
         colour_of_line = f"C{j}" if colour is None else colour
-        [drawn[j]] = axis.plot(steps, values, style, markersize=3, linewidth=1.2, color=colour_of_line)
+        [drawn[j]] = axis.plot(steps, values, style, markersize=_MARK, linewidth=1.2, color=colour_of_line)
     return drawn
 
 
@@ -123,7 +169,7 @@ def _explain_lines(axis: Axes, drawn: dict[int, Line2D], *, one_run: bool) -> No
             color=line.get_color() if one_run else "0.3",
             marker=line.get_marker(),
             linestyle=line.get_linestyle(),
-            markersize=3,
+            markersize=_MARK,
         )
         for _, line in sorted(drawn.items())
     ]

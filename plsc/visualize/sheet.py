@@ -1,6 +1,7 @@
 """What all drawn sheets share: size, titles, tiles, colour bars, and writing PNG or SVG."""
 
 import functools
+import io
 import logging
 import math
 import warnings
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -65,22 +67,35 @@ def pad(figure: Figure, inches: float) -> None:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the sheet. Raises ConfigError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(figure, path, str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The sheet as an <svg> element with text that can be selected, for a page; `name` is for messages."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        _write(figure, text, name, format="svg", metadata={"Date": None})
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def _write(figure: Figure, target: Path | io.StringIO, name: str, **options: Any) -> None:
     for text in figure.findobj(Text):
         if not text.get_text().isascii():
             text.set_fontfamily(_fonts())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(record=True) as caught:
-            figure.savefig(path, dpi=DOTS_PER_INCH)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(target, dpi=DOTS_PER_INCH, **options)
     without_font = [warning for warning in caught if str(warning.message).startswith("Glyph")]
     for warning in caught:
         if warning not in without_font:
             warnings.warn(warning.message, stacklevel=2)
     if without_font:
-        log.warning("%s: no installed font has some of its characters; install for instance fonts-noto-cjk", path)
-    return path
+        log.warning("%s: no installed font has some of its characters; install for instance fonts-noto-cjk", name)
 
 
 @functools.cache
