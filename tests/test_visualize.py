@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import cv2
 import numpy as np
@@ -213,6 +214,13 @@ def pool_weights_by_hand(network, tokens) -> np.ndarray:
         shares = np.exp(scores - scores.max())
         result.append(shares / shares.sum())
     return np.array(result)
+
+
+@pytest.mark.parametrize("pool", get_args(get_type_hints(ViTSpec)["pool"]))
+def test_attention_is_drawn_whatever_the_head_sees(pool):
+    network = a_model(pool=pool)
+    assert Subject("model", network.spec, network).attentive() is network
+    assert ": what the " in attention.View(network.spec).title
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -36,6 +36,9 @@ def head_rollout(layers: Sequence[np.ndarray], layer: int) -> np.ndarray:
     return mixed @ rollout(layers[:layer])[-1] if layer else mixed
 
 
+POOLS = ("token", "avg", "all", "token_avg", "map")  # what a head may see, as in ViTSpec
+
+
 def reading(pool: str, tokens: int, prefix: int, pool_weights: np.ndarray | None = None) -> np.ndarray:
     """[N], summing to one: the share that each token of the last layer has in what the head sees.
 

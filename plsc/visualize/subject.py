@@ -15,7 +15,7 @@ from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.base import AttentionMaps, AttentionPool, Model
 from plsc.registry import missing_members
-from plsc.visualize import sheet
+from plsc.visualize import rollout, sheet
 from plsc.visualize.pictures import PatchSpec, Picture, read_picture
 
 
@@ -55,7 +55,7 @@ class Subject:
         missing += [f"spec.{name}" for name in missing_members(self.spec, PatchSpec)]
         if missing or self.network is None:
             raise ConfigError(f"{self._kind} has no {', '.join(missing)}, from which attention is drawn")
-        drawn = ["token", "avg", "token_avg", *(["map"] if isinstance(self.network, AttentionPool) else [])]
+        drawn = [pool for pool in rollout.POOLS if pool != "map" or isinstance(self.network, AttentionPool)]
         if self.spec.pool not in drawn:
             raise ConfigError(
                 f"{self._kind}: spec.pool is {self.spec.pool!r}; attention is drawn of {', '.join(drawn)}"
