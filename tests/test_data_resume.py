@@ -4,12 +4,15 @@ import io
 import itertools
 import json
 import re
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from plsc.data import loader as loader_module
 from plsc.data.datasets import Digits, ImageNetDataset, Stack, WebDataset
 from plsc.data.datasets.base import Sample
 from plsc.data.datasets.combine import sliced
@@ -239,7 +242,14 @@ class Paced:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with some cores and processes."""
+    """A machine with some cores and processes, and a clock that only sleeping moves."""
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    for module in (loader_module, sys.modules[__name__]):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now, sleep=sleep))
 
     def of(cores: int, processes: int = 1):
         monkeypatch.setattr("plsc.environment.available_cores", lambda: cores)
@@ -250,7 +260,7 @@ def machine(monkeypatch):
 
 def test_cheap_pictures_need_no_workers(machine):
     machine(64)
-    count, why = measured_workers(Fetcher(Paced(0.0), [], seed=0, class_num=1), 32, on_cpu=True)
+    count, why = measured_workers(Fetcher(Paced(0.0001), [], seed=0, class_num=1), 32, on_cpu=True)
     assert count == 0 and "pictures a second" in why and "batch of 32" in why
 
 
@@ -277,13 +287,13 @@ def test_dear_pictures_get_workers(machine, cores, processes, on_cpu, expected):
 def test_measuring_takes_little_and_looks_around(machine):
     """Very slow storage is measured for a second at most; samples from all over the data set."""
     machine(4)
-    slow, quick = Paced(0.3), Paced(0.0)
+    slow, quick = Paced(0.3), Paced(0.0001)
     started = time.perf_counter()
     assert measured_workers(Fetcher(slow, [], seed=0, class_num=1), 4, on_cpu=False)[0] == 3
     assert time.perf_counter() - started < 1.5
     measured_workers(Fetcher(quick, [], seed=0, class_num=1), 4, on_cpu=False)
     assert len(quick.read) < 100 and np.std(quick.read) > 200
-    measured_workers(Fetcher(Paced(0.0, size=1), [], seed=0, class_num=1), 4, on_cpu=False)
+    measured_workers(Fetcher(Paced(0.0001, size=1), [], seed=0, class_num=1), 4, on_cpu=False)
 
 
 # -- a real run -------------------------------------------------------------------------------
