@@ -375,6 +375,40 @@ for name, classes, lr, steps, warm, crop, samples in (
         model=dict(act="gelu_tanh", head_init="zeros", representation_size=None),
     )  # fmt: skip
 
+PLSC_MOCO = """
+Global: {device: cpu, output_dir: run, max_train_step: 1, epochs: 1, cpu_threads: 1}
+Model: {name: DeiT_base_patch16_224, img_size: 32, embed_dim: 16, depth: 1, num_heads: 2, class_num: 2}
+Loss:
+  Train:
+    - CELoss:
+LRScheduler: {learning_rate: 1e-3}
+Optimizer: {name: AdamW}
+DataLoader:
+  Train:
+    dataset:
+      name: ImageFolder
+      root: pictures
+      transform:
+        - RandomResizedCrop:
+            size: 32
+        - RandomHorizontalFlip:
+        - NormalizeImage:
+        - ToCHWImage:
+    sampler: {batch_size: 2}
+    loader: {num_workers: 0}
+  Eval:
+    dataset:
+      name: ImageFolder
+      root: pictures
+      transform:
+        - Resize:
+            size: [32, 32]
+        - NormalizeImage:
+        - ToCHWImage:
+    sampler: {batch_size: 2}
+    loader: {num_workers: 0}
+"""
+
 # -- losses of given logits, in NumPy -------------------------------------------------------------
 
 LOGITS = np.array([[1.0, -2.0, 0.5, 3.0], [0.0, 0.1, -1.0, -3.0]], "float32")
@@ -566,3 +600,16 @@ def test_a_recipe_learns_from_a_batch(case, tmp_path, monkeypatch):
     moved = {n for n, p in trainer.model.named_parameters() if not np.array_equal(p.numpy(), before[n])}
     head = {n for n in trained if n.startswith("head.")}
     assert head and head <= moved <= set(trained)
+
+
+def test_plscs_folders_decode_by_themselves(tmp_path, monkeypatch):
+    """PLSC's recipe for MoCo v3 has no DecodeImage: its ImageFolder gives pixels. It runs as it is."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("a", "b"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        Image.new("RGB", (40, 48), "red" if label == "a" else "blue").save(tmp_path / "pictures" / label / "1.png")
+    (tmp_path / "recipe.yaml").write_text(PLSC_MOCO)
+    trainer = assemble(load("recipe.yaml"), World())
+    batch = next(trainer.feed.loader.run(trainer.sampler.batches(0)))
+    assert sorted(map(tuple, batch["image"][:, 0, 0].tolist())) == [(0, 0, 255), (255, 0, 0)]  # red, green, blue
+    assert trainer.evaluator.run(trainer.model)["samples"] == 2

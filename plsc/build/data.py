@@ -12,7 +12,7 @@ from plsc import environment
 from plsc.build.components import component
 from plsc.build.learning import class_num
 from plsc.config import Component, Config, DataSection
-from plsc.data.datasets.base import Dataset, check_labels, shard_sizes
+from plsc.data.datasets.base import Dataset, check_labels, sample_of, shard_sizes
 from plsc.data.datasets.combine import knows_labels, numbered_as
 from plsc.data.device import DeviceInput
 from plsc.data.fetch import Fetcher
@@ -20,7 +20,7 @@ from plsc.data.loader import Loader, measured_workers
 from plsc.data.preprocess import Preprocess, split_transforms
 from plsc.data.sampler import Sampler
 from plsc.data.split import LabelTable
-from plsc.data.transforms import NormalizeImage
+from plsc.data.transforms import Compose, DecodeImage, NormalizeImage, RandomApply
 from plsc.data.transforms.base import DoesNotFit
 from plsc.data.words import some
 from plsc.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ from plsc.registry import DATASETS, SAMPLERS, TRANSFORMS, missing_members
 
 log = logging.getLogger("plsc")
 
+_TRANSFORMS = "plsc.data.transforms"
 _MOST_COMPARED = 2_000_000  # samples whose labels are looked at to compare slices
 
 
@@ -124,7 +125,7 @@ def feed(config: Config, mode: str, *, batch_size: int, data: Dataset | None = N
     section = config.DataLoader[mode]
     data = dataset(config, mode) if data is None else data
     _check_classes(config, mode, data)
-    steps = transforms(config, section)
+    steps = _decoding(transforms(config, section), data, mode)
     preprocess = None
     try:
         host, normalize, drawn = split_transforms(steps)
@@ -156,6 +157,22 @@ def feed(config: Config, mode: str, *, batch_size: int, data: Dataset | None = N
     )
     _check_memory(config, mode, loader)
     return Feed(data, loader, DeviceInput(normalize, drawn), batch_size, normalize, preprocess)
+
+
+def _decoding(steps: list[Callable], data: Dataset, mode: str) -> list[Callable]:
+    """The transforms, with DecodeImage before them where pictures are encoded files and the first takes pixels.
+
+    PLSC's ImageFolder decodes by itself, so that its recipes have no DecodeImage. Somebody else's transform may take
+    the file.
+    """
+    first = steps[0] if steps else None
+    takes_pixels = type(first).__module__.startswith(f"{_TRANSFORMS}.") and not isinstance(
+        first, (DecodeImage, Compose, RandomApply)
+    )
+    if not takes_pixels or not isinstance(sample_of(data, 0).image, bytes):
+        return steps
+    log.info("%s: pictures are decoded first, as if DecodeImage began transform_ops", mode)
+    return [DecodeImage(), *steps]
 
 
 def _described(section: DataSection, data: Dataset) -> str:
