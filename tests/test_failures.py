@@ -154,6 +154,28 @@ def test_a_killed_process_ends_the_other(tmp_path):
     assert gone(everyone)
 
 
+def test_a_process_is_not_aborted_while_others_read_the_cause(tmp_path):
+    """The first to leave breaks the connections of others, whose C++ would abort; for that it needs Python's lock."""
+    program = (
+        "import ctypes, os, sys, threading, time\n"
+        "from plsc.engine.failures import Failures\n"
+        "first, second = (Failures(sys.argv[1], rank, 2) for rank in range(2))\n"
+        "with first.watched():\n"
+        "    second._write(2, 'error: the cause')\n"
+        "    ctypes.CDLL(None).usleep(1000000)\n"
+        "    os.abort()\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "process 1 of 2 failed:\nerror: the cause" in done.stderr
+    assert time.monotonic() - started > 2.0, "it left before a third one can have read the cause"
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, where):
     """The message names the step, and no checkpoint of such weights is written."""

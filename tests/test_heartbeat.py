@@ -127,3 +127,35 @@ def test_the_others_end_when_a_process_is_stopped(tmp_path, silent):
     record = (run / "errors" / f"rank-{1 - silent}.txt").read_text()
     assert f"process {silent} of 2 has given no sign for" in record and "DistributedStrategy.timeout" in record
     assert gone(everyone)
+
+
+@pytest.mark.long
+@pytest.mark.distributed
+def test_a_process_that_waits_for_its_disk_is_named_before_gloo_aborts(tmp_path):
+    """With the default timeout: the others wait 25 of gloo's 30 seconds, and nothing ends by an abort."""
+    (tmp_path / "hangs.py").write_text(
+        "import os, time\n"
+        "import plsc\n"
+        "from plsc.data.datasets.digits import Digits\n\n\n"
+        "@plsc.register_dataset()\n"
+        "class Hanging(Digits):\n"
+        "    def __getitem__(self, index):\n"
+        "        if os.environ['PADDLE_TRAINER_ID'] == '1' and os.path.exists('hang'):\n"
+        "            time.sleep(100)\n"
+        "        return super().__getitem__(index)\n"
+    )
+    tree = tiny_digits()
+    tree["Global"] |= {"epochs": 1000, "max_train_step": None, "imports": ["./hangs.py"]}
+    tree["DataLoader"]["Train"]["dataset"]["name"] = "Hanging"
+    process, run = start(tmp_path, tree, processes=2)
+    wait_for_step(run, 3)
+    (tmp_path / "hang").touch()
+    began = time.monotonic()
+    try:
+        code, output = process.wait(timeout=90), (tmp_path / "output.txt").read_text()
+    finally:
+        process.terminate()
+    assert 24 < time.monotonic() - began < 45, output
+    record = (run / "errors" / "rank-0.txt").read_text()
+    assert code == 1 and "process 1 of 2 has kept the others waiting in a collective for 25 s" in record
+    assert "TIMEOUT" not in output and "Aborted" not in output

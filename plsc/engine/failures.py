@@ -1,11 +1,12 @@
 """Processes that fail together, and print the first error.
 
-A process that fails writes errors/rank-N.txt into the run directory and lingers for a moment. The
-others see the file, print it and end: otherwise they would die inside a collective, with gloo by
-an abort that no Python sees, and the launcher would report that instead of the cause.
+A process that fails writes errors/rank-N.txt into the run directory. The others see the file and print it, and two
+seconds later all end: otherwise they would die inside a collective, with gloo by an abort that no Python sees, and the
+launcher would report that instead of the cause.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -20,7 +21,8 @@ from plsc import environment, files
 from plsc.errors import PlscError
 
 _POLL_SECONDS = 0.25
-_LINGER_SECONDS = 3.0
+_LINGER_SECONDS = 2.0
+_LOCK_SECONDS = 3600.0
 _WAIT_FOR_CAUSE_SECONDS = 5.0
 _START_SKEW_SECONDS = 60.0  # a process may fail before another one has come this far
 USER_ERROR, FAULT = 2, 1
@@ -72,8 +74,10 @@ class Failures:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Context in which this process ends when another one fails. Enter it when all processes have been started."""
-        if self.size > 1:
-            threading.Thread(target=self._watch, name="plsc-failures", daemon=True).start()
+        if self.size == 1:
+            yield
+            return
+        threading.Thread(target=self._watch, name="plsc-failures", daemon=True).start()
         try:
             yield
         finally:
@@ -83,7 +87,7 @@ class Failures:
         while not self._stopped.wait(_POLL_SECONDS):
             failure = self._earliest_of_others()
             if failure:
-                self._end_with(*failure)
+                self._end_with(failure)
 
     @staticmethod
     def _read(path: Path) -> tuple[float, str, int, str] | None:
@@ -104,14 +108,27 @@ class Failures:
                 failures[rank] = (recorded[0], *recorded[2:])
         return failures
 
-    def _earliest_of_others(self) -> tuple[int, int, str] | None:
-        """(rank, exit code, text) of the first failure elsewhere, or None."""
+    def _earliest_of_others(self) -> tuple[float, int, int, str] | None:
+        """(time, rank, exit code, text) of the first failure elsewhere, or None."""
         failures = [(when, rank, code, text) for rank, (when, code, text) in self._others().items()]
-        return min(failures)[1:] if failures else None
+        return min(failures) if failures else None
 
-    def _end_with(self, rank: int, code: int, text: str) -> NoReturn:
+    def _end_with(self, failure: tuple[float, int, int, str]) -> NoReturn:
+        when, rank, code, text = failure
         how = "was stopped" if code > _SIGNALLED else "failed"
         print(f"process {rank} of {self.size} {how}:\n{text}", file=sys.stderr, flush=True)
+        self._end_after(when, code)
+
+    def _end_after(self, when: float, code: int) -> NoReturn:
+        """Leave when all have had time to read a record of the time `when`.
+
+        Until then no other thread runs: the first process that leaves breaks the connections of the others, and a main
+        thread that waits in gloo would abort its process, for which it needs Python's lock.
+        """
+        sys.setswitchinterval(_LOCK_SECONDS)
+        until = time.monotonic() + min(_LINGER_SECONDS, max(0.0, when + _LINGER_SECONDS - time.time()))
+        while (remaining := until - time.monotonic()) > 0:
+            ctypes.PyDLL(None).usleep(int(1e6 * remaining))  # PyDLL keeps the lock
         self._end(code)
 
     @staticmethod
@@ -145,22 +162,21 @@ class Failures:
             while time.monotonic() < until:
                 cause = self._earliest_of_others()
                 if cause:
-                    self._end_with(*cause)
+                    self._end_with(cause)
                 time.sleep(_POLL_SECONDS)
-        self._tell(code, text)
-
-    def give_up(self, text: str) -> NoReturn:
-        """End all processes, since one of them no longer takes part. For any thread: the main one waits for it."""
-        self._tell(FAULT, f"error: {text}")
-
-    def _tell(self, code: int, text: str) -> NoReturn:
-        """Write and print this process's record, and end when the others have had time to see it."""
         self._write(code, text)
         print(text, file=sys.stderr, flush=True)
         until = time.monotonic() + _LINGER_SECONDS
         while time.monotonic() < until and len(self._others()) < self.size - 1:
             time.sleep(_POLL_SECONDS)
         self._end(code)
+
+    def give_up(self, text: str) -> NoReturn:
+        """End all processes, since one of them no longer takes part. Not for the main thread, which waits for it."""
+        text = f"error: {text}"
+        self._write(FAULT, text)
+        print(text, file=sys.stderr, flush=True)
+        self._end_after(time.time(), FAULT)
 
     def _write(self, code: int, text: str) -> None:
         try:

@@ -9,9 +9,8 @@ import selectors
 import socket
 import time
 
-from plsc.errors import DeviceError
-
 _JOIN_SECONDS = 900.0  # as Paddle's
+_PORT_SECONDS = 30.0
 _GO = b"go\n"
 _PAUSE_SECONDS = 0.05
 
@@ -28,27 +27,21 @@ def wait_for_all(
         Connections that stay open, by the rank at their other end: the first process has one to each of the others.
 
     Raises:
-        DeviceError: processes are missing, or the port belongs to somebody else.
+        ConnectionError: processes are missing, or the port belongs to somebody else.
     """
     until = time.monotonic() + seconds
     return _welcome(master, size, until) if rank == 0 else {0: _announce(master, rank, until)}
 
 
 def _welcome(master: tuple[str, int], size: int, until: float) -> dict[int, socket.socket]:
-    try:
-        server = socket.create_server(("", master[1]))
-    except OSError as error:
-        raise DeviceError(
-            f"the processes of this run cannot meet at {master[0]}:{master[1]}: {error.strerror}; "
-            "another program may have the port: start again, or give the launcher another --master"
-        ) from error
+    server = _listening(master, until)
     ranks: dict[socket.socket, int] = {}
     with server, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
         while len(set(ranks.values())) < size - 1:
             if time.monotonic() > until:
                 missing = sorted(set(range(1, size)) - set(ranks.values()))
-                raise DeviceError(f"of {size} processes, {missing} have not come; their own logs have the reason")
+                raise ConnectionError(f"of {size} processes, {missing} have not come; their own logs have the reason")
             for key, _ in selector.select(timeout=1.0):
                 if key.fileobj is server:
                     connection, _ = server.accept()
@@ -66,6 +59,21 @@ def _welcome(master: tuple[str, int], size: int, until: float) -> dict[int, sock
     for connection in ranks:
         connection.sendall(_GO)
     return {rank: connection for connection, rank in ranks.items()}
+
+
+def _listening(master: tuple[str, int], until: float) -> socket.socket:
+    """A server at the port of `master`, which the run before this one may still be leaving."""
+    until = min(until, time.monotonic() + _PORT_SECONDS)
+    while True:
+        try:
+            return socket.create_server(("", master[1]))
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConnectionError(
+                    f"the processes of this run cannot meet at {master[0]}:{master[1]}: {error.strerror}; "
+                    "another program may have the port: start again, or give the launcher another --master"
+                ) from error
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _announced(connection: socket.socket, size: int) -> int | None:
@@ -111,7 +119,7 @@ def _let_in(master: tuple[str, int], rank: int, until: float) -> socket.socket |
 
 def _pause(master: tuple[str, int], until: float) -> None:
     if time.monotonic() > until:
-        raise DeviceError(
+        raise ConnectionError(
             f"the first process of this run cannot be reached at {master[0]}:{master[1]}; its own log has the reason"
         )
     time.sleep(_PAUSE_SECONDS)
