@@ -241,7 +241,6 @@ _NO_ARGUMENT = {  # fields for which timm has classes, and no argument that JSON
     "qk_norm": None,
     "mlp": "plain",
     "mlp_norm": False,
-    "patch_bias": True,
     "pool_heads": None,
     "pos_embed": "learned",
     "resnet_width": 1.0,
@@ -250,6 +249,8 @@ _NO_ARGUMENT = {  # fields for which timm has classes, and no argument that JSON
 
 def _architecture(spec: Spec) -> str | None:
     """The architecture of timm's that rebuilds a model, given model_args; None where none does."""
+    if spec.get("patch_bias", True) == bool(spec.get("norm_pre")):  # one goes with the other in timm
+        return None
     if timm_class(spec) != "vit" or any(spec.get(name, plain) != plain for name, plain in _NO_ARGUMENT.items()):
         return None
     layers, block = spec.get("resnet_layers"), spec.get("block", "pre")
@@ -260,8 +261,18 @@ def _architecture(spec: Spec) -> str | None:
     return "vit_base_patch16_224" if layers is None else _HYBRIDS.get(tuple(layers))
 
 
+def _stated(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields as ViTSpec has them: pool_include_prefix says of an average that it is one of all tokens."""
+    if fields.get("pool") == "map":
+        return fields
+    whole = fields.pop("pool_prefix", False)
+    return {**fields, "pool": "all"} if whole and fields.get("pool") == "avg" else fields
+
+
 CONFIG = Timm(
     architecture=_architecture,
+    stated=_stated,
+    derived=lambda spec: {"pool_include_prefix": spec["pool"] == "map" and spec.get("pool_prefix", True)},
     settings=(
         Setting("img_size", "img_size", stated=True),
         Setting("patch_size", "patch_size"),

@@ -184,10 +184,13 @@ class Timm:
     Attributes:
         settings: fields of the spec in its model_args.
         architecture: spec → the one that rebuilds it, given model_args; None where no arguments do.
+        stated: fields that were read one by one → as they go together. derived: spec → model_args besides settings.
     """
 
     settings: tuple[Setting, ...]
     architecture: Callable[[Spec], str | None]
+    stated: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    derived: Callable[[Spec], dict[str, Any]] = lambda spec: {}
 
 
 @dataclass(frozen=True)

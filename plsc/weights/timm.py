@@ -25,16 +25,16 @@ def read_config(layout: Timm, config: Mapping[str, Any], where: str) -> dict[str
     """
     arguments = config.get("model_args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
-    stated = {}
+    fields = {}
     for setting in layout.settings:
         value = arguments.get(setting.theirs, config.get(setting.theirs))
         if value is not None and setting.stated:
-            stated[setting.ours] = setting.read(value, where)
-    if "img_size" not in stated:
+            fields[setting.ours] = setting.read(value, where)
+    if "img_size" not in fields:
         size = _pretrained(config).get("input_size")
         if isinstance(size, list) and len(size) == 3:
-            stated["img_size"] = size[1:]
-    return stated
+            fields["img_size"] = size[1:]
+    return layout.stated(fields)
 
 
 def class_names(config: Mapping[str, Any]) -> list[str] | None:
@@ -96,7 +96,10 @@ def config_of(layout: Timm, card: ModelCard, *, has_head: bool) -> dict[str, Any
         "num_classes": classes,
         "num_features": spec["embed_dim"],
         "global_pool": spec["pool"],
-        "model_args": {s.theirs: s.write(_value(s, spec)) for s in layout.settings if _value(s, spec) is not None},
+        "model_args": {
+            **{s.theirs: s.write(_value(s, spec)) for s in layout.settings if _value(s, spec) is not None},
+            **layout.derived(spec),
+        },
         "pretrained_cfg": {
             **_pictures(card.preprocess, spec),
             "num_classes": classes,
