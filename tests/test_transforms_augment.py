@@ -91,7 +91,7 @@ COLOURS = [
     lambda: TimmAutoAugment("3a-mstd2"),
     lambda: TimmAutoAugment("augmix-m5-w2"),
     lambda: RandomApply([RandFlipImage(), Solarize(p=0.5)], p=0.5),
-    lambda: Compose([RandShift(2), RandomGrayscale(p=0.5)]),
+    lambda: Compose([RandFlipImage(), RandomGrayscale(p=0.5)]),
 ]
 CROPS = [
     lambda: RandomResizedCrop((7, 5), interpolation="random"),
