@@ -123,6 +123,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(checkpoin
         run_directory.starting_checkpoint(load(str(write_config(checkpoints.folder.parent / "c.yaml", tree))))
 
 
+def test_a_folder_of_checkpoints_that_is_a_link_to_nowhere_does_not_start_afresh(tmp_path):
+    """As where the disk with the checkpoints is not mounted: nothing could be saved in the end."""
+    (tmp_path / "checkpoints").symlink_to("checkpoints")
+    tree = tiny_digits()
+    tree["Global"] |= {"output_dir": str(tmp_path), "resume": "auto"}
+    with pytest.raises(
+        CheckpointError, match="checkpoints: is a link that leads nowhere or in a circle, to checkpoints"
+    ):
+        run_directory.starting_checkpoint(load(str(write_config(tmp_path / "c.yaml", tree))))
+
+
 def test_trainer_json_of_another_step_is_named_in_every_format(checkpoints):
     """Where checksums fit, and where there are none, as in checkpoints before format 3."""
     path = checkpoints.find("step-00000003")

@@ -312,7 +312,10 @@ def test_a_signal_during_evaluation_ends_it(tmp_path):
     for line in process.stdout:
         if "EVALUATING" in line:
             break
-    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir(), "saved before evaluating"
+    saved, until = tmp_path / "run" / "checkpoints" / "step-00000002", time.monotonic() + 10
+    while not saved.is_dir() and time.monotonic() < until:  # written beside the evaluation, which takes 24 s
+        time.sleep(0.05)
+    assert saved.is_dir() and not metrics(tmp_path / "run", "eval"), "saved without waiting for the evaluation"
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
