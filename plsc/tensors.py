@@ -16,7 +16,7 @@ def to_numpy(tensor: paddle.Tensor) -> np.ndarray:
     """A C-contiguous array with memory of its own; bfloat16, which NumPy lacks, becomes float32 without loss."""
     if tensor.dtype == paddle.bfloat16:
         tensor = tensor.astype("float32")
-    return np.ascontiguousarray(tensor.numpy())
+    return np.asarray(tensor.numpy(), order="C")  # ascontiguousarray would give a scalar a dimension
 
 
 @paddle.no_grad()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file
 
@@ -18,6 +19,7 @@ from plsc.engine.assembly import assemble
 from plsc.engine.checkpoint import Checkpoints, Description
 from plsc.engine.distributed import World
 from plsc.errors import CheckpointError
+from plsc.tensors import to_numpy
 from tests.helpers import CHECKOUT, Part, clean_environment, plsc, summed_anew, tiny_digits, write_config
 
 
@@ -48,6 +50,8 @@ def test_arrays_come_back_whatever_their_layout(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(1, {"model": Part(w=array)}, Description())
     np.testing.assert_array_equal(checkpoint.read(path).parts["model"]["w"], array)
+    path = checkpoints.save(2, {"model": Part(w=to_numpy(paddle.to_tensor(2.5)))}, Description())
+    assert checkpoint.read(path).parts["model"]["w"].shape == (), "a scalar, such as a counter among the buffers"
 
 
 def test_a_run_directory_a_folder_and_a_pointer_mean_the_same(tmp_path):

@@ -35,6 +35,7 @@ from tests.storms.common import free_port, restless_run  # noqa: E402
 
 _TIMES = {"images_per_second", "data_time_fraction", "mfu", "checkpoint_copy_seconds", "checkpoint_write_seconds"}
 _LONGEST_SECONDS = 120.0  # until all processes of a killed or finished run have ended
+_PATIENCE_SECONDS = 20.0  # of the launcher, for processes of which another one has ended
 _STOPPED = 128 + signal.SIGTERM
 
 
@@ -75,8 +76,11 @@ class Life:
             time.sleep(0.002)
         return None not in self.codes.values()
 
+    def some_ended(self) -> bool:
+        return any(code is not None for code in self.codes.values())
+
     def send(self, number: int, pids: list[int]) -> None:
-        for pid in pids:
+        for pid in (pid for pid in pids if self.codes[pid] is None):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -179,12 +183,17 @@ def storm(
         number = signal.SIGKILL if rng.random() < 0.6 else signal.SIGTERM
         everyone = list(life.codes)
         life.send(number, everyone if rng.random() < 0.5 else [rng.choice(everyone)])
+        if not life.wait(_PATIENCE_SECONDS) and life.some_ended():
+            life.send(signal.SIGTERM, everyone)  # as the launcher does with what is left
+            if not life.wait(_PATIENCE_SECONDS):
+                life.send(signal.SIGKILL, everyone)
+                counts["the rest killed"] += 1
         if not life.wait(_LONGEST_SECONDS):
             life.send(signal.SIGKILL, everyone)
-            return f"a process did not end within {_LONGEST_SECONDS:.0f} s of {number.name}"
+            return f"no process ended within {_LONGEST_SECONDS:.0f} s of {number.name}"
         counts[number.name] += 1
         codes = set(life.codes.values())
-        if number == signal.SIGTERM and not codes <= {0, _STOPPED, -signal.SIGTERM}:
+        if number == signal.SIGTERM and processes == 1 and not codes <= {0, _STOPPED, -signal.SIGTERM}:
             return f"after SIGTERM the exit codes are {list(life.codes.values())}"
         if list((folder / "run" / "checkpoints").glob(".writing-*")):
             counts["during a write"] += 1

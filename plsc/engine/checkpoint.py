@@ -340,7 +340,7 @@ class Checkpointer:
 
 def _split(part: str, state: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays, JSON values) of a part's state. Raises TypeError naming what is neither."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+    arrays = {name: np.asarray(value, order="C") for name, value in state.items() if isinstance(value, np.ndarray)}
     values = {name: value for name, value in state.items() if name not in arrays}
     for name, value in values.items():
         try:
