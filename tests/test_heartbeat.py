@@ -83,6 +83,16 @@ def test_a_process_that_comes_late_is_named_though_it_gives_signs(late):
     assert all(peer.overtaken is None for peer in made[0]._peers.values()), "it has caught up"
 
 
+@pytest.mark.parametrize(("limit", "late"), [(25.0, False), (1800.0, True)], ids=["gloo", "NCCL"])
+def test_the_root_of_a_broadcast_that_has_gone_on_waits_for_nobody(limit, late):
+    """Not on CPU; on a device it may be waiting for what it has only asked for."""
+    made = heartbeats(2, timeout=1800.0, collective_timeout=limit)
+    with made[0].collective():
+        pass
+    beat(made)
+    assert (missing(made[0], 1801.0) is not None) == late
+
+
 def test_a_process_that_has_ended_is_left_to_others():
     made = heartbeats(2, timeout=1800.0, collective_timeout=25.0)
     for connection in made[1]._connections.values():

@@ -102,10 +102,14 @@ class Failures:
     def _others(self) -> dict[int, tuple[float, int, str]]:
         """(time, exit code, text) of the failures of other processes of this run, by rank."""
         failures = {}
-        for rank in range(self.size):
-            recorded = None if rank == self.rank else self._read(self.folder / f"rank-{rank}.txt")
-            if recorded is not None and recorded[1] == self._identity and recorded[0] > self._since:
-                failures[rank] = (recorded[0], *recorded[2:])
+        for path in self.folder.glob("rank-*.txt"):  # one look into a folder that mostly is not there
+            number = path.stem.removeprefix("rank-")
+            recorded = self._read(path)
+            if recorded is None or not number.isdecimal() or int(number) == self.rank or int(number) >= self.size:
+                continue
+            when, identity, code, text = recorded
+            if identity == self._identity and when > self._since:
+                failures[int(number)] = (when, code, text)
         return failures
 
     def _earliest_of_others(self) -> tuple[float, int, int, str] | None:

@@ -141,9 +141,11 @@ class Heartbeat:
 
     def _compare(self, now: float) -> None:
         """On the first process: whom others have overtaken."""
-        most = max(peer.count for peer in self._peers.values())
+        # one that has left a collective may be waiting for its result on a device; gloo waits inside alone
+        gloo = self._collective_timeout < self._timeout
+        most = max((peer.count for peer in self._peers.values() if peer.count % 2 or not gloo), default=0)
         for peer in self._peers.values():
-            if peer.count == most:
+            if peer.count >= most:
                 peer.overtaken = None
             elif peer.overtaken is None:
                 peer.overtaken = now
