@@ -1,10 +1,11 @@
 """Weights of one model → arrays for another of the same family, and a report of what was done."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Report:
         return "\n".join(lines)
 
 
-def _shown(shape) -> str:
+def _shown(shape: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
@@ -76,13 +77,15 @@ def adapt(
     """
     family = family_of_spec(spec)
     classifier, computed = family.head[0], family.computed(spec)
-    makers, report, by_size = {}, Report(layout=source.layout), set()
+    makers: dict[str, Callable[[], np.ndarray]] = {}
+    report, by_size = Report(layout=source.layout), set()
     columns = _columns(source, class_names)
+    names_there, names_here = source.card.class_names or [], class_names or []
     if strict and columns is not None and not reset_head:
-        theirs = [name for name in source.card.class_names if name not in class_names]
-        ours = [name for name in class_names if name not in source.card.class_names]
+        theirs = [name for name in names_there if name not in names_here]
+        ours = [name for name in names_here if name not in names_there]
         raise CheckpointError(
-            f"{source.path}: has {len(source.card.class_names)} classes, the data set {len(class_names)}"
+            f"{source.path}: has {len(names_there)} classes, the data set {len(names_here)}"
             + (f"; only in the checkpoint: {', '.join(theirs[:5])}" if theirs else "")
             + (f"; only in the data set: {', '.join(ours[:5])}" if ours else "")
             + ("" if theirs or ours else ", in another order")
@@ -100,8 +103,8 @@ def adapt(
             report.initialised[name] = f"{_shown(shape)}, trained anew"
         elif name.startswith(classifier) and columns == "other":
             report.initialised[name] = f"{_shown(shape)}, the file has other classes"
-        elif name.startswith(classifier) and columns is not None and tensor.shape[-1] == len(source.card.class_names):
-            makers[name] = lambda n=name: source.read(n)[..., columns]
+        elif name.startswith(classifier) and columns is not None and tensor.shape[-1] == len(names_there):
+            makers[name] = partial(_picked, source, name, columns)
             report.adapted[name] = f"{change}, classes picked by name"
         elif name.startswith(family.head) and not _whole_layer_fits(source, name, shapes):
             report.initialised[name] = f"{_shown(shape)}, the file has {_shown(tensor.shape)}"
@@ -110,7 +113,7 @@ def adapt(
             report.adapted[name] = f"{change}, {adapted.how}"
             by_size |= {name} if adapted.by_size else set()
         elif tensor.shape == shape:
-            makers[name] = lambda n=name: source.read(n)
+            makers[name] = partial(source.read, name)
             report.loaded.append(name)
         else:
             raise CheckpointError(
@@ -133,7 +136,8 @@ def adapt(
 def _check_body(source: Source, report: Report, body: str, allow: Sequence[str]) -> None:
     """Raise CheckpointError where a part of the model's body is left out or drawn anew, and no pattern allows it."""
     pattern = re.compile(body) if body else None
-    lines, missing = [], []
+    lines: list[str] = []
+    missing: list[str] = []
     for title, entries in (("left out", report.ignored), ("drawn anew", report.initialised)):
         names = [name for name in entries if pattern is not None and pattern.fullmatch(name)]
         groups: dict[str, list[str]] = {}
@@ -156,7 +160,11 @@ def _how(entries: Mapping[str, str], names: list[str]) -> str:
     return count + entries[names[0]]
 
 
-def _columns(source: Source, class_names):
+def _picked(source: Source, name: str, columns: Any) -> np.ndarray:
+    return source.read(name)[..., columns]
+
+
+def _columns(source: Source, class_names: list[str] | None) -> "list[int] | Literal['other'] | None":
     """Columns of the file's head in the order of the model's classes; None: as they are; "other": they differ."""
     theirs = source.card.class_names
     if class_names is None or theirs is None or theirs == class_names or len(set(theirs)) != len(theirs):
@@ -167,7 +175,7 @@ def _columns(source: Source, class_names):
     return [place[name] for name in class_names]
 
 
-def _whole_layer_fits(source: Source, name: str, shapes: dict) -> bool:
+def _whole_layer_fits(source: Source, name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
     """Whether weight and bias of a layer both fit: half a head is none."""
     layer = name.rpartition(".")[0] + "."
     return all(

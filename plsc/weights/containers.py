@@ -12,10 +12,11 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,9 +25,10 @@ from plsc import pickles
 from plsc.errors import CheckpointError
 from plsc.files import special_kind
 from plsc.pickles import Storage, StoredTensor, item_bytes
-from plsc.weights.tensor_bundle import read_bundle
+from plsc.weights.tensor_bundle import Entry, read_bundle
 from plsc.weights.tensors import Tensor
 
+_Array = TypeVar("_Array")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS_TYPES = {
     "F64": "float64",
@@ -71,7 +73,7 @@ def widen(raw: np.ndarray) -> np.ndarray:
     return (raw.astype("uint32") << 16).view("float32")
 
 
-def _values(buffer, dtype: str, offset: int = 0, count: int = -1) -> np.ndarray:
+def _values(buffer: bytes | np.ndarray, dtype: str, offset: int = 0, count: int = -1) -> np.ndarray:
     if dtype == "bfloat16":
         return widen(np.frombuffer(buffer, "<u2", count, offset))
     return np.frombuffer(buffer, np.dtype(dtype).newbyteorder("<"), count, offset)
@@ -95,11 +97,11 @@ def _read_npz(path: Path) -> Container:
             size = math.prod(shape) * dtype.itemsize
             if member.file_size != header + size:
                 raise CheckpointError(f"{path}: {name} is truncated: {member.file_size - header} of {size} bytes")
-            tensors[name] = Tensor(shape, lambda m=member: _npz_member(path, m))
+            tensors[name] = Tensor(shape, partial(_npz_member, path, member))
     return Container(path, "npz", tensors)
 
 
-def _npy_header(path: Path, name: str, file):
+def _npy_header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
@@ -113,7 +115,7 @@ def _npz_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _refuse_bombs(path: Path, members) -> None:
+def _refuse_bombs(path: Path, members: Collection[zipfile.ZipInfo]) -> None:
     """Weights hardly compress; an archive that claims a hundredfold does not hold weights."""
     stored = min(sum(m.compress_size for m in members), path.stat().st_size)
     claimed = sum(m.file_size for m in members)
@@ -161,7 +163,7 @@ def write_safetensors(arrays: Mapping[str, np.ndarray], file: Writable, metadata
     for _, array in ordered:
         if array.dtype.byteorder == ">":
             array = array.astype(array.dtype.newbyteorder("<"))
-        file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _read_safetensors(path: Path) -> Container:
@@ -179,13 +181,13 @@ def _read_safetensors(path: Path) -> Container:
         if dtype is None:
             raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}, which is not read")
         shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-        tensors[name] = Tensor(
-            shape,
-            lambda s=start, e=end, d=dtype, sh=shape: (
-                _values(data[s:e], d).reshape(sh) if e > s else np.zeros(sh, "float32")
-            ),
-        )
+        tensors[name] = Tensor(shape, partial(_part, data, dtype, shape, start, end))
     return Container(path, "safetensors", tensors, metadata)
+
+
+def _part(data: bytes | np.ndarray, dtype: str, shape: tuple[int, ...], start: int, end: int) -> np.ndarray:
+    """The values of one array of a .safetensors file."""
+    return _values(data[start:end], dtype).reshape(shape) if end > start else np.zeros(shape, "float32")
 
 
 # -- torch ------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def _read_torch_zip(path: Path) -> Container:
         with zipfile.ZipFile(path) as opened:
             return opened.read(f"{prefix}data/{entry.key}")
 
-    def check(entry: Storage):
+    def check(entry: Storage) -> None:
         size = sizes.get(f"{prefix}data/{entry.key}")
         if size is None or size < entry.count * item_bytes(entry.dtype):
             raise CheckpointError(f"{path}: the values of storage {entry.key} are missing or truncated")
@@ -242,21 +244,22 @@ def _read_torch_legacy(path: Path) -> Container:
             if count < 0 or count < used[key].count or at > end:
                 raise CheckpointError(f"{path}: the values of storage {key} are truncated")
 
-    def storage(entry: Storage):
+    def storage(entry: Storage) -> bytes:
         with open(path, "rb") as opened:
             opened.seek(places[entry.key])
             return opened.read(entry.count * item_bytes(entry.dtype))
 
-    def check(entry: Storage):
+    def check(entry: Storage) -> None:
         if entry.key not in places:
             raise CheckpointError(f"{path}: the values of storage {entry.key} are missing")
 
     return _torch_container(path, tree, storage, check)
 
 
-def _walk(value, visit) -> None:
+def _walk(value: Any, visit: Callable[[StoredTensor], object]) -> None:
     """Visit every StoredTensor in containers, each container once."""
-    seen, waiting = set(), [value]
+    seen: set[int] = set()
+    waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, StoredTensor):
@@ -266,7 +269,9 @@ def _walk(value, visit) -> None:
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _torch_container(path: Path, tree, storage, check) -> Container:
+def _torch_container(
+    path: Path, tree: Any, storage: Callable[[Storage], bytes], check: Callable[[Storage], None]
+) -> Container:
     arrays, notes = _state_dict(path, tree, StoredTensor)
 
     def read(tensor: StoredTensor) -> np.ndarray:
@@ -278,7 +283,7 @@ def _torch_container(path: Path, tree, storage, check) -> Container:
     tensors = {}
     for name, tensor in arrays.items():
         check(tensor.storage)
-        tensors[name] = Tensor(tensor.shape, lambda t=tensor: read(t))
+        tensors[name] = Tensor(tensor.shape, partial(read, tensor))
     return Container(path, "torch", tensors, notes)
 
 
@@ -289,9 +294,9 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher", "stude
 _WRAPPED = 4  # at most
 
 
-def _state_dict(path: Path, tree, kind) -> tuple[dict, dict]:
+def _state_dict(path: Path, tree: Any, kind: type[_Array]) -> tuple[dict[str, _Array], dict[str, Any]]:
     """The mapping name → array inside a checkpoint, and the plain values beside it."""
-    notes = {}
+    notes: dict[str, Any] = {}
     for _ in range(_WRAPPED):
         if not isinstance(tree, dict):
             break
@@ -309,15 +314,15 @@ def _state_dict(path: Path, tree, kind) -> tuple[dict, dict]:
 # -- Paddle -----------------------------------------------------------------------------------
 
 
-def _read_paddle(path: Path, tree) -> Container:
+def _read_paddle(path: Path, tree: Any) -> Container:
     if isinstance(tree, dict):
         tree = {k: _paddle_value(v) for k, v in tree.items()}
     arrays, notes = _state_dict(path, tree, np.ndarray)
-    tensors = {name: Tensor(array.shape, lambda a=array: _paddle_array(a)) for name, array in arrays.items()}
+    tensors = {name: Tensor(array.shape, partial(_paddle_array, array)) for name, array in arrays.items()}
     return Container(path, "paddle", tensors, notes)
 
 
-def _paddle_value(value, depth: int = 0):
+def _paddle_value(value: Any, depth: int = 0) -> Any:
     """paddle.save stores a tensor inside another object as (its name, array)."""
     if isinstance(value, dict) and depth < _WRAPPED:  # deeper than weights ever are
         return {k: _paddle_value(v, depth + 1) for k, v in value.items()}
@@ -337,6 +342,10 @@ def _paddle_array(array: np.ndarray) -> np.ndarray:
 _VARIABLE, _SLOT = "/.ATTRIBUTES/VARIABLE_VALUE", "/.OPTIMIZER_SLOT/"
 
 
+def _entry_values(entry: Entry) -> np.ndarray:
+    return _values(entry.read(), entry.dtype).reshape(entry.shape)
+
+
 def _read_tensorflow(path: Path) -> Container:
     """A checkpoint by its index: each variable under the path of attributes that leads to it.
 
@@ -344,7 +353,7 @@ def _read_tensorflow(path: Path) -> Container:
     """
     tensors, averaged = {}, {}
     for name, entry in read_bundle(path).items():
-        tensor = Tensor(entry.shape, lambda e=entry: _values(e.read(), e.dtype).reshape(e.shape))
+        tensor = Tensor(entry.shape, partial(_entry_values, entry))
         variable, is_slot, slot = name.removesuffix(_VARIABLE).partition(_SLOT)
         if not is_slot:
             tensors[variable] = tensor

@@ -128,10 +128,11 @@ class Family:
         for field in dataclasses.fields(self.spec):
             if field.name not in spec:
                 continue
+            kind: Any = field.type
             try:  # as JSON, where 16 is a number, "16" is none, and a list may be a tuple
-                TypeAdapter(field.type).validate_json(json.dumps(spec[field.name]), strict=True)
+                TypeAdapter(kind).validate_json(json.dumps(spec[field.name]), strict=True)
             except (ValidationError, TypeError, ValueError) as error:
-                expected = describe(field.type)
+                expected = describe(kind)
                 raise CheckpointError(
                     f"damaged: the spec's {field.name} is {spec[field.name]!r}, expected {expected}"
                 ) from error

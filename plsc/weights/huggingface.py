@@ -54,8 +54,8 @@ def class_names(config: Mapping[str, Any], where: str) -> list[str] | None:
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
         raise CheckpointError(f"{where}: damaged: id2label is no mapping to names")
-    numbered = [labels.get(str(i)) for i in range(len(labels))]
-    return numbered if labels and None not in numbered else None
+    numbers = [str(i) for i in range(len(labels))]
+    return [labels[number] for number in numbers] if labels and all(n in labels for n in numbers) else None
 
 
 def read_preprocess(path: Path) -> Preprocess | None:

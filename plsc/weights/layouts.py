@@ -315,9 +315,9 @@ def read_arrays(
             raise CheckpointError(
                 f"{ours.rpartition('.')[0]} is not whole: {ours} has {len(parts)} of {counts[ours]} parts"
             )
-        parts = [parts[k].transposed() if turned and _is_matrix(ours, parts[k]) else parts[k] for k in sorted(parts)]
+        row = [parts[k].transposed() if turned and _is_matrix(ours, parts[k]) else parts[k] for k in sorted(parts)]
         try:
-            known[ours] = joined(parts) if len(parts) > 1 else parts[0]
+            known[ours] = joined(row) if len(row) > 1 else row[0]
         except ValueError as error:
             raise CheckpointError(f"the parts of {ours} do not fit each other: {error}") from error
     return known, unknown
@@ -358,7 +358,9 @@ def _is_turned(pieces: Mapping[str, Mapping[int, Tensor]], matrices: Mapping[str
 # -- ours → theirs ------------------------------------------------------------------------------
 
 
-def write_arrays(layout: Layout, tensors: Tensors, spec: Spec, *, is_own, head: Iterable[str]) -> dict[str, Tensor]:
+def write_arrays(
+    layout: Layout, tensors: Tensors, spec: Spec, *, is_own: Callable[[str], bool], head: Iterable[str]
+) -> dict[str, Tensor]:
     """A model's arrays in a layout's names and orientation: read_arrays the other way.
 
     Args:
@@ -387,7 +389,7 @@ def write_arrays(layout: Layout, tensors: Tensors, spec: Spec, *, is_own, head: 
     return {(layout.prefix if of_head and name not in of_head else "") + name: tensor for name, tensor in out.items()}
 
 
-def _names_of(name: str, layout: Layout, spec: Spec, is_own) -> tuple[list[str], Turn]:
+def _names_of(name: str, layout: Layout, spec: Spec, is_own: Callable[[str], bool]) -> tuple[list[str], Turn]:
     """The file's names of one of the model's arrays, and how it stands there."""
     for rule in layout.rules:
         fields = rule.ours.match(name)

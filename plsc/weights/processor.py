@@ -4,7 +4,7 @@ Reference: transformers' ViTImageProcessor, which resizes to one size, and CLIPI
 work with Pillow.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,7 +86,7 @@ class _Processor(_Part):
     image_std: _Channels | None = None
 
 
-def from_processor(config: dict) -> dict | None:
+def from_processor(config: dict[str, Any]) -> dict[str, Any] | None:
     """An image-processor config → fields of Preprocess; None where it is of another kind or does not say all."""
     try:
         stated = _Processor.model_validate(config)
@@ -95,24 +95,23 @@ def from_processor(config: dict) -> dict | None:
     crops = stated.do_center_crop
     if crops is None and stated.image_processor_type.startswith("ViT"):  # it knows no crop
         crops = False
-    resize_is_whole = not stated.do_resize or (stated.size is not None and stated.resample is not None)
-    crop_is_whole = crops is False or (crops and stated.crop_size is not None)
-    if not (resize_is_whole and crop_is_whole):
+    size = stated.size if stated.do_resize else None
+    crop = stated.crop_size if crops else None
+    if (stated.do_resize and (size is None or stated.resample is None)) or crops is None or (crops and crop is None):
         return None
     if stated.do_normalize and (stated.image_mean is None or stated.image_std is None or 0.0 in stated.image_std):
         return None
     return {
-        "resize": _resize(stated.size) if stated.do_resize else None,
-        "crop": [stated.crop_size.height, stated.crop_size.width] if crops else None,
-        "interpolation": _INTERPOLATION.get(stated.resample, "bicubic"),
+        "resize": None if size is None else _resize(size),
+        "crop": None if crop is None else [crop.height, crop.width],
+        "interpolation": "bicubic" if stated.resample is None else _INTERPOLATION[stated.resample],
         "backend": "pil",
         "scale": stated.rescale_factor if stated.do_rescale else 1.0,
         "mean": stated.image_mean if stated.do_normalize else [0.0],
         "std": stated.image_std if stated.do_normalize else [1.0],
         "rgb": True,
         "keep_above": None,
-        "truncate": stated.do_resize
-        and isinstance(stated.size, _ShortSide),  # transformers cuts the long side's fraction off
+        "truncate": isinstance(size, _ShortSide),  # transformers cuts the long side's fraction off
         "round_corner": False,
     }
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ class Source:
     unknown: dict[str, tuple] = field(default_factory=dict)
 
     @classmethod
-    def of_arrays(cls, path, arrays: dict[str, np.ndarray], card: ModelCard | None = None) -> "Source":
+    def of_arrays(cls, path: str | Path, arrays: dict[str, np.ndarray], card: ModelCard | None = None) -> "Source":
         """From arrays in memory."""
         return cls(Path(path), {name: Tensor.of(a) for name, a in arrays.items()}, card=card or ModelCard())
 
-    def with_card(self, **changes) -> "Source":
+    def with_card(self, **changes: Any) -> "Source":
         """The same weights, which say something else of themselves."""
         return dataclasses.replace(self, card=dataclasses.replace(self.card, **changes))
 
@@ -69,7 +70,7 @@ class Source:
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """Name → array, read when asked for."""
-        return LazyArrays({name: lambda n=name: self.read(n) for name in self.tensors})
+        return LazyArrays({name: partial(self.read, name) for name in self.tensors})
 
     def read(self, name: str) -> np.ndarray:
         """One array. Raises CheckpointError where it is damaged or not finite."""
@@ -87,19 +88,19 @@ class Source:
         return array
 
 
-class LazyArrays(Mapping):
+class LazyArrays(Mapping[str, np.ndarray]):
     """Name → array, made by a function when asked for and not kept."""
 
-    def __init__(self, makers: dict):
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]):
         self._makers = makers
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         return self._makers[name]()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._makers)
 
 
@@ -112,12 +113,11 @@ def _open(file: Path) -> Container:
         raise CheckpointError(f"{file}: damaged: it has no weight_map of file names")
     if any(Path(name).name != name or name in ("", ".", "..") for name in names):
         raise CheckpointError(f"{file}: names a file outside its folder")
-    names = sorted(names)
-    parts = [open_container(file.parent / name) for name in names]
+    parts = [open_container(file.parent / name) for name in sorted(names)]
     return Container(file, "safetensors", {k: t for part in parts for k, t in part.tensors.items()}, {})
 
 
-def read(path, weights: str = "model", *, names: Collection[str] = (), verify: bool = True) -> Source:
+def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (), verify: bool = True) -> Source:
     """Read weights; the format is recognised by content.
 
     Args:
@@ -297,5 +297,5 @@ def _has(family: Family, field: str, value: Any) -> bool:
     return True
 
 
-def _is_text(value) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)

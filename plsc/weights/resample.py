@@ -1,5 +1,7 @@
 """Position embeddings and patch kernels for another size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -35,7 +37,9 @@ def _linear_matrix(new: int, old: int) -> np.ndarray:
 _MATRICES = {"bicubic": _cubic_matrix, "bilinear": _linear_matrix}
 
 
-def position_embedding(array, prefix: int, old_grid, new_grid, method: str = "bicubic") -> np.ndarray:
+def position_embedding(
+    array: np.ndarray, prefix: int, old_grid: tuple[int, int], new_grid: tuple[int, int], method: str = "bicubic"
+) -> np.ndarray:
     """[1, prefix + rows x columns, C] → the same for another grid; the prefix rows are kept.
 
     Args:
@@ -50,7 +54,7 @@ def position_embedding(array, prefix: int, old_grid, new_grid, method: str = "bi
     return np.concatenate([kept, grid], axis=1)
 
 
-def patch_kernel(array, new_size) -> np.ndarray:
+def patch_kernel(array: np.ndarray, new_size: Sequence[int]) -> np.ndarray:
     """[C, in, h, w] → [C, in, *new_size], so that resized patches give nearly the same tokens.
 
     The pseudo-inverse resize of FlexiViT (Beyer et al., 2023).
@@ -61,7 +65,7 @@ def patch_kernel(array, new_size) -> np.ndarray:
     return np.einsum("ah,bw,oihw->oiab", down, across, array.astype("float64")).astype(array.dtype)
 
 
-def input_channels(array, channels: int) -> np.ndarray:
+def input_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """[C, in, h, w] → [C, channels, h, w]: summed to one channel, else repeated at the same total weight."""
     old = array.shape[1]
     if channels == 1:

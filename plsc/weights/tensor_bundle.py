@@ -245,6 +245,7 @@ def _fields(raw: bytes) -> dict[int, list[int | bytes]]:
     while at < len(raw):
         key, at = _varint(raw, at)
         number, wire = key >> 3, key & 7
+        value: int | bytes
         if wire == 0:
             value, at = _varint(raw, at)
         else:
@@ -256,9 +257,8 @@ def _fields(raw: bytes) -> dict[int, list[int | bytes]]:
                 raise ValueError(f"field {number} is of unknown kind {wire}")
             if at + length > len(raw):
                 raise ValueError(f"field {number} is truncated")
-            value = raw[at : at + length]
-            if wire != 2:
-                value = int.from_bytes(value, "little")
+            part = raw[at : at + length]
+            value = part if wire == 2 else int.from_bytes(part, "little")
             at += length
         fields.setdefault(number, []).append(value)
     return fields

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -54,7 +55,11 @@ class Tensor:
             raise ValueError(f"{list(self.shape)} cannot be split into {count}")
         width = self.shape[-1] // count
         shape = (*self.shape[:-1], width)
-        return [Tensor(shape, lambda k=k: self.read()[..., k * width : (k + 1) * width]) for k in range(count)]
+
+        def part(k: int) -> np.ndarray:
+            return self.read()[..., k * width : (k + 1) * width]
+
+        return [Tensor(shape, partial(part, k)) for k in range(count)]
 
 
 def joined(tensors: list[Tensor], axis: int = -1) -> Tensor:

@@ -64,7 +64,7 @@ def read_preprocess(config: Mapping[str, Any]) -> Preprocess | None:
     except ValidationError:
         return None
     _, *crop = stated.input_size
-    sides = tuple(math.floor(side / stated.crop_pct) for side in crop)
+    sides = (math.floor(crop[0] / stated.crop_pct), math.floor(crop[1] / stated.crop_pct))
     if stated.crop_mode == "center" and sides[0] != sides[1]:
         return None  # timm keeps the proportions of such a picture by another rule
     return Preprocess(

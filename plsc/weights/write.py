@@ -168,7 +168,7 @@ def _write_safetensors(tensors: dict[str, Tensor], output: Path, metadata: dict[
 def _write_npz(tensors: dict[str, Tensor], output: Path) -> list[Path]:
     def save(path: Path) -> None:
         with open(path, "wb") as file:  # else NumPy appends an ending of its own
-            np.savez(file, **_arrays(tensors))
+            np.savez(file, **_arrays(tensors))  # type: ignore[arg-type]  # its stubs take any for a flag
 
     return _replaced(output, save)
 
