@@ -25,7 +25,14 @@ KINDS: dict[str, dict] = {
     "EVA-02's CLIP": dict(rope="axial", rope_reference=16, mlp="swiglu", mlp_norm=True, attn_norm=True, k_bias=False),
     "learned frequencies": dict(rope="mixed", rope_temperature=10.0, rope_order="xy", pos_embed="none"),
     "Perception Encoder": dict(
-        rope="axial", rope_offset=1.0, rope_order="xy", rope_reference=3, norm_pre=True, pool="map", pool_heads=4
+        rope="axial",
+        rope_offset=1.0,
+        rope_order="xy",
+        rope_reference=3,
+        norm_pre=True,
+        pool="map",
+        pool_heads=4,
+        pool_mlp_ratio=4.0,
     ),
     "BEiT": dict(rel_pos_bias=True, pos_embed="none", k_bias=False, layer_scale=0.1, pool="avg", fc_norm=True),
     "distilled": dict(distillation="heads"),

@@ -39,7 +39,7 @@ FORMATS: dict[str, tuple[str, dict, dict]] = {
         "timm",
         CLIP
         | dict(rope="axial", rope_offset=1.0, rope_order="xy", rope_reference=3, rope_temperature=1e4)
-        | dict(pool="map", pool_heads=8),
+        | dict(pool="map", pool_heads=8, pool_mlp_ratio=4.0),
         {},
     ),
     "timm: learned frequencies": (

@@ -406,7 +406,7 @@ class AttentionPool(nn.Layer):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.norm = norm_layer(spec.norm, width, spec.epsilon)
-        self.mlp = Mlp(width, spec.mlp_width, 0.0, spec.act)
+        self.mlp = Mlp(width, spec.pool_mlp_width, 0.0, spec.act)
 
     def _weights(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The attention weights [B, H, 1, N], float32, and the values [B, N, H, D] that they mix."""

@@ -31,7 +31,7 @@ class ViTSpec:
         pool: what the head sees: the class token, the average of the patch tokens, that of all tokens, both the first
             and the second side by side (token_avg; DINOv2's linear heads), or attention pooling.
         pool_prefix: whether attention pooling sees class and register tokens, too; timm's ViTs leave them out.
-        pool_heads: heads of attention pooling; None: as many as num_heads.
+        pool_heads, pool_mlp_ratio: heads of attention pooling, and the width of its MLP; None: those of the blocks.
         fc_norm: normalise after average pooling instead of before. final_norm: False leaves both norms out.
         norm: of every layer: LayerNorm, or RMSNorm (Zhang and Sennrich, 2019).
         norm_pre: normalise before the first block, patch_bias: the patch projection has a bias (CLIP has the former and
@@ -87,6 +87,7 @@ class ViTSpec:
     pool: Literal["token", "avg", "all", "token_avg", "map"] = "token"
     pool_prefix: bool = True
     pool_heads: Size | None = None
+    pool_mlp_ratio: Annotated[float, Field(gt=0)] | None = None
     fc_norm: bool = False
     final_norm: bool = True
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -163,6 +164,11 @@ class ViTSpec:
     def mlp_width(self) -> int:
         """Channels between an MLP's two layers."""
         return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def pool_mlp_width(self) -> int:
+        """The same of attention pooling."""
+        return self.mlp_width if self.pool_mlp_ratio is None else int(self.embed_dim * self.pool_mlp_ratio)
 
     @property
     def prefix_tokens(self) -> int:
@@ -245,6 +251,7 @@ def _(spec: ViTSpec) -> int:
     count += 0 if spec.pos_embed == "none" else (patches + spec.embedded_prefix) * width
     count += _norm_parameters(spec, width) * (spec.norm_pre + spec.final_norm)  # the latter before or after pooling
     if spec.pool == "map":
+        hidden = spec.pool_mlp_width
         mlp = width * hidden + hidden + hidden * width + width
         count += width + 4 * (width * width + width) + _norm_parameters(spec, width) + mlp
     features = spec.representation_size or spec.pooled_width
@@ -287,7 +294,7 @@ def _(spec: ViTSpec) -> int:
     products += patches * math.prod(pair(spec.patch_size)) * channels * width
     if spec.pool == "map":
         seen = tokens if spec.pool_prefix else patches
-        products += (1 + 2 * seen + 1) * width * width + 2 * seen * width + 2 * width * hidden
+        products += (1 + 2 * seen + 1) * width * width + 2 * seen * width + 2 * width * spec.pool_mlp_width
     features = spec.representation_size or spec.pooled_width
     products += spec.pooled_width * features if spec.representation_size else 0
     return 2 * (products + features * spec.class_num * (2 if spec.distillation == "heads" else 1))

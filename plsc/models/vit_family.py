@@ -75,6 +75,9 @@ def infer_spec(shapes: Mapping[str, tuple], stated: Mapping[str, Any]) -> dict[s
         spec["pool"] = "avg"
     elif kernel and "head.weight" in shapes and shapes["head.weight"][0] == 2 * kernel[0]:
         spec["pool"] = "token_avg"
+    pool = shapes.get("attn_pool.mlp.fc1.weight")
+    if kernel and pool and pool[1] != int(kernel[0] * spec.get("mlp_ratio", 4.0)):
+        spec["pool_mlp_ratio"] = pool[1] / kernel[0]
     if "attn_pool.latent" in shapes and "norm_pre.weight" not in shapes and _has_prefix(spec):
         spec["pool_prefix"] = False  # as timm does, but for Perception Encoder
     if spec["class_token"] and "reg_token" in shapes and "pos_embed" not in shapes and spec.get("pool") is None:

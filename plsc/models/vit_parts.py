@@ -81,6 +81,7 @@ _LACKS = {
             beside=(("pool", "map"),),
         ),
         Lack("pool_heads", "another number of heads in attention pooling", beside=(("pool", "map"),)),
+        Lack("pool_mlp_ratio", "another width of attention pooling's MLP", beside=(("pool", "map"),)),
         Lack("fc_norm", "a norm after the pooling", (False,)),
         Lack("final_norm", "a model without a norm at its end", (True,)),
         Lack("norm", "RMSNorm", ("layernorm",)),

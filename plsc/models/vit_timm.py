@@ -242,6 +242,7 @@ _NO_ARGUMENT = {  # fields for which timm has classes, and no argument that JSON
     "mlp": "plain",
     "mlp_norm": False,
     "pool_heads": None,
+    "pool_mlp_ratio": None,
     "pos_embed": "learned",
     "resnet_width": 1.0,
 }
@@ -312,6 +313,7 @@ TIMM = Layout(
     lacks=lacks(
         "pool_prefix",
         "pool_heads",
+        "pool_mlp_ratio",
         "fc_norm",
         "final_norm",
         "norm",

@@ -106,7 +106,7 @@ def timm_options(name: str) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name)
     size = config.input_size[-1] if config else 224
     with torch.device("meta"):
-        model = timm.create_model(name, depth=1)
+        model = timm.create_model(name, **({} if "sapiens2" in name else {"depth": 1}))
     patch = model.patch_embed.patch_size
     few = 4 * (patch[0] if isinstance(patch, tuple) else patch)
     small = 128 if hasattr(model.patch_embed, "backbone") else few

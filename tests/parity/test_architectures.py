@@ -17,7 +17,7 @@ REFUSED = {  # names, and the reason that the message must name
     "vit_d": "differential attention",
     "aimv2_": "patch_embed.norm",
     "_resnet": "batch normalisation",
-    "_mci_": "batch normalisation",
+    "_mci_": "no known model",
     "sapiens2": "fewer keys",
     "gated GELU": "hidden_act",
     "Siglip2": "NaFlex",
