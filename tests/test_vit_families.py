@@ -187,6 +187,25 @@ def test_a_shared_bias_becomes_one_of_each_block(tmp_path):
     np.testing.assert_allclose(logits(rebuilt(tmp_path / "hf")), logits(model), atol=2e-6)
 
 
+def test_biases_of_another_grid(tmp_path):
+    """A bias that depends linearly on the distance does so on a finer grid; the class token's rows stay."""
+    model = build(**BEIT)
+    down, across = np.mgrid[-2:3, -2:3].reshape(2, -1).astype("float32")
+    for block in model.blocks:
+        table = np.stack([down + 2 * across, across - down], axis=1)
+        block.attn.rel_pos_bias.table.set_value(np.concatenate([table, [[7, 8], [9, 10], [11, 12]]]).astype("float32"))
+    write(source_of(model), "timm", tmp_path / "file.safetensors")
+    source = read(tmp_path / "file.safetensors")
+    larger = VisionTransformer(ViTSpec(**{**source.card.spec, "num_heads": 2, "img_size": 48}))
+    report = load_pretrained(larger, source, strict=True, resized=True, position="bilinear")
+    assert set(report.adapted) == {f"blocks.{i}.attn.rel_pos_bias.table" for i in range(2)}
+    table = larger.blocks[0].attn.rel_pos_bias.table.numpy()
+    np.testing.assert_array_equal(table[-3:], [[7, 8], [9, 10], [11, 12]])
+    inner = table[:-3].reshape(11, 11, 2)[3:-3, 3:-3]
+    np.testing.assert_allclose(np.diff(inner, axis=1)[..., 0], 2 * 4 / 10, atol=1e-4)
+    np.testing.assert_allclose(np.diff(inner, axis=0)[..., 0], 4 / 10, atol=1e-4)
+
+
 def test_open_clips_tower_alone(tmp_path):
     """Text and scale are left out; the projection is a head without bias."""
     model = build(**CLIP, class_num=0)

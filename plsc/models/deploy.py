@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from plsc.errors import ConfigError
+from plsc.models.layers import Rotary
 from plsc.models.resnet import StdConv2D, Stem, same_padding
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ _REACH = 2  # source positions on either side of a target that cubic convolution
 def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> None:
     """Rewrite a VisionTransformer.
 
-    Attention takes its explicit path. A hybrid's kernels are standardised once and for all, and its convolutions
-    and pooling pad by themselves.
+    Attention takes its explicit path, and rotary embeddings are computed once. A hybrid's kernels are standardised
+    once and for all, and its convolutions and pooling pad by themselves.
 
     Args:
         dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`.
@@ -49,6 +50,8 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
                 setattr(parent, name, FrozenConv(layer, dynamic))
             elif isinstance(layer, Stem):
                 setattr(parent, name, FrozenStem(layer, dynamic))
+            elif isinstance(layer, Rotary):
+                layer.freeze()  # in the graph they make Paddle Inference 3.3 give other logits
             elif isinstance(layer, nn.GELU) and for_onnx and network.spec.act == "gelu_tanh":
                 setattr(parent, name, TanhGelu())
     if dynamic:

@@ -210,6 +210,14 @@ class Rotary(nn.Layer):
         angles = self.places[:, :, :, 0] * down + self.places[:, :, :, 1] * across
         return paddle.cos(angles).unsqueeze(0), paddle.sin(angles).unsqueeze(0)
 
+    def freeze(self) -> None:
+        """Keep the tables instead of the frequencies that make them."""
+        if hasattr(self, "freqs"):
+            cos, sin = (table.detach() for table in self.tables())
+            del self.freqs
+            self.register_buffer("cos", cos, persistable=False)
+            self.register_buffer("sin", sin, persistable=False)
+
     def _rotated(self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
         wide = x.astype(cos.dtype)
         if self.halves:

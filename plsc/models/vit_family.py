@@ -166,6 +166,8 @@ def _adapt(source: "Source", tensor: Tensor, target: Target) -> Adapted | None:
         return _position(source, tensor, target)
     if tensor.shape == shape:
         return None
+    if name.endswith(".rel_pos_bias.table") and len(tensor.shape) == 2 and tensor.shape[1] == shape[1]:
+        return _bias_table(source, tensor, target)
     if name == "patch_embed.proj.weight" and tensor.shape[0] == shape[0] and len(tensor.shape) == 4:
         return Adapted("patch kernel resampled", lambda: _patch(source.read(name), shape))
     if name == f"{BACKBONE}.stem.conv.weight" and tensor.shape[2:] == shape[2:]:
@@ -203,6 +205,22 @@ def _position(source: "Source", tensor: Tensor, target: Target) -> Adapted | Non
         return resample.position_embedding(array, prefix, old_grid, grid, target.position)
 
     return Adapted(", ".join(how), read, by_size=True)
+
+
+def _bias_table(source: "Source", tensor: Tensor, target: Target) -> Adapted | None:
+    """A bias by relative position for another grid; the last three rows are the class token's."""
+    side = round(max(tensor.shape[0] - 3, 0) ** 0.5)
+    if side * side != tensor.shape[0] - 3 or side % 2 == 0:
+        return None
+    rows, columns = (2 * count - 1 for count in target.spec.grid)
+
+    def read() -> np.ndarray:
+        array = source.read(target.name)
+        body = resample.position_embedding(array[None, :-3], 0, (side, side), (rows, columns), target.position)
+        return np.concatenate([body[0], array[-3:]])
+
+    how = f"{target.position} {(side, side)} → {(rows, columns)} relative positions"
+    return Adapted(how, read, by_size=True)
 
 
 def _grid_of(source: "Source", tensor: Tensor, prefix: int) -> tuple[int, tuple[int, int]]:
