@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--model", default="ViT_base_patch16_224")
     parser.add_argument("--folder", type=Path, help="on the disk to write to; by default a temporary folder")
     arguments = parser.parse_args()
-    environment.prepare()
     environment.import_paddle()
     train_step.register_data()
     with contextlib.ExitStack() as stack:

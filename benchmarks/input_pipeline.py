@@ -175,7 +175,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=250, help="pictures a turn")
     arguments = parser.parse_args()
     paths = pictures_in(arguments.folder, arguments.pictures)
-    environment.prepare()
     environment.import_paddle()
     cv2.setNumThreads(0)
     data = Listed(paths)

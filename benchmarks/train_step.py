@@ -164,7 +164,6 @@ def launched(folder: Path, processes: int, static: bool) -> float:
 
 def work(folder: Path, batch_size: int, static: bool) -> None:
     """One process of a launched run."""
-    environment.prepare()
     environment.import_paddle()
     register_data()
     from plsc.config import load
@@ -197,7 +196,6 @@ def main() -> None:
                     rates.setdefault((processes, static), []).append(rate)
         rates = {key: statistics.median(values) for key, values in rates.items()}
 
-        environment.prepare()
         environment.import_paddle()
         register_data()
         plain, plain_batches = trainer(folder / "plain")

@@ -187,7 +187,6 @@ def __getattr__(name: str) -> Any:
     if name not in _WITHOUT_PADDLE:
         from plsc import environment
 
-        environment.prepare()
         environment.import_paddle()
     module, _, attributes = _DEFINED_IN[name].partition(":")
     value: Any = importlib.import_module(module)

@@ -47,6 +47,5 @@ def load_config(
     section = source.tree.get("Global")
     section = section if isinstance(section, dict) else {}
     threads = section.get("cpu_threads")
-    environment.prepare(cpu_threads=threads if type(threads) is int and threads > 0 else None)
-    environment.import_paddle()
+    environment.import_paddle(cpu_threads=threads if type(threads) is int and threads > 0 else None)
     return check(source, imports, for_training=for_training, run_imports=run_imports)

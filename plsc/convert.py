@@ -64,7 +64,6 @@ def convert_weights(
     """
     check_format(to)
     if to == "pdparams":
-        environment.prepare()
         environment.import_paddle()
     weights = read(source, "ema" if ema else "model", verify=verify)
     if num_heads is not None:

@@ -288,13 +288,17 @@ def require_system_libraries() -> None:
         ) from error
 
 
-def import_paddle() -> ModuleType:
-    """Import Paddle. Raises DeviceError, with what to install, where it is absent.
+def import_paddle(*, cpu_threads: int | None = None) -> ModuleType:
+    """Set the process up for Paddle, see `prepare`, and import it.
 
     What the import prints of threads and ccache is left out. The handler that it leaves on the root logger, which
     would print every line of every library twice, and its handler of SIGTERM, which prints a C++ stack, are taken
     off again.
+
+    Raises:
+        DeviceError: Paddle or a system library that it needs is missing; the message says what to install.
     """
+    prepare(cpu_threads=cpu_threads)
     if "paddle" in sys.modules:
         return sys.modules["paddle"]
     root = logging.getLogger()

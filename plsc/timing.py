@@ -97,8 +97,7 @@ def benchmark(
         for timing in benchmark(["output/mine", "mine_onnx"], batch_sizes=[1, 32]):
             print(timing.path, timing.runtime, timing.batch, timing.images_per_second)
     """
-    environment.prepare(cpu_threads=threads)
-    environment.import_paddle()
+    environment.import_paddle(cpu_threads=threads)
     from plsc.devices import on_device
 
     with on_device(device) as device:

@@ -6,7 +6,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
 
 from plsc import environment
 
-environment.prepare()
 environment.import_paddle()
 
 import logging

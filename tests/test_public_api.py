@@ -63,6 +63,7 @@ def test_a_training_loop_of_ones_own(tmp_path):
     assert len(lines) == 4 and accuracy > 20  # chance is 10
 
 
+@pytest.mark.long
 def test_fine_tuning_on_a_folder(tmp_path):
     text = python(EXAMPLES / "finetune.py", "--epochs", 2, "--output", "tuned", cwd=tmp_path)
     (best,) = (line for line in text.splitlines() if line.startswith("best top-1"))

@@ -127,7 +127,6 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the runs go; by default a temporary folder")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    environment.prepare()
     environment.import_paddle()
     import plsc.engine.assembly
     import plsc.training  # noqa: F401

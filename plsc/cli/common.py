@@ -177,7 +177,6 @@ def optional_config(arguments: argparse.Namespace) -> "Config | None":
 def import_parts(arguments: argparse.Namespace) -> None:
     """What --import names."""
     if arguments.imports:
-        environment.prepare()
         environment.import_paddle()
         from plsc import components
 

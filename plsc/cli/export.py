@@ -69,7 +69,6 @@ def _resolution(text: str) -> int | str:
 
 def run(arguments: argparse.Namespace) -> int:
     config = optional_config(arguments)
-    environment.prepare()
     environment.import_paddle()
     from plsc.export import TOLERANCE, export_model
 

@@ -122,7 +122,6 @@ def _print_models(arguments: argparse.Namespace) -> None:
 def _print_components(kind: str, arguments: argparse.Namespace, verbose: bool) -> None:
     from plsc import environment, registry
 
-    environment.prepare()
     environment.import_paddle()
     from plsc.components import register_all
     from plsc.config import schema

@@ -162,11 +162,7 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
     weights = weights_of(arguments.weights, config, "predict with")
     device = arguments.device or (config.Global.device if config else "auto")
     if runtimes.needs_paddle(weights):
-        environment.prepare()
         environment.import_paddle()
-        from plsc.devices import select_device
-
-        select_device(device)
     predictor = load_predictor(
         weights,
         weights="ema" if arguments.ema else "model",

@@ -215,7 +215,6 @@ def _model(arguments: argparse.Namespace, img_size: int | None = None) -> "Loade
     config = optional_config(arguments)
     weights = weights_of(arguments.weights, config, "draw")
     device = config.Global.device if config else "auto"
-    environment.prepare()
     environment.import_paddle()
     from plsc.devices import select_device
     from plsc.loading import load_model

@@ -66,8 +66,7 @@ def train(config: "Config", callbacks: Sequence["Callback"] = (), *, verify: boo
             to errors/rank-N.txt in the run directory, and all end with exit code 2.
     """
     g = config.Global
-    environment.prepare(cpu_threads=g.cpu_threads)
-    environment.import_paddle()
+    environment.import_paddle(cpu_threads=g.cpu_threads)
     from plsc.engine import profiling, stopping, tracking
     from plsc.engine.assembly import assemble
     from plsc.engine.callbacks import Callbacks

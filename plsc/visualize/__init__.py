@@ -30,7 +30,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'plsc.visualize' has no attribute {name!r}")
     from plsc import environment
 
-    environment.prepare()
     environment.import_paddle()
     return getattr(importlib.import_module(f"plsc.visualize.{name.removeprefix('draw_')}"), name)
 
