@@ -202,7 +202,7 @@ def test_mistakes_are_those_of_the_predictor(trained):
     np.testing.assert_array_equal(first.picture, data[worst[0]].image)
 
 
-def test_a_part_of_the_samples_is_said_to_be_one(trained, tmp_path):
+def test_a_part_of_the_samples_is_named_as_one(trained, tmp_path):
     text = plsc.report([trained], tmp_path / "r.html", samples=50).read_text()
     assert "of 50 samples of 360, spread over the data set" in text
 
