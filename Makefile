@@ -10,6 +10,8 @@ RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
 # one process a core; a power of two, so that it divides the recipe's batch, and at most 8
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
 PYTEST_FLAGS ?=
+# two processes with half of the tests each, so that fixtures of a file are made once; who is done takes over the rest
+TWO = -n 2 --dist worksteal
 
 .PHONY: help train test test-long test-storm test-quick test-amp test-paddle26 test-parity lint format docs hooks benchmark clean
 
@@ -31,16 +33,16 @@ train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a 
 	    --nproc_per_node $(PROCESSES) tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
 
 test: $(VENV)/ready  ## run the tests, two at a time
-	$(VENV)/bin/python -m pytest -n 2 -m "not long and not storm" $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest $(TWO) -m "not long and not storm" $(PYTEST_FLAGS)
 
 test-long: $(VENV)/ready  ## run the tests that take more than half a minute each: PLSC's recipes, CIFAR-10, the notebook
-	$(VENV)/bin/python -m pytest -n 2 -m "long and not storm" $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest $(TWO) -m "long and not storm" $(PYTEST_FLAGS)
 
 test-storm: $(VENV)/ready  ## run the storms: many kills and stops at random moments, one at a time
 	$(VENV)/bin/python -m pytest -s -m storm $(PYTEST_FLAGS)
 
 test-quick: $(VENV)/ready  ## run the tests that take a moment each and start no processes
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not storm and not distributed and not shared" $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not storm and not distributed and not shared" $(PYTEST_FLAGS)
 
 test-amp: $(VENV)/ready  ## run half precision and two devices on a pretend accelerator, built with g++
 	$(VENV)/bin/python tests/accelerator/build.py \
