@@ -216,6 +216,16 @@ def test_the_schedules_first_peak_and_last_rate():
     assert 0.0 < plan.last_rate < plan.peak_rate
 
 
+def test_auto_is_this_machine_unless_another_device_is_described():
+    made = tree(device="auto") | {"FP16": {"level": "O2"}}
+    here = planned(made)
+    assert here.device == "cpu" and here.precision == "float32" and "which is cpu on this machine" in here.notes[0]
+    for options in ({"memory": GIB}, {"tflops": 1.0}):
+        there = planned(made, **options)
+        assert there.device == "gpu" and there.precision == "float16 (O2)" and "planned for a GPU" in there.notes[0]
+    assert planned(tree(), memory=GIB).device == "cpu", "which the recipe names"
+
+
 def test_without_data_the_number_of_samples_is_enough(tmp_path):
     made = tree(max_train_step=None, epochs=2)
     for section in made["DataLoader"].values():

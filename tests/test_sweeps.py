@@ -324,8 +324,9 @@ def test_runs_are_ordinary_runs_and_a_failing_one_does_not_end_the_others(tmp_pa
 
 
 @pytest.mark.long
-def test_a_kill_in_the_middle_loses_nothing(tmp_path):
-    """SIGKILL of the search ends its runs, with checkpoints; the same command goes on where they were."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_kill_in_the_middle_loses_nothing(number, tmp_path):
+    """A signal to the search ends its runs, with checkpoints; the same command goes on where they were."""
     settings = {"epochs": 40, "max_train_step": 1500, "eval_interval": 1500, "save_interval": 200, "save_unit": "step"}
     made = tree(**settings, print_batch_step=50)
     recipe = write_config(tmp_path / "recipe.yaml", made)
@@ -348,8 +349,8 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path):
         assert search.poll() is None, (tmp_path / "first.txt").read_text()
         time.sleep(0.1)
     at_work = children(search.pid)
-    search.send_signal(signal.SIGKILL)
-    search.wait()
+    search.send_signal(number)
+    assert search.wait(timeout=150) == (-9 if number == signal.SIGKILL else 130)
     assert at_work and gone(at_work, timeout=60)
     journal = json.loads((folder / "sweep.json").read_text())
     assert [run["state"] for run in journal["runs"]] == ["done", "running", "waiting"]

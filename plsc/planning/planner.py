@@ -91,7 +91,8 @@ def plan(
         config: see plsc.load_config; Global.device, FP16, recompute, accum_steps and EMA count as they will.
         devices: that the run is to have, a process each.
         memory: bytes of one device; by default of this machine's.
-        tflops: peak of one device; by default Global.device_tflops, or what is known of this machine's.
+        tflops: peak of one device; by default Global.device_tflops, or what is known of this machine's. With one of the
+            two, Global.device auto means a GPU, else what this machine has.
         utilisation: the share of the peak that training reaches, between 0 and 1; 0.3 to 0.5 are usual on GPUs.
         samples: of the training data, where they are not at hand.
 
@@ -107,7 +108,7 @@ def plan(
         raise ConfigError(f"utilisation is {utilisation}; it is a share of the peak, above 0 and at most 1")
     notes: list[str] = []
     config, length, samples = _length(config, devices, samples, notes)
-    device = _device(config, notes)
+    device = _device(config, notes, another=memory is not None or tflops is not None)
     on_cpu = device == "cpu"
     local = build.local_batch_size(config, devices)
     counted = footprint(config)
@@ -189,15 +190,23 @@ def _length(
     return config, build.length_of(config, samples=samples, data=data, processes=devices), samples
 
 
-def _device(config: Config, notes: list[str]) -> str:
-    """The kind of device that is planned for; it need not be there."""
+def _device(config: Config, notes: list[str], *, another: bool) -> str:
+    """The kind of device that is planned for; it need not be there.
+
+    Args:
+        another: whether memory or peak of a device are given, so that not this machine's is meant.
+    """
     name = config.Global.device
     if name != "auto":
         return name
+    if another:
+        notes.append("Global.device is auto: planned for a GPU, whose memory or peak is given")
+        return "gpu"
     before = paddle.get_device()
     name = select_device("auto")
     paddle.set_device(before)
-    notes.append(f"Global.device is auto, which is {name} on this machine; -o Global.device=gpu plans for a GPU")
+    if name == "cpu":
+        notes.append("Global.device is auto, which is cpu on this machine; -o Global.device=gpu plans for a GPU")
     return name
 
 
