@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from plsc import remote
 from plsc.errors import CheckpointError
 from plsc.files import read_json, special_kind
 
@@ -177,14 +178,15 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
 
     Args:
         path: a file, a .pdparams or .pdema file without its ending, a folder of plsc, Hugging Face or PLSC, a run
-            directory (its best checkpoint, else its latest), a latest or best file, or a TensorFlow checkpoint's
-            prefix, one of its files, its folder, or the file called checkpoint there. It means the .index file.
+            directory (its best checkpoint, else its latest), a latest or best file, a TensorFlow checkpoint's prefix,
+            one of its files, its folder, or the file called checkpoint there (it means the .index file), or a name
+            that plsc.remote downloads.
         weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
 
     Raises:
         CheckpointError: there is none; the message says what was looked for.
     """
-    path = Path(path).expanduser()
+    path = remote.local(path) if remote.is_remote(path) else Path(path).expanduser()
     if path.name in POINTERS and path.is_file():
         named, folder = pointed(path), checkpoint(path)
         if folder is None or folder.name != named:

@@ -20,6 +20,7 @@ SHARED = {
     "tensors",
     "targets",
     "pickles",
+    "remote",
 }
 ROOMS = {"models", "weights", "data", "optim", "losses", "metrics", "tasks", "config"}
 # what a module of each place may import of plsc, beside its own place

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from plsc import remote
 from plsc.config.source import KeyPath, Source
 from plsc.files import special_kind
 from plsc.registry import InputPath
@@ -19,7 +20,7 @@ def resolved(value, mark: InputPath, folder: Path | None):
     """
     if isinstance(value, (list, tuple)):
         return type(value)(resolved(item, mark, folder) for item in value)
-    if not isinstance(value, str) or not value or "://" in value:
+    if not isinstance(value, str) or not value or _is_address(value):
         return value
     path = Path(value).expanduser()
     candidates = [Path.cwd() / path, *([folder / path] if folder else [])]
@@ -36,13 +37,23 @@ def missing(source: Source, at: KeyPath, value, mark: InputPath) -> str | None:
         kind = special_kind(item) if isinstance(item, str) else None
         if kind:
             return f"{item} is {kind}, not a file"
-        if isinstance(item, str) and item and "://" not in item and not mark.made and not _is_there(Path(item), mark):
+        if (
+            isinstance(item, str)
+            and item
+            and not _is_address(item)
+            and not mark.made
+            and not _is_there(Path(item), mark)
+        ):
             origin, written = source.origin(at), source.value(at)
             text = f"{item} is missing"
             if origin.file and isinstance(written, str) and not Path(written).expanduser().is_absolute():
                 text += f"; a relative path is looked for in {Path.cwd()} and in {origin.file.parent}"
             return text
     return None
+
+
+def _is_address(value: str) -> bool:
+    return "://" in value or remote.is_remote(value)
 
 
 def _is_there(path: Path, mark: InputPath) -> bool:
