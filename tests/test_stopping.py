@@ -14,6 +14,7 @@ import pytest
 
 from plsc.engine import joining
 from plsc.engine.distributed import World
+from plsc.engine.failures import Failures
 from plsc.engine.stopping import StopRequest, handlers_restored
 from tests.helpers import CHECKOUT, children, clean_environment, command, gone, rank_of, tiny_digits, write_config
 from tests.storms.common import free_port
@@ -93,6 +94,26 @@ def test_a_program_that_was_stopped_is_not_ended_otherwise_by_a_late_signal():
         [sys.executable, "-c", program], env=clean_environment(PYTHONPATH=str(CHECKOUT)), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (143, "terminated\n")
+
+
+def test_a_signal_before_the_first_update_is_recorded_for_processes_that_got_none(tmp_path):
+    """They end by it, with the code of the signal; no later signal changes that."""
+    program = (
+        "import os, signal, sys, threading\n"
+        "from plsc import environment\n"
+        "from plsc.engine.failures import Failures\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "Failures(sys.argv[1], 0, 2).record(environment.Terminated())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 143
+    _, rank, code, text = Failures(tmp_path, 1, 2)._earliest_of_others()
+    assert (rank, code, text) == (0, 143, "ended by SIGTERM; nothing of this moment was saved\n")
 
 
 # -- joining --------------------------------------------------------------------------------
