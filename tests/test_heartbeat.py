@@ -119,7 +119,7 @@ def test_the_thread_gives_up_once_and_ends():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("silent", [0, 1])
+@pytest.mark.parametrize("silent", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_the_others_end_when_a_process_is_stopped(tmp_path, silent):
     """SIGSTOP of one of two: the other names it, writes its record and ends, long before gloo's abort."""
     tree = tiny_digits()
