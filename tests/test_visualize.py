@@ -530,6 +530,14 @@ def test_the_map_lies_where_the_patches_are(here, figures):
     assert coloured[:32, :32].mean() > 0.99 and not coloured[32:].any() and not coloured[:, 32:].any()
 
 
+def test_attention_shows_how_sure_the_prediction_is(here, figures):
+    write_weights("model.safetensors", a_model())
+    model = load_model("model.safetensors")
+    model.card = dataclasses.replace(model.card, activation="softmax")
+    visualize.draw_attention(model, ["red.png"], "sure.png")
+    assert re.search(r"→ class \d+, \d{1,3}\.\d %$", texts(figures[0]), re.MULTILINE)
+
+
 def test_attention_names_classes_of_a_file_and_shows_dollars_as_they_are(here, figures):
     Path("red.png").rename("$red_{$.png")
     weights = write_weights("model.safetensors", a_model())

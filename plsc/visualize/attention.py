@@ -191,7 +191,7 @@ def _draw(subject: Subject, network: Model, view: View, pictures: Sequence[Pictu
         first.imshow(picture.shown)
         caption = ""
         if seen.prediction is not None:
-            share = "" if seen.probability is None else f" {100 * seen.probability:.1f} %"
+            share = "" if seen.probability is None else f", {100 * seen.probability:.1f} %"
             caption = f"\n→ {sheet.plain(subject.class_name(seen.prediction), width - 0.6)}{share}"
         sheet.set_title(first, sheet.plain(picture.name, width) + caption, 8)
         for axis, name, values in zip(others, names, view.maps(seen), strict=False):
