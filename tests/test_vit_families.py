@@ -242,6 +242,14 @@ def test_blocks_that_a_vision_transformer_has_not(name, message, tmp_path):
         read(tmp_path / "file.safetensors")
 
 
+def test_jeonsworlds_hybrid(tmp_path):
+    write(source_of(build()), "jeonsworld", tmp_path / "file.safetensors")
+    name = "transformer.embeddings.hybrid_model.root.conv.weight"
+    save_file(load_file(tmp_path / "file.safetensors") | {name: np.ones(4, "float32")}, tmp_path / "file.safetensors")
+    with pytest.raises(CheckpointError, match="is a hybrid of ViT-pytorch"):
+        read(tmp_path / "file.safetensors")
+
+
 def test_gates_of_another_function_are_refused(tmp_path):
     """DINOv3 of transformers may gate with GELU; ours gates with SiLU."""
     write(source_of(build(**DINOV3, **SWIGLU, class_num=0)), "huggingface", tmp_path / "hf")

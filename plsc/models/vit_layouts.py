@@ -205,10 +205,22 @@ LUKEMELAS = Layout(
     ),
 )
 
+
+def _is_jeonsworlds_hybrid(theirs: Tensors) -> str | None:
+    name = next((name for name in theirs if ".hybrid_model." in name), None)
+    if name is None:
+        return None
+    return (
+        f"is a hybrid of ViT-pytorch ({name}), whose ResNet computes otherwise than Google's; R50+ViT-B_16.npz, from "
+        "which it was made, opens"
+    )
+
+
 _JEONSWORLD_BLOCK = "transformer.encoder.layer.{i}"
 JEONSWORLD = Layout(
     name="jeonsworld",
     title="ViT-pytorch",
+    refuse=_is_jeonsworlds_hybrid,
     probe="transformer.embeddings.patch_embeddings.weight",
     facts=stated,
     fixed=_FIXED,

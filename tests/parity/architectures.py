@@ -25,10 +25,14 @@ from plsc.models import vit_family
 from plsc.models.published import ARCHITECTURES
 from plsc.models.vision_transformer import VisionTransformer, ViTSpec
 from plsc.weights import Source, read, write
+from plsc.weights.containers import Container
+from plsc.weights.read import foreign
+from plsc.weights.tensors import Tensor
 
 DEPTH = 2
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")
 HEAD_WIDTH = 16
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "GELUQuick": "quick_gelu", "QuickGELU": "quick_gelu"}
 
 
 @dataclasses.dataclass
@@ -155,6 +159,34 @@ def check_timm(name: str) -> Outcome:
         batch = pictures(size)
         difference = float(np.abs(of_plsc(ours, batch) - of_torch(model, batch)).max())
         return Outcome(name, difference)
+
+
+def wrong_fields(name: str) -> dict[str, tuple[Any, Any]]:
+    """Field → (value read, timm's) where a file of timm's, by arrays and name, is read as another model than it is."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    tensors = {key: Tensor(tuple(value.shape), lambda: np.empty(0)) for key, value in model.state_dict().items()}
+    spec = foreign(Container(Path("/weights") / f"{name}.safetensors", "safetensors", tensors)).card.spec
+    block = model.blocks[0]
+    activation = next((module for module in block.modules() if type(module).__name__ in ACTIVATIONS), None)
+    norm = next(module for module in block.modules() if "Norm" in type(module).__name__ and hasattr(module, "eps"))
+    expected: dict[str, Any] = {
+        "num_heads": heads_of(model),
+        "depth": len(model.blocks),
+        "epsilon": norm.eps,
+        "block": {"ResPostBlock": "post", "EvaBlockPostNorm": "post", "ParallelScalingBlock": "parallel"}.get(
+            type(block).__name__, "pre"
+        ),
+        "class_num": model.num_classes,
+    }
+    if model.global_pool != "" and (model.num_classes or not name.startswith("vit_pe_")):
+        expected["pool"] = model.global_pool
+    if activation is not None and spec.get("mlp") != "swiglu":
+        expected["act"] = ACTIVATIONS[type(activation).__name__]
+        if expected["act"] == "gelu" and getattr(activation, "approximate", "none") == "tanh":
+            expected["act"] = "gelu_tanh"
+    actual = {**dataclasses.asdict(ViTSpec()), **spec}
+    return {field: (actual[field], value) for field, value in expected.items() if actual[field] != value}
 
 
 def back_to_timm(name: str) -> list[str]:

@@ -47,6 +47,14 @@ def test_transformers(name):
     checked("transformers", architectures.check_huggingface(name))
 
 
+@pytest.mark.parametrize("name", architectures.timm_names())
+def test_name_of_a_file(name):
+    """A whole model's shapes, and the name of timm's file: the spec is timm's, heads, epsilon and GELU included."""
+    if any(part in name for part in REFUSED):
+        pytest.skip("is refused")
+    assert architectures.wrong_fields(name) == {}
+
+
 BACK = [
     name
     for name in architectures.HUGGINGFACE
