@@ -72,8 +72,10 @@ def by_pillow(path: Path, rng):
 
 
 def as_in_plsc(path: Path, rng):
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
-    top, left, height, width = box(*pixels.shape[:2], rng)
+    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    pixels = decoded[:, :, ::-1]
+    top, left, height, width = box(pixels.shape[0], pixels.shape[1], rng)
     crop = np.ascontiguousarray(pixels[top : top + height, left : left + width])
     pixels = np.asarray(Image.fromarray(crop).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     if rng.random() < 0.5:
@@ -128,7 +130,7 @@ def one_core(sides: dict, count: int, rounds: int) -> dict[str, float]:
     """Median pictures a second of each side, on one core; the order of sides turns round by round."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    speeds = {name: [] for name in sides}
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
     try:
         for n in range(rounds + 1):
             names = list(sides)

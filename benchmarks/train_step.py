@@ -123,7 +123,7 @@ def alternate(sides: dict, rounds: int, steps: int) -> dict[str, float]:
     """Median seconds a step of each side; the order of sides turns round by round."""
     for function in sides.values():
         seconds(function, 2)
-    times = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(rounds):
         names = list(sides)
         for name in names if k % 2 == 0 else reversed(names):
@@ -188,13 +188,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cores = environment.available_cores()
-        rates = {}
+        measured: dict[tuple[int, bool], list[float]] = {}
         for k in range(3):
             for static in (False, True):
                 for processes in (0, cores):
                     rate = launched(folder / f"run{k}{static:d}{processes}", processes, static)
-                    rates.setdefault((processes, static), []).append(rate)
-        rates = {key: statistics.median(values) for key, values in rates.items()}
+                    measured.setdefault((processes, static), []).append(rate)
+        rates = {key: statistics.median(values) for key, values in measured.items()}
 
         environment.import_paddle()
         register_data()

@@ -133,7 +133,7 @@ def log_texts(level: int):
     """Context in which the texts of plsc's log lines from a level on are collected, however its logger is set up."""
     texts: list[str] = []
     handler = logging.Handler(level)
-    handler.emit = lambda record: texts.append(record.getMessage())
+    handler.addFilter(lambda record: texts.append(record.getMessage()) or False)
     logger = logging.getLogger("plsc")
     before = logger.level
     logger.addHandler(handler)
