@@ -1009,7 +1009,7 @@ def test_the_command_line_of_show(tmp_path, process_state, capsys):
     assert main(["data", "show", "-c", recipe, "--count", "12", "--output", output]) == 0
     assert f"written to {output}" in capsys.readouterr().out
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
-        assert sheet.width > 1000 and sheet.height > 300
+        assert sheet.width > 700 and sheet.height > 600
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 10
     for wrong, stated in (
         (["--count", "0"], "--count: '0'"),
