@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -23,7 +23,7 @@ from plsc.errors import CheckpointError
 FILE = "checksums.json"
 FORMAT: Literal[3] = 3  # of trainer.json in checkpoints that have checksums
 
-_PIECE = 8 * 2**20  # bytes that are summed and written at a time
+_PIECE = 2**20  # bytes that are summed and written at a time
 _REMEDY = "copy the checkpoint again or name another one; --no-verify reads it without comparing checksums"
 
 
@@ -47,7 +47,7 @@ class _Checksums(BaseModel):
 class SummedFile:
     """A file that is being written, and the sum of what was written so far."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: files.UncachedFile):
         self._file, self._bytes, self._crc = file, 0, 0
 
     def write(self, content: bytes | memoryview) -> int:
@@ -75,7 +75,7 @@ class SummedFolder:
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[SummedFile]:
         """Context of writing one file."""
-        with open(self._folder / name, "wb") as file:
+        with files.UncachedFile(self._folder / name) as file:
             summed = SummedFile(file)
             yield summed
         self._sums[name] = summed.sum

@@ -5,7 +5,9 @@ What is written goes beside its place first, is synced, and is then renamed.
 
 import contextlib
 import errno
+import fcntl
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -15,6 +17,7 @@ from typing import Any
 
 from plsc.errors import PlscError
 
+_PIECE = 8 * 2**20  # bytes that an UncachedFile writes at a time, a multiple of any block
 WRITING = ".writing-"  # how names begin that a killed process may leave; nobody reads them
 
 
@@ -25,6 +28,71 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class UncachedFile:
+    """A new file that is written past the system's page cache (O_DIRECT), where its file system has that.
+
+    Through the cache the kernel copies every byte once more, and displaces what training reads: docs/performance.md has
+    both costs. What is shorter than a piece, and the rest after the last whole piece, goes through the cache.
+    """
+
+    def __init__(self, path: Path):
+        self._buffer = mmap.mmap(-1, _PIECE)  # begins at a page, as direct writing asks for
+        self._view, self._filled = memoryview(self._buffer), 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._direct = getattr(os, "O_DIRECT", 0)
+        try:
+            self._descriptor = os.open(path, flags | self._direct, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._direct = 0
+            self._descriptor = os.open(path, flags, 0o666)
+
+    def __enter__(self) -> "UncachedFile":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self._filled:
+                self._use_cache()
+                self._flush()
+        finally:
+            self._view.release()
+            self._buffer.close()
+            os.close(self._descriptor)
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append bytes, of which a memoryview has one dimension."""
+        rest = memoryview(content)
+        while len(rest):
+            part = rest[: _PIECE - self._filled]
+            self._view[self._filled : self._filled + len(part)] = part
+            self._filled, rest = self._filled + len(part), rest[len(part) :]
+            if self._filled == _PIECE:
+                self._flush()
+        return len(content)
+
+    def _flush(self) -> None:
+        """Write what the buffer holds."""
+        done = 0
+        while done < self._filled:
+            try:
+                done += os.write(self._descriptor, self._view[done : self._filled])
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._use_cache()  # a file system that lets files be opened so, but not written
+            if done < self._filled:
+                self._use_cache()  # a part that was written need not end at a block
+        self._filled = 0
+
+    def _use_cache(self) -> None:
+        if self._direct:
+            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~self._direct)
+            self._direct = 0
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
 """Checkpoints that are not what was written: each kind of damage is named, and what can go on does."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import plsc
-from plsc import checksums, places
+from plsc import checksums, files, places
 from plsc.config import load
 from plsc.engine import checkpoint, run_directory
 from plsc.engine.assembly import assemble
@@ -276,3 +279,46 @@ def test_sums_are_those_of_zlib_over_pieces(tmp_path, monkeypatch):
         "files": {"model.safetensors": {"bytes": 1234, "crc32": f"{zlib.crc32(content):08x}"}},
     }
     checksums.verify(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["direct", "not opened", "not written", "in parts"])
+def test_files_are_whole_whatever_the_file_system_has(tmp_path, monkeypatch, kind):
+    """Past the cache, or where that cannot be opened or written so, or is written in parts; of any length."""
+    monkeypatch.setattr(files, "_PIECE", 8192)
+    opened, write, direct = os.open, os.write, getattr(os, "O_DIRECT", 0)
+    refused = []
+
+    def refusing_open(path, flags, *arguments):
+        if kind == "not opened" and flags & direct:
+            refused.append(path)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, *arguments)
+
+    def refusing_write(descriptor, content):
+        is_direct = fcntl.fcntl(descriptor, fcntl.F_GETFL) & direct
+        if kind == "not written" and is_direct:
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, content[:4096] if kind == "in parts" and is_direct else content)
+
+    monkeypatch.setattr(os, "open", refusing_open)
+    monkeypatch.setattr(os, "write", refusing_write)
+    content = np.random.default_rng(0).integers(0, 256, 30_000, dtype=np.uint8).tobytes()
+    for length in (0, 1, 8191, 8192, 8193, 16384, 29_999):
+        path = tmp_path / f"{length}"
+        path.write_bytes(b"what was there before" * 2000)
+        with files.UncachedFile(path) as file:
+            for start in range(0, length, 777):
+                file.write(content[start : min(start + 777, length)])
+        assert path.read_bytes() == content[:length], length
+    assert bool(refused) == kind.startswith("not")
+    with pytest.raises(KeyError), files.UncachedFile(tmp_path / "cut") as file:
+        file.write(b"x")
+        raise KeyError
+    with pytest.raises(FileNotFoundError):
+        files.UncachedFile(tmp_path / "none" / "x")
+
+
+def test_a_full_disk_is_an_error_of_writing():
+    with pytest.raises(OSError, match="No space left"), files.UncachedFile(Path("/dev/full")) as file:
+        file.write(b"x")
