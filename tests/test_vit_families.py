@@ -242,6 +242,17 @@ def test_blocks_that_a_vision_transformer_has_not(name, message, tmp_path):
         read(tmp_path / "file.safetensors")
 
 
+def test_both_heads_of_a_distilled_model_follow_the_names_of_classes(tmp_path):
+    model = build(distillation="heads")
+    write(source_of(model, class_names=["cat", "dog", "emu"]), "safetensors", tmp_path / "own.safetensors")
+    other = build(distillation="heads", class_num=2)
+    load_pretrained(other, read(tmp_path / "own.safetensors"), class_names=["emu", "cat"])
+    for head in ("head", "head_dist"):
+        ours, theirs = getattr(other, head), getattr(model, head)
+        np.testing.assert_array_equal(ours.weight.numpy(), theirs.weight.numpy()[:, [2, 0]])
+        np.testing.assert_array_equal(ours.bias.numpy(), theirs.bias.numpy()[[2, 0]])
+
+
 def test_jeonsworlds_hybrid(tmp_path):
     write(source_of(build()), "jeonsworld", tmp_path / "file.safetensors")
     name = "transformer.embeddings.hybrid_model.root.conv.weight"

@@ -290,6 +290,7 @@ register_family(
         ),
         block=r"blocks\.\d+\.",
         head=("head.", "head_dist.", "head0.", "head_norm."),
+        classifiers=("head.", "head_dist."),
         body=_BODY,
         parts=("rope", "block"),
         computed=lambda spec: frozenset(["pos_embed"] if spec.pos_embed == "sincos2d" else []),

@@ -76,7 +76,7 @@ def adapt(
         (arrays to load, read when asked for; Report).
     """
     family = family_of_spec(spec)
-    classifier, computed = family.head[0], family.computed(spec)
+    classifier, computed = family.classifiers or family.head[0], family.computed(spec)
     makers: dict[str, Callable[[], np.ndarray]] = {}
     report, by_size = Report(layout=source.layout), set()
     columns = _columns(source, class_names)

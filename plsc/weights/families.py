@@ -75,6 +75,7 @@ class Family:
         dimensions: patterns of names → how many dimensions such an array has; the first that fits counts.
         block: a pattern of how names in a block begin, such as blocks.3.; all blocks have the same arrays.
         head: how names of the head begin, that of the classifier first.
+        classifiers: how names of all that has a column a class begin; () where it is the first of head alone.
         body: a pattern of names, its own and in files of others, of what a model is without its head: training does not
             start from weights of which such an array is left out, or drawn anew, unless it is asked to.
         parts: those of `unseen` that are parts of the body without arrays of their own.
@@ -97,6 +98,7 @@ class Family:
     dimensions: tuple[tuple[str, int], ...] = ()
     block: str | None = None
     head: tuple[str, ...] = ("head.",)
+    classifiers: tuple[str, ...] = ()
     body: str = ""
     parts: tuple[str, ...] = ()
     computed: Callable[[Any], frozenset[str]] = lambda spec: frozenset()

@@ -223,9 +223,9 @@ def standardised_by_google(self, x):
     return torch.nn.functional.conv2d(x, weight, stride=step)
 
 
-@pytest.mark.parametrize(("numerics", "tolerance"), [("google", TOLERANCE), ("timm", 3e-3)])
-def test_small_kernels_of_hybrids(numerics, tolerance, monkeypatch, folder):
-    """Where kernels are small, the epsilons tell: plsc has Google's. What timm's change is small."""
+@pytest.mark.parametrize("numerics", ["google", "timm"])
+def test_small_kernels_of_hybrids(numerics, monkeypatch, folder):
+    """Where kernels are small, the epsilons tell: a file of timm's is read with timm's, and resnet_norm has both."""
     theirs = timm_model("vit_base_r50_s16_224", **SMALL)
     with torch.no_grad():
         for module in theirs.modules():
@@ -235,9 +235,13 @@ def test_small_kernels_of_hybrids(numerics, tolerance, monkeypatch, folder):
                 module.eps = 1e-6
     if numerics == "google":
         monkeypatch.setattr(StdConv2dSame, "forward", standardised_by_google)
-    ours = loaded(save(theirs, folder / "model.pth"))
-    difference = of_plsc(ours, pictures(64)) - of_torch(theirs, pictures(64))
-    assert np.abs(difference).max() < tolerance
+    source = read(save(theirs, folder / "model.pth"))
+    assert source.card.spec["resnet_norm"] == "timm"
+    source = source.with_card(spec={**source.card.spec, "resnet_norm": numerics})
+    ours = VisionTransformer(ViTSpec(**source.card.spec))
+    load_pretrained(ours, source, strict=True)
+    ours.eval()
+    assert_same(of_plsc(ours, pictures(64)), of_torch(theirs, pictures(64)))
 
 
 @pytest.mark.slow
@@ -335,11 +339,10 @@ def plain_timm_models() -> list[str]:
     """timm's Vision Transformers by name, hybrids of a plain ResNetV2 included.
 
     Without the toys called test_, and what shapes cannot tell: vit_base_patch16_gap_224, of width 768, alone has
-    16 heads; of width 1536 SigLIP's giant has 16 and RADIO's 24.
+    16 heads; of width 1536 SigLIP's giant has 16 and RADIO's 24. Differential attention (vit_d*) is refused.
     """
-    plain = timm.list_models(
-        "vit_*", module="vision_transformer", exclude_filters=["vit_base_patch16_gap_224", "vit_giant_patch16_radio*"]
-    )
+    left_out = ["vit_base_patch16_gap_224", "vit_giant_patch16_radio*", "vit_d*"]
+    plain = timm.list_models("vit_*", module="vision_transformer", exclude_filters=left_out)
     return plain + timm.list_models("vit_*_r*_s*", module="vision_transformer_hybrid", exclude_filters="*resnet*")
 
 
@@ -614,7 +617,6 @@ def test_plsc_to_google_to_timm(name, folder):
         ("huggingface", {"reg_tokens": 2}),
         ("huggingface", {"layer_scale": 0.1}),
         ("huggingface", {"pool": "avg"}),
-        ("huggingface", {"pool": "avg", "class_token": False}),
         ("huggingface", {"no_embed_class": True}),
         ("google", {"reg_tokens": 2}),
         ("google", {"layer_scale": 0.1}),
