@@ -3,12 +3,16 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from plsc import environment
 from plsc.errors import ConfigError
 from plsc.model_card import ModelCard
 from plsc.registry import nearest
-from plsc.weights import formats, read, unsaid, without_head, write
+from plsc.weights import Source, formats, read, unsaid, without_head, write
+
+if TYPE_CHECKING:
+    from plsc.config import Config
 
 _EXPORTS = ("onnx", "paddle", "inference", "openvino", "tensorrt", "torchscript")
 
@@ -41,6 +45,7 @@ def convert_weights(
     ema: bool = False,
     backbone: bool = False,
     num_heads: int | None = None,
+    config: "Config | None" = None,
     verify: bool = True,
 ) -> Conversion:
     """Write weights in another format. Values are not changed: there and back gives the same bits.
@@ -52,6 +57,7 @@ def convert_weights(
         ema: the averaged weights of a plsc checkpoint.
         backbone: leave out head and pre-logits.
         num_heads: attention heads, where they are not stated.
+        config: a recipe whose Model is that of the weights, where they do not state it all.
         verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
@@ -65,7 +71,7 @@ def convert_weights(
     check_format(to)
     if to == "pdparams":
         environment.import_paddle()
-    weights = read(source, "ema" if ema else "model", verify=verify)
+    weights = _read(source, "ema" if ema else "model", config, verify)
     if num_heads is not None:
         given = {"num_heads"}
         card = weights.card
@@ -86,6 +92,16 @@ def convert_weights(
         written=written,
         unsaid=unsaid(without_head(weights.card) if backbone else weights.card, to, written[0]),
     )
+
+
+def _read(source: str | Path, part: Literal["model", "ema"], config: "Config | None", verify: bool) -> Source:
+    if config is None:
+        return read(source, part, verify=verify)
+    environment.import_paddle()
+    from plsc import loading
+
+    loaded = loading.load_model(source, weights=part, config=config, verify=verify)
+    return dataclasses.replace(loaded.source, card=loaded.card)
 
 
 def check_format(to: str) -> None:

@@ -20,6 +20,7 @@ from plsc.models.published import ARCHITECTURES
 from plsc.models.spec import ViTSpec
 from plsc.models.vision_transformer import VisionTransformer
 from plsc.weights import Source, formats, read, unsaid, write
+from tests.helpers import tiny_digits, write_config
 from tests.test_checkpoint_formats import drawn, google_names, huggingface, shapes_of, timm
 
 NAMED = dict(embed_dim=192, depth=12, num_heads=3, img_size=32, class_num=3)
@@ -122,6 +123,19 @@ def test_a_recipe_that_contradicts_the_name_is_warned_of(tmp_path, tiny_arrays, 
     with caplog.at_level(logging.WARNING, "plsc"):
         loading.load_pretrained(network, path, strict=True)
     assert "weights called deit_tiny_patch16_224 have num_heads 3, the model has 6" in caplog.text
+
+
+def test_a_recipe_states_the_model_that_is_converted(tmp_path, capsys):
+    path = saved(tmp_path / "w.safetensors", timm(drawn()))
+    tree = tiny_digits()
+    model = dict(img_size=32, patch_size=8, in_chans=3, class_num=16, embed_dim=16, depth=2, num_heads=8)
+    tree["Model"] = {"name": "VisionTransformer", **model, "mlp_ratio": 2.0, "act": "gelu_tanh"}
+    recipe, output = write_config(tmp_path / "recipe.yaml", tree), tmp_path / "out.pdparams"
+    assert main(["convert", str(path), "-c", str(recipe), "--to", "pdparams", "--output", str(output)]) == 0
+    assert "heads 8" in capsys.readouterr().out
+    card = read(output).card
+    assert (card.spec["num_heads"], card.spec["act"], card.assumed) == (8, "gelu_tanh", frozenset())
+    assert card.preprocess is not None and card.activation == "softmax"
 
 
 # -- config.json --------------------------------------------------------------------------

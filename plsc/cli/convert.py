@@ -6,13 +6,14 @@ there and back gives the same bits.
 
 import argparse
 
-from plsc.cli.common import above_zero, add_import_argument, add_verify_argument, import_parts
+from plsc.cli.common import above_zero, add_config_arguments, add_verify_argument, optional_config
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
   plsc convert output/mine --to huggingface --output mine_hf
   plsc convert output/mine --ema --to timm --output mine.safetensors
   plsc convert ViT-B_16.npz --to safetensors --output vit_b16.safetensors
+  plsc convert best_model.pdparams -c my_run.yaml --to safetensors --output mine.safetensors
   plsc convert vit_base_patch16_224.pth --to google --output vit.npz --backbone
 """
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
     parser.add_argument("--num-heads", type=above_zero, metavar="N", help="attention heads, where they are not stated")
     add_verify_argument(parser)
-    add_import_argument(parser)
+    add_config_arguments(parser, required=False)
 
 
 def _format(text: str) -> str:
@@ -47,7 +48,7 @@ def _format(text: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     from plsc.convert import convert_weights
 
-    import_parts(arguments)
+    config = optional_config(arguments)
     made = convert_weights(
         arguments.source,
         arguments.to,
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
         backbone=arguments.backbone,
         num_heads=arguments.num_heads,
+        config=config,
         verify=arguments.verify,
     )
     named = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
