@@ -40,6 +40,9 @@ EXECUTOR_FLAGS = (
     "FLAGS_new_executor_serial_run",
 )
 
+# the rank, in a variable that paddle.distributed.launch sets, and scripts that start processes without it do not
+_LAUNCHERS_OWN = "PADDLE_GLOBAL_RANK"
+
 
 def how_to_install(device: str) -> str:
     """The line that brings a Paddle for `device`."""
@@ -202,8 +205,9 @@ def die_with_launcher() -> None:
     """Under the launcher: end with it. To be called first thing, before imports that take a while.
 
     A launcher that was killed before this call has left the process to another parent, which ends it here.
+    A script that sets the PADDLE_ variables of several processes itself may end before them.
     """
-    if not launched():
+    if _LAUNCHERS_OWN not in os.environ:
         return
     parent = os.getppid()
     if _adopted_by(parent):
@@ -215,7 +219,8 @@ def die_with_launcher() -> None:
 def _adopted_by(parent: int) -> bool:
     """Whether a process that the launcher started now belongs to the system's.
 
-    A launcher is a Python program; a script between it and this process has the same rank in its environment.
+    A launcher is a Python program; a script between it and this process has the same rank in its environment. Of a
+    parent whose environment cannot be read, such as another user's sudo, only process 1 is the system's for certain.
     """
     try:
         with open(f"/proc/{parent}/cmdline", "rb") as file:
@@ -228,8 +233,8 @@ def _adopted_by(parent: int) -> bool:
         with open(f"/proc/{parent}/environ", "rb") as file:
             variables = file.read().split(b"\0")
     except OSError:
-        return True
-    return f"PADDLE_TRAINER_ID={os.environ['PADDLE_TRAINER_ID']}".encode() not in variables
+        return parent == 1
+    return f"{_LAUNCHERS_OWN}={os.environ[_LAUNCHERS_OWN]}".encode() not in variables
 
 
 def restart_system_calls() -> None:

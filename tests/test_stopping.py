@@ -1,5 +1,6 @@
 """Signals at bad moments: in Paddle's store, in an import, between processes that wait for each other, at the end."""
 
+import io
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 import paddle
 import pytest
 
+from plsc import environment
 from plsc.engine import joining
 from plsc.engine.distributed import World
 from plsc.engine.failures import Failures
@@ -213,7 +215,7 @@ child.wait()
 def test_no_process_outlives_a_launcher_that_is_killed_at_once(program):
     started = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, program],
-        env=clean_environment(PYTHONPATH=str(CHECKOUT), PADDLE_TRAINER_ID="0", PADDLE_TRAINERS_NUM="2"),
+        env=clean_environment(PYTHONPATH=str(CHECKOUT), PADDLE_GLOBAL_RANK="0"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -223,6 +225,34 @@ def test_no_process_outlives_a_launcher_that_is_killed_at_once(program):
     started.kill()
     assert started.stdout.read() == ""
     assert gone([child])
+
+
+def test_a_run_that_a_script_starts_without_the_launcher_goes_on_after_it():
+    """It sets the ranks itself; the environment that Linux shows of it is older than that."""
+    program = "import os, time\nfrom plsc import environment\nenvironment.die_with_launcher()\n"
+    program += "time.sleep(1)\nprint('alive', flush=True)"
+    script = f'export PADDLE_TRAINER_ID=0 PADDLE_TRAINERS_NUM=2\n"{sys.executable}" -c "{program}"\n'
+    environ = clean_environment(PYTHONPATH=str(CHECKOUT))
+    for end in ("true", "exit"):  # the shell stays the parent; or it ends first
+        command = script + end if end == "true" else script.rstrip() + " &\nsleep 0.5; exit"
+        done = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, timeout=30)
+        assert done.stdout == "alive\n", done.stderr
+
+
+@pytest.mark.parametrize(("parent", "adopted"), [(1, True), (4321, False)])
+def test_a_parent_whose_environment_is_secret_is_not_taken_for_the_systems(monkeypatch, parent, adopted):
+    """Only process 1 is, for certain."""
+
+    def opened(path, mode):
+        if path.endswith("environ"):
+            raise PermissionError(path)
+        return io.BytesIO(b"slurmstepd: [42.0]")
+
+    monkeypatch.setenv("PADDLE_GLOBAL_RANK", "0")
+    monkeypatch.setattr("builtins.open", opened)
+    result = environment._adopted_by(parent)
+    monkeypatch.undo()
+    assert result is adopted
 
 
 @pytest.mark.distributed
