@@ -119,12 +119,13 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Context that yields an empty folder to fill; at its end it is synced and takes the place of `path`.
 
-    A folder that stands there is moved aside, and removed when the new one is in place. Where the block raises,
-    nothing of the new one stays.
+    A folder that stands there is moved aside, and removed when the new one is in place. Where the block raises, or the
+    new one cannot be put there, nothing of it stays, and the old one is back in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f"{WRITING}{path.name}")
     replaced = path.with_name(f"{WRITING}replaced-{path.name}")
+    moved = False
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir()
@@ -134,9 +135,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
             os.replace(path, replaced)
+            moved = True
         os.replace(writing, path)
         sync(path.parent)
     finally:
+        if moved and not path.exists():
+            os.replace(replaced, path)
         shutil.rmtree(writing, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 

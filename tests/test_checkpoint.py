@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, kept as asked, found as named."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
+from plsc import files
 from plsc.config import load
 from plsc.engine import checkpoint
 from plsc.engine.assembly import assemble
@@ -93,6 +95,26 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left"):
         save(checkpoints, 2)
     assert checkpoints.steps() == [1]
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("failing", ["rename", "sync"])
+def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch, failing):
+    """The new one cannot take its place, or its folder cannot be synced: one of the two is there, whole."""
+    checkpoints = Checkpoints(tmp_path)
+    path, replace, sync = save(checkpoints, 1, 1.0), os.replace, files.sync
+
+    def fail(source, target=None):
+        if source == (path.with_name(f".writing-{path.name}") if target else tmp_path):
+            raise OSError(5, "Input/output error")
+        return replace(source, target) if target else sync(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "replace") if failing == "rename" else (files, "sync")), fail)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            save(checkpoints, 1, 2.0)
+    value = 1.0 if failing == "rename" else 2.0
+    assert checkpoint.read(path).parts["model"]["w"].tolist() == [value] * 4
     assert not list(tmp_path.glob(".writing-*"))
 
 

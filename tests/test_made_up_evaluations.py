@@ -154,3 +154,52 @@ def test_another_runs_checkpoint_is_evaluated_in_the_new_run(tmp_path):
     assert recorded_evaluations(tmp_path / "two", 4).keys() == {"raw", "ema"}
     best = Checkpoints(tmp_path / "two" / "checkpoints").best_record()
     assert best is None or best["step"] == 4
+
+
+def scored(monkeypatch, values):
+    """Evaluations have these values of top1, one after the other."""
+    left = iter(values)
+    monkeypatch.setattr(Evaluator, "run", lambda *_: {"loss": 1.0, "top1": next(left), "samples": 1.0})
+
+
+def test_a_kill_between_saving_the_best_and_pointing_to_it(tmp_path, monkeypatch):
+    """The checkpoint says that it is the best, `best` names the one before: the run points to it, and keeps it."""
+    config = config_at(tmp_path / "run", save_interval=0, max_num_latest_checkpoint=0, max_train_step=6)
+    config = config.replace({"EMA.ema_eval": False})
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    scored(monkeypatch, [0.2, 0.4, 0.3])
+    trainer = assemble(config, World(), Callbacks([MetricsFile()], is_first=True))
+    point, advance = Checkpoints.point, trainer.advance
+
+    def pointing(self, name, step, record=None):
+        if (name, step) != ("best", 4):
+            point(self, name, step, record)
+
+    def killed(batches):
+        if trainer.progress.step == 4:
+            raise Killed
+        return advance(batches)
+
+    monkeypatch.setattr(trainer, "advance", killed)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "point", pointing)
+        trainer.fit()
+    assert checkpoints.find("latest").name == "step-00000004" and checkpoints.best_record()["step"] == 2
+    run(config)
+    assert checkpoints.best_record() == {"metric": "top1", "value": 0.4, "step": 4, "weights": "raw"}
+    assert checkpoints.steps() == [4, 6]
+
+
+@pytest.mark.parametrize(("save_interval", "eval_interval", "best"), [(0, 1, 1), (1, 2, None)])
+def test_best_names_no_step_that_the_run_went_back_from(tmp_path, monkeypatch, save_interval, eval_interval, best):
+    """It names the best until the checkpoint that is continued, or nothing."""
+    changes = {"save_interval": save_interval, "eval_interval": eval_interval, "max_num_latest_checkpoint": -1}
+    config = config_at(tmp_path / "run", **changes, max_train_step=2).replace({"EMA.ema_eval": False})
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    scored(monkeypatch, [0.2, 0.4] if best else [0.4])
+    run(config)
+    assert checkpoints.best_record()["step"] == 2
+    trainer = assemble(config.replace({"Global.resume": "step-00000001"}), World())
+    record = checkpoints.best_record()
+    assert record == trainer.best.record and (record and record["step"]) == best
+    assert (checkpoints.folder / "best").exists() is (best is not None) and checkpoints.steps() == [1, 2]

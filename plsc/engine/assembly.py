@@ -198,8 +198,8 @@ def _run_directory(config: Config, saved: Saved | None, progress: Progress, best
         run_directory.write_description(config, world)
         if own:
             checkpoints.point("latest", progress.step)  # where a run that went back is to be continued
-        if own and record is None and best.record is not None and best.record["step"] in checkpoints.steps():
-            checkpoints.point("best", best.record["step"], best.record)  # in the place of a damaged one
+            if record is None or record != best.record:  # damaged, not yet written, or of a later step
+                checkpoints.correct_best(progress.step, best.record)
     return checkpoints
 
 

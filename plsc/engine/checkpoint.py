@@ -196,6 +196,24 @@ class Checkpoints:
             log.warning("%s: damaged, and left aside: %s", self.folder / "best", problem)
             return None
 
+    def correct_best(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """Let `best` name the checkpoint of `record`, the best of a run that continues after `step`.
+
+        It names another one where it was damaged, where a kill came between saving and pointing, and where the run went
+        back. Without such a checkpoint, a `best` that names a step after `step` is removed.
+        """
+        if record is not None and record["step"] in self.steps():
+            self.point("best", record["step"], record)
+            return
+        try:
+            named = self.find("best")
+            if named is not None and named.name > step_name(step):
+                (self.folder / "best").unlink()
+        except CheckpointError:  # damaged, as best_record has logged
+            return
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / 'best'}: could not be removed: {error}") from error
+
     def prune(self) -> None:
         """Remove what neither `keep` nor latest and best hold.
 
