@@ -8,8 +8,11 @@ import time
 
 import pytest
 
+from plsc.config import load
+from plsc.engine.assembly import assemble
+from plsc.engine.distributed import World
 from plsc.engine.heartbeat import Heartbeat
-from tests.helpers import children, gone, rank_of, start, tiny_digits, wait_for_step
+from tests.helpers import children, gone, rank_of, start, tiny_digits, wait_for_step, write_config
 
 
 def heartbeats(size: int, **limits) -> list[Heartbeat]:
@@ -91,6 +94,31 @@ def test_the_root_of_a_broadcast_that_has_gone_on_waits_for_nobody(limit, late):
         pass
     beat(made)
     assert (missing(made[0], 1801.0) is not None) == late
+
+
+def test_forward_is_not_taken_for_a_wait(tmp_path, monkeypatch):
+    """A process that hangs in it, at a disk or debugger, is late; only the last micro-batch's backward waits."""
+    monkeypatch.setattr(World, "averaging", lambda world: world.heartbeat.collective())
+    tree = tiny_digits()
+    tree["Global"] |= {"accum_steps": 2, "output_dir": str(tmp_path / "run")}
+    trainer = assemble(load(str(write_config(tmp_path / "c.yaml", tree))), World())
+    seen, forward = [], trainer.forward
+
+    def note(what: str) -> None:
+        seen.append(f"{what} waits" if trainer.world.heartbeat._count % 2 else what)
+
+    def noted(images):
+        note("forward")
+        output = forward(images)
+        output.register_hook(lambda gradient: note("backward"))
+        return output
+
+    trainer.forward = noted
+    trainer.model.train()
+    batches = trainer.feed.loader.run(trainer.sampler.batches(0))
+    trainer.advance(batches)
+    trainer.feed.loader.close()
+    assert seen == ["forward", "backward", "forward", "backward waits"]
 
 
 def test_a_process_that_has_ended_is_left_to_others():

@@ -44,12 +44,19 @@ class Accumulation:
     @contextlib.contextmanager
     def micro_batch(self, i: int) -> Iterator[None]:
         """Context of forward and backward of micro-batch `i`; after the last the gradients are the update's."""
-        last = i == self.count - 1
-        local = self._sums is not None or not last
-        with self._world.accumulating(self._network) if local else self._world.averaging():
+        with self._world.accumulating(self._network) if self._is_local(i) else contextlib.nullcontext():
             yield
         if self._sums is not None:
-            self._sums.take(last)
+            self._sums.take(i == self.count - 1)
+
+    def backward(self, i: int, loss: paddle.Tensor) -> None:
+        """Backward of micro-batch `i`, inside its context; the last one's waits for the other processes."""
+        with contextlib.nullcontext() if self._is_local(i) else self._world.averaging():
+            loss.backward()
+
+    def _is_local(self, i: int) -> bool:
+        """Whether the gradients of micro-batch `i` stay on this process, until `GradientSums` averages them."""
+        return self._sums is not None or i < self.count - 1
 
 
 class GradientSums:

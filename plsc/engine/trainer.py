@@ -147,7 +147,7 @@ class Trainer:
             with self.accumulation.micro_batch(i):
                 output = self.task(self.forward, part)
                 loss = output.mean_loss() / self.accumulation.count
-                self.precision.scale(loss).backward()
+                self.accumulation.backward(i, self.precision.scale(loss))
             total = total + loss.detach()
             for metric in self.metrics:
                 metric.update(output.outputs.detach(), output.targets)
