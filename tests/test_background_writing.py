@@ -10,11 +10,13 @@ import paddle
 import pytest
 
 from plsc.config import load
+from plsc.data.loader import Loader
 from plsc.engine import checkpoint
 from plsc.engine.assembly import assemble
 from plsc.engine.callbacks import Callback, Callbacks
 from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description
 from plsc.engine.distributed import World
+from plsc.engine.evaluator import Evaluator
 from plsc.engine.loggers import MetricsFile
 from plsc.engine.state import Copied, Stateful
 from plsc.errors import CheckpointError, TrainingError
@@ -199,3 +201,24 @@ def test_a_stop_waits_for_what_is_being_written(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.steps() == [2, 3] and checkpoints.find("latest").name == "step-00000003"
     assert json.loads((checkpoints.find("latest") / "checksums.json").read_text())["step"] == 3
+
+
+def test_workers_of_the_evaluation_are_not_forked_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """They would keep the copy of the state for the rest of the run. Later evaluations run beside the writing."""
+    write, start, evaluate, beside = checkpoint.write_safetensors, Loader._start, Evaluator.run, []
+    monkeypatch.setattr(checkpoint, "write_safetensors", lambda *a: (time.sleep(0.3), write(*a)))
+    trainer = run_at(tmp_path / "run", eval_during_train=True, eval_interval=2, eval_unit="step")
+
+    def starting(loader):
+        assert loader is not trainer.evaluator.loader or trainer.checkpointer._writing is None, "forked while writing"
+        start(loader)
+
+    def evaluating(self, *arguments):
+        beside.append(trainer.checkpointer._writing is not None)
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(Loader, "_start", starting)
+    monkeypatch.setattr(Evaluator, "run", evaluating)
+    monkeypatch.setattr(trainer.evaluator.loader, "num_workers", 1)
+    trainer.fit()
+    assert beside == [False, True]

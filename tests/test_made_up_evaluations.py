@@ -1,6 +1,7 @@
 """Each evaluation stands once in metrics.jsonl and counts for `best`, wherever a run is killed or stopped."""
 
 import itertools
+import json
 
 import pytest
 
@@ -203,3 +204,16 @@ def test_best_names_no_step_that_the_run_went_back_from(tmp_path, monkeypatch, s
     record = checkpoints.best_record()
     assert record == trainer.best.record and (record and record["step"]) == best
     assert (checkpoints.folder / "best").exists() is (best is not None) and checkpoints.steps() == [1, 2]
+
+
+def test_evaluations_of_other_weights_of_that_step_are_not_taken(tmp_path):
+    """A run that begins with another's checkpoint, where one that was given up has left figures of the same step."""
+    run(config_at(tmp_path / "one"))
+    new = config_at(tmp_path / "two", checkpoint=str(tmp_path / "one" / "checkpoints" / "step-00000002"))
+    left = [{"kind": "train", "step": 2, "epoch": 1, "loss": 2.0}]
+    left += [{"kind": "eval", "step": step, "epoch": 1, "weights": "raw", "top1": 1.0} for step in (1, 2)]
+    (tmp_path / "two" / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in left))
+    run(new)
+    records, expected = metrics(tmp_path / "two", "eval"), metrics(tmp_path / "one", "eval")
+    assert records == [left[1], *expected], "those of the step before stay, those of the step are measured"
+    assert metrics(tmp_path / "two")[0] == left[0]

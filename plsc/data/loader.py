@@ -130,6 +130,11 @@ class Loader:
         """Bytes of the batches that are in memory at the same time."""
         return self.slots * _slot_bytes(self.fetcher.fields(), self.batch_size)
 
+    @property
+    def starts_workers(self) -> bool:
+        """Whether the next `run` forks this process, with whatever is in its memory and whatever files it has open."""
+        return self.num_workers > 0 and not self._workers
+
     def run(self, batches: Iterable[list[Draw]]) -> Iterator[dict[str, np.ndarray]]:
         """Batches of arrays, in the order of `batches`."""
         if not self._slots:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from plsc import files
+from plsc import files, places
 from plsc.config import Config
 from plsc.engine.callbacks import Callback, RunInfo
 from plsc.engine.tracking import cannot_be_written, duration
@@ -68,7 +68,10 @@ _METRICS = "metrics.jsonl"
 
 
 class MetricsFile(Callback):
-    """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint."""
+    """metrics.jsonl of the run directory, one object a line; a continued run removes the lines after its checkpoint.
+
+    Where that is another run's checkpoint, evaluations of its step that stand there are of other weights, and go too.
+    """
 
     _file: files.AppendedFile | None = None  # before `start`
 
@@ -76,8 +79,14 @@ class MetricsFile(Callback):
         path = run.run_directory / _METRICS
         try:
             if path.is_file():
+                own = places.find(run.run_directory / places.CHECKPOINTS, places.step_name(run.step)) is not None
+                last_evaluation = run.step if own else run.step - 1
                 records = [(line, _record(line)) for line in _lines(path)]
-                kept = [line for line, record in records if record is not None and record["step"] <= run.step]
+                kept = [
+                    line
+                    for line, record in records
+                    if record and record["step"] <= (last_evaluation if record.get("kind") == "eval" else run.step)
+                ]
                 files.write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = files.AppendedFile(path)
         except OSError as error:

@@ -202,7 +202,9 @@ class Trainer:
         due = progress.finished or (progress.step > 0 and progress.due(g.eval_interval, g.eval_unit))
         if self.evaluator is None or not due:
             return True
-        known = recorded_evaluations(Path(g.output_dir), progress.step) if self.world.is_first else None
+        known: dict[str, dict[str, float]] = {}
+        if self.world.is_first and self.saved_step == progress.step:  # else the records there are of other weights
+            known = recorded_evaluations(Path(g.output_dir), progress.step)
         known = self.world.broadcast(known)
         missing = [weights for weights in self._evaluated() if weights not in known]
         if missing:
@@ -225,6 +227,9 @@ class Trainer:
         self.world.average_statistics(self.model)
         results: dict[str, dict[str, float]] = {}
         with self.meter.pause():
+            with self.world.first_only() as mine:
+                if mine and self.evaluator.loader.starts_workers:  # they would keep the copy that is being written
+                    self._after_save()
             for weights in self._evaluated():
                 result = known.get(weights) or self._evaluation(self.evaluator, weights)
                 if result is None:
