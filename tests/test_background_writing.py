@@ -132,6 +132,50 @@ def test_an_error_of_training_lets_the_checkpoint_be_written(tmp_path, monkeypat
     assert caplog.text.count("Input/output error") == 1
 
 
+def test_of_several_processes_the_error_does_not_wait_for_the_checkpoint(tmp_path, monkeypatch):
+    """It is recorded first; otherwise the first process is given up. All wait afterwards, see test_failures.py."""
+    gate, trainer = Gate(monkeypatch), run_at(tmp_path / "run")
+    advance = trainer.advance
+
+    def failing(batches):
+        if trainer.progress.step == 2:
+            trainer.world.size = 2
+            raise TrainingError("the run's own error")
+        return advance(batches)
+
+    monkeypatch.setattr(trainer, "advance", failing)
+    with pytest.raises(TrainingError, match="the run's own"):
+        trainer.fit()
+    assert gate.entered.wait(5) and not trainer.checkpointer.ended
+    gate.open()
+    assert trainer.checkpointer.wait().step == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_callbacks_hear_of_a_checkpoint_of_a_run_that_fails(tmp_path, monkeypatch, caplog, fails):
+    """Their own errors are logged; the run's is raised."""
+    saved = []
+
+    class Watch(Callback):
+        def after_save(self, step, path):
+            saved.append(step)
+            if fails:
+                raise RuntimeError("no room at the archive")
+
+    trainer = run_at(tmp_path / "run", Watch())
+    advance = trainer.advance
+
+    def failing(batches):
+        if trainer.progress.step == 2:
+            raise TrainingError("the run's own error")
+        return advance(batches)
+
+    monkeypatch.setattr(trainer, "advance", failing)
+    with caplog.at_level(logging.ERROR, "plsc"), pytest.raises(TrainingError, match="the run's own"):
+        trainer.fit()
+    assert saved == [2] and ("no room at the archive" in caplog.text) is fails
+
+
 def test_best_names_a_checkpoint_that_is_written(tmp_path, monkeypatch):
     """Whether it was saved before its evaluation or because of it; pruning leaves it."""
     seen = []

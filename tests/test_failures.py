@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from plsc.engine import failures
+from plsc.errors import DataError
 from tests.helpers import (
     CHECKOUT,
     children,
@@ -174,6 +177,98 @@ def test_a_process_is_not_aborted_while_others_read_the_cause(tmp_path):
     )
     assert done.returncode == 2 and "process 1 of 2 failed:\nerror: the cause" in done.stderr
     assert time.monotonic() - started > 2.0, "it left before a third one can have read the cause"
+
+
+class Left(BaseException):
+    """Instead of the end of a process."""
+
+
+@pytest.fixture
+def leaving(monkeypatch):
+    """Failures raise Left where they would end the process, with short waits."""
+
+    def end(code):
+        raise Left(code)
+
+    interval = sys.getswitchinterval()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(failures.Failures, "_end", staticmethod(end))
+    for name, seconds in {"LINGER": 0.1, "POLL": 0.02, "SAVED": 0.3, "SAVE": 5.0, "WRITE": 0.3}.items():
+        monkeypatch.setattr(failures, f"_{name}_SECONDS", seconds)
+    yield
+    sys.setswitchinterval(interval)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def end(one: failures.Failures, how: str) -> float:
+    """The seconds until a process has left, by its own error or by that of another one."""
+    started = time.monotonic()
+    with pytest.raises(Left):
+        if how == "own":
+            one.record(DataError("the cause"))
+        else:
+            one._end_with((time.time(), 1, 2, "error: the cause"))
+    sys.setswitchinterval(0.005)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("how", ["own", "other"])
+def test_nobody_leaves_while_a_checkpoint_is_written(tmp_path, leaving, how, capsys):
+    """Nor before `latest` names it; but the error is printed and recorded at once."""
+    folder, early = tmp_path / "checkpoints", []
+    writing = folder / ".writing-step-00000002"
+    writing.mkdir(parents=True)
+
+    def write() -> None:
+        time.sleep(0.5)
+        early.append((tmp_path / "errors" / "rank-0.txt").exists() or how == "other")
+        early.append("error: the cause" in capsys.readouterr().err)
+        writing.rename(folder / "step-00000002")
+        time.sleep(0.1)
+        (folder / "latest").write_text("step-00000002\n")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    end(failures.Failures(tmp_path, 0, 2), how)
+    assert (folder / "latest").exists()
+    thread.join()
+    assert early == [True, True]
+
+
+@pytest.mark.parametrize("how", ["own", "other"])
+def test_the_wait_for_a_checkpoint_has_an_end(tmp_path, leaving, how, monkeypatch):
+    """On a disk that hangs; and what an earlier run has left half written is not waited for."""
+    writing = tmp_path / "checkpoints" / ".writing-step-00000002"
+    writing.mkdir(parents=True)
+    monkeypatch.setattr(failures, "_SAVE_SECONDS", 0.5)
+    assert 0.5 < end(failures.Failures(tmp_path, 0, 2), how) < 5.0
+    monkeypatch.setattr(failures, "_SAVE_SECONDS", 20.0)
+    os.utime(writing, (time.time() - 3600,) * 2)
+    assert end(failures.Failures(tmp_path, 0, 2), how) < 5.0
+
+
+@pytest.mark.parametrize("how", ["own", "missing"])
+def test_a_disk_that_hangs_does_not_hide_the_error(tmp_path, leaving, how, monkeypatch, capsys):
+    hanging = threading.Event()
+    monkeypatch.setattr(failures.files, "write_text", lambda *_: hanging.wait(10))
+    started, one = time.monotonic(), failures.Failures(tmp_path, 0, 2)
+    with pytest.raises(Left):
+        one.record(DataError("the cause")) if how == "own" else one.give_up("the cause")
+    sys.setswitchinterval(0.005)
+    hanging.set()
+    assert time.monotonic() - started < 5.0
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: the cause\n") and "rank-0.txt is not yet written" in printed
+
+
+def test_a_process_that_failed_is_not_reported_as_silent(tmp_path, leaving, capsys):
+    """While all wait for a checkpoint it gives no more signs."""
+    one = failures.Failures(tmp_path, 0, 2)
+    end(one, "other")
+    capsys.readouterr()
+    one.give_up("process 1 of 2 has given no sign")
+    assert capsys.readouterr().err == "" and not (tmp_path / "errors").exists()
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -340,13 +340,6 @@ class Checkpointer:
             log.info("training waited %.1f s for %s to be written", waited, writing.path)
         return Written(writing.step, writing.path, writing.copy_seconds, writing.seconds)
 
-    def settle(self) -> None:
-        """Let a checkpoint that is being written be written, where the run ends with another error."""
-        try:
-            self.wait()
-        except Exception as error:  # the run's own error is the one that is raised
-            log.error("%s", error)
-
     def point_best(self, record: Mapping[str, Any]) -> None:
         """Let `best` name the checkpoint of record["step"], which is written."""
         self._checkpoints.point("best", record["step"], record)

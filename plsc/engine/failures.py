@@ -2,7 +2,8 @@
 
 A process that fails writes errors/rank-N.txt into the run directory. The others see the file and print it, and two
 seconds later all end: otherwise they would die inside a collective, with gloo by an abort that no Python sees, and the
-launcher would report that instead of the cause.
+launcher would report that instead of the cause. Where the first process is writing a checkpoint, all wait for it first,
+since the launcher ends everybody soon after the first one has left.
 """
 
 import contextlib
@@ -13,16 +14,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from plsc import environment, files
+from plsc import environment, files, places
 from plsc.errors import PlscError
 
 _POLL_SECONDS = 0.25
 _LINGER_SECONDS = 2.0
 _LOCK_SECONDS = 3600.0
+_WRITE_SECONDS = 3.0  # for a record, on a disk that may hang; gloo aborts five seconds after a process is given up
+_SAVE_SECONDS = 15.0  # for a checkpoint; gloo aborts after 30, and a launcher that was asked to end waits 10 to 30
+_SAVED_SECONDS = 1.0  # between a checkpoint's place and its name in `latest` there is nothing to see
 _WAIT_FOR_CAUSE_SECONDS = 5.0
 _START_SKEW_SECONDS = 60.0  # a process may fail before another one has come this far
 USER_ERROR, FAULT = 2, 1
@@ -62,9 +66,10 @@ class Failures:
 
     def __init__(self, run_directory: str | Path, rank: int, size: int):
         self.folder = Path(run_directory) / "errors"
+        self._checkpoints = Path(run_directory) / places.CHECKPOINTS
         self.rank, self.size = rank, size
         self._own = self.folder / f"rank-{rank}.txt"
-        self._stopped = threading.Event()
+        self._stopped, self._ending = threading.Event(), threading.Event()
         self._identity, self._since = _run_identity(), time.time() - _START_SKEW_SECONDS
         # a job that is started again at the same address must not fail of its last failure
         recorded = self._read(self._own)
@@ -118,10 +123,41 @@ class Failures:
         return min(failures) if failures else None
 
     def _end_with(self, failure: tuple[float, int, int, str]) -> NoReturn:
+        self._ending.set()
         when, rank, code, text = failure
         how = "was stopped" if code > _SIGNALLED else "failed"
         print(f"process {rank} of {self.size} {how}:\n{text}", file=sys.stderr, flush=True)
-        self._end_after(when, code)
+        waited = self._let_checkpoint_be_written()
+        self._end_after(time.time() if waited else when, code)
+
+    def _let_checkpoint_be_written(self) -> bool:
+        """Wait for the checkpoint that the first process is writing, for a limited time; returns whether there was one.
+
+        All processes see it alike, in the run directory, so that none leaves before.
+        """
+        seen = threading.Event()
+        _within(_SAVE_SECONDS, self._watch_checkpoint, seen)  # looking may take for ever, too, on a disk that hangs
+        return seen.is_set()
+
+    def _watch_checkpoint(self, seen: threading.Event) -> None:
+        """Until no checkpoint of this run is being written; sets `seen` when there is one."""
+        until = time.monotonic()
+        while True:
+            if self._writes_checkpoint():
+                seen.set()
+                until = time.monotonic() + _SAVED_SECONDS
+            elif time.monotonic() >= until:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _writes_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, or its name in `latest`, that is not yet in its place. Not one of a kill."""
+        for pattern in (f"{files.WRITING}step-*", f"{files.WRITING}latest"):
+            for path in self._checkpoints.glob(pattern):
+                with contextlib.suppress(OSError):  # it is in its place now, or cannot be looked at
+                    if path.stat().st_mtime > self._since:
+                        return True
+        return False
 
     def _end_after(self, when: float, code: int) -> NoReturn:
         """Leave when all have had time to read a record of the time `when`.
@@ -168,22 +204,39 @@ class Failures:
                 if cause:
                     self._end_with(cause)
                 time.sleep(_POLL_SECONDS)
-        self._write(code, text)
         print(text, file=sys.stderr, flush=True)
+        self._write(code, text)
+        self._let_checkpoint_be_written()
         until = time.monotonic() + _LINGER_SECONDS
         while time.monotonic() < until and len(self._others()) < self.size - 1:
             time.sleep(_POLL_SECONDS)
         self._end(code)
 
-    def give_up(self, text: str) -> NoReturn:
+    def give_up(self, text: str) -> None:
         """End all processes, since one of them no longer takes part. Not for the main thread, which waits for it."""
+        if self._ending.is_set():  # the others fail to come since one of them has failed, which is on the console
+            return
         text = f"error: {text}"
-        self._write(FAULT, text)
         print(text, file=sys.stderr, flush=True)
+        self._write(FAULT, text)
         self._end_after(time.time(), FAULT)
 
     def _write(self, code: int, text: str) -> None:
-        try:
-            files.write_text(self._own, f"failed {time.time()} {code} {self._identity}\n{text}\n")
-        except OSError as problem:
-            print(f"({self._own} could not be written: {problem})", file=sys.stderr)
+        """Write the record, unless the disk hangs."""
+
+        def write() -> None:
+            try:
+                files.write_text(self._own, f"failed {time.time()} {code} {self._identity}\n{text}\n")
+            except OSError as problem:
+                print(f"({self._own} could not be written: {problem})", file=sys.stderr)
+
+        if not _within(_WRITE_SECONDS, write):
+            print(f"({self._own} is not yet written after {_WRITE_SECONDS:.0f} s)", file=sys.stderr)
+
+
+def _within(seconds: float, act: Callable[..., None], *arguments: Any) -> bool:
+    """Call in a thread, which is left to itself after `seconds`; returns whether it has ended by then."""
+    thread = threading.Thread(target=act, args=arguments, name="plsc-failure", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

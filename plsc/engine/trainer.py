@@ -115,7 +115,8 @@ class Trainer:
                             self.save()
                 self.finish_saving()
         except BaseException:
-            self.checkpointer.settle()
+            if self.world.size == 1:  # several record the error first and then wait for it, see failures.py
+                self._settle()
             raise
         finally:
             self.feed.loader.close()
@@ -318,6 +319,13 @@ class Trainer:
         seconds = {"checkpoint_copy_seconds": written.copy_seconds, "checkpoint_write_seconds": written.write_seconds}
         self._saving_seconds = {name: self._saving_seconds.get(name, 0.0) + value for name, value in seconds.items()}
         self.callbacks.after_save(written.step, written.path)
+
+    def _settle(self) -> None:
+        """As `_after_save`, where the run ends with another error, which is the one that is raised."""
+        try:
+            self._after_save()
+        except Exception as error:
+            log.error("%s", error)
 
     def check_finite(self) -> None:
         """Raise TrainingError where a loss or gradient was not finite: nothing is made of such weights."""
