@@ -122,6 +122,19 @@ def verify(folder: Path, arrays: Collection[str] | None = None) -> None:
         raise CheckpointError(f"{folder}: damaged: {'; '.join(wrong)}\n  {_REMEDY}")
 
 
+def fingerprint(folder: Path) -> bytes:
+    """What tells a checkpoint from others: the content of its checksums.json, in earlier formats of its trainer.json.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    file = Path(folder) / (FILE if (Path(folder) / FILE).is_file() else "trainer.json")
+    try:
+        return files.read_bytes(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+
+
 def check_name(folder: Path, step: int, file: str) -> None:
     """Raise CheckpointError where a folder's name is of another step than a file in it says."""
     named = places.step_of(folder.resolve())

@@ -266,3 +266,14 @@ def test_workers_of_the_evaluation_are_not_forked_while_a_checkpoint_is_written(
     monkeypatch.setattr(trainer.evaluator.loader, "num_workers", 1)
     trainer.fit()
     assert beside == [False, True]
+
+
+def test_a_run_waits_for_what_an_earlier_one_of_the_process_still_writes(tmp_path, monkeypatch):
+    """As in a notebook where Ctrl-C came again while the run waited for its last checkpoint: it is not run over."""
+    gate = Gate(monkeypatch)
+    left = run_at(tmp_path / "run")
+    left.progress.step = 2
+    left.checkpointer.save(2)
+    threading.Timer(0.3, gate.open).start()
+    trainer = run_at(tmp_path / "run", resume="auto")
+    assert left.checkpointer.ended and trainer.progress.step == 2

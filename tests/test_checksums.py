@@ -1,5 +1,6 @@
 """Checkpoints that are not what was written: each kind of damage is named, and what can go on does."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,6 +8,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,13 @@ import safetensors.numpy
 import plsc
 from plsc import checksums, files, places
 from plsc.config import load
-from plsc.engine import checkpoint, run_directory
+from plsc.engine import assembly, checkpoint, run_directory
 from plsc.engine.assembly import assemble
 from plsc.engine.callbacks import Callbacks
 from plsc.engine.checkpoint import Checkpoints, Description
 from plsc.engine.distributed import World
 from plsc.engine.loggers import MetricsFile
+from plsc.engine.state import Best
 from plsc.errors import CheckpointError
 from plsc.weights.containers import save_safetensors
 from tests.helpers import Part, summed_anew, tiny_digits, write_config
@@ -135,6 +138,60 @@ def test_a_folder_of_checkpoints_that_is_a_link_to_nowhere_does_not_start_afresh
         CheckpointError, match="checkpoints: is a link that leads nowhere or in a circle, to checkpoints"
     ):
         run_directory.starting_checkpoint(load(str(write_config(tmp_path / "c.yaml", tree))))
+
+
+class Second(World):
+    """The second of two processes, on a node of its own, which gets from the first what it is made with."""
+
+    def __init__(self, value):
+        super().__init__(rank=1, size=2)
+        self._value = value
+
+    def broadcast(self, value):
+        assert value is None
+        return self._value
+
+    @contextlib.contextmanager
+    def first_only(self):
+        yield False
+
+    def barrier(self):
+        pass
+
+
+@pytest.mark.parametrize("format", [3, 2])
+def test_a_process_on_another_node_reads_what_the_first_one_chose(checkpoints, tmp_path, format):
+    """Its files may be others under the same path, or damaged there alone."""
+    path, config = checkpoints.find("step-00000003"), load(str(write_config(tmp_path / "c.yaml", tiny_digits())))
+    if format == 2:
+        (path / "checksums.json").unlink()
+        trainer = json.loads((path / "trainer.json").read_text())
+        (path / "trainer.json").write_text(json.dumps({**trainer, "format": 2}))
+    first = Second((str(path), checksums.fingerprint(path)))
+    saved = assembly._starting_checkpoint(config, first, verify=True)
+    assert saved.parts["model"]["w"][0] == 3
+    assert assembly._starting_checkpoint(config, Second(None), verify=True) is None
+    if format == 3:
+        flip(path)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors has CRC-32"):
+            assembly._starting_checkpoint(config, first, verify=True)
+        summed_anew(path)
+    else:
+        (path / "trainer.json").write_text((path / "trainer.json").read_text() + "\n")
+    with pytest.raises(CheckpointError, match="process 1 finds another checkpoint there than the first process"):
+        assembly._starting_checkpoint(config, first, verify=True)
+
+
+def test_the_best_so_far_is_what_the_first_process_reads(checkpoints, tmp_path):
+    """All processes must decide alike which evaluation is the best; the file may be seen late elsewhere."""
+    tree = tiny_digits()
+    tree["Global"]["output_dir"] = str(tmp_path / "run")
+    config, best = load(str(write_config(tmp_path / "c.yaml", tree))), Best()
+    record = checkpoints.best_record()
+    (checkpoints.folder / "best").unlink()
+    saved = checkpoint.read(checkpoints.find("step-00000003"))
+    assembly._run_directory(config, saved, SimpleNamespace(step=3), best, Second(record))
+    assert record["step"] == 2 and best.record == record
 
 
 def test_trainer_json_of_another_step_is_named_in_every_format(checkpoints):

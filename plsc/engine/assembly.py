@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from plsc import build, loading, places
+from plsc import build, checksums, environment, loading, places
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.sampler import Sampler
@@ -121,15 +121,26 @@ def _check_processes(config: Config, world: World) -> None:
 
 
 def _starting_checkpoint(config: Config, world: World, verify: bool) -> Saved | None:
-    """The checkpoint that the run continues, as the first process chooses it and compares it with its checksums."""
+    """The checkpoint that the run continues, as the first process chooses it.
+
+    The first process of each node compares it with its checksums, and all of them that theirs is the one chosen: what
+    a path leads to may differ from node to node.
+    """
     saved = None
     with world.first_only() as mine:
         if mine:
             saved = run_directory.starting_checkpoint(config, verify=verify)
-    path = world.broadcast(str(saved.path) if saved else None)
-    if path is None or saved is not None:
+    chosen = world.broadcast((str(saved.path), checksums.fingerprint(saved.path)) if saved else None)
+    if chosen is None or saved is not None:
         return saved
-    return checkpoint.read(path, verify=False)
+    path, fingerprint = chosen
+    saved = checkpoint.read(path, verify=verify and world.rank % environment.local_size() == 0)
+    if checksums.fingerprint(saved.path) != fingerprint:
+        raise CheckpointError(
+            f"{path}: process {world.rank} finds another checkpoint there than the first process; the path must lead "
+            "to the same files on every node"
+        )
+    return saved
 
 
 def _continued(config: Config, saved: Saved, world: World) -> Config:
@@ -191,7 +202,9 @@ def _run_directory(config: Config, saved: Saved | None, progress: Progress, best
     record = None
     if saved is not None:
         log.info("continuing %s after step %d", saved.path, progress.step)
-        record = checkpoints.best_record()  # newer than the checkpoint where an evaluation followed it
+        world.barrier()  # not in the collective: reading may take long
+        # newer than the checkpoint where an evaluation followed it
+        record = world.broadcast(checkpoints.best_record() if world.is_first else None)
         if record and record["step"] <= progress.step:
             best.improved_by(record)
     if world.is_first:

@@ -136,6 +136,13 @@ class Checkpoints:
         """The folder that latest, best or step-… names; latest is the newest where no file names one."""
         return places.find(self.folder, which)
 
+    def wait_for_earlier_run(self) -> None:
+        """Wait for a checkpoint that an earlier run of this process still writes here, interrupted while it waited."""
+        for thread in threading.enumerate():
+            if isinstance(thread, _Writing) and thread.path.parent.resolve() == self.folder.resolve():
+                log.info("waiting for %s, which an earlier run still writes", thread.path)
+                thread.join()
+
     def newest_first(self) -> list[Path]:
         """The checkpoints that a run may go on with: what latest names, and those before it."""
         try:

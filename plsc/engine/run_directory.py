@@ -41,6 +41,7 @@ def starting_checkpoint(config: Config, *, verify: bool = True) -> Saved | None:
     """
     g = config.Global
     own = Checkpoints(Path(g.output_dir) / places.CHECKPOINTS)
+    own.wait_for_earlier_run()
     if own.folder.is_symlink() and not own.folder.exists():  # no checkpoint could be found there, nor written
         raise CheckpointError(f"{own.folder}: {files.absence(own.folder)}; remove it, or restore what it leads to")
     if g.checkpoint and not (g.resume == "auto" and own.steps()):
