@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from plsc import compat
 from plsc.config import load
+from plsc.engine import distributed
 from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.engine.heartbeat import Heartbeat
@@ -119,6 +121,34 @@ def test_forward_is_not_taken_for_a_wait(tmp_path, monkeypatch):
     trainer.advance(batches)
     trainer.feed.loader.close()
     assert seen == ["forward", "backward", "forward", "backward waits"]
+
+
+class Store:
+    """Paddle's key-value store, of one process."""
+
+    def __init__(self):
+        self.counts = {}
+
+    def add(self, key: str, amount: int) -> int:
+        self.counts[key] = self.counts.get(key, 0) + amount
+        return self.counts[key]
+
+
+def test_the_first_process_is_not_waited_for_without_end(monkeypatch):
+    """It may hang at a disk and give signs all the while; one that has done its part is waited for no longer."""
+    store = Store()
+    monkeypatch.setattr(compat, "global_tcp_store", lambda: store)
+    world, started = World(rank=1, size=3, timeout=0.2), time.monotonic()
+    with pytest.raises(TimeoutError, match=r"^process 0 of 3 has kept the others waiting for 0 s"), world.first_only():
+        pass
+    with pytest.raises(TimeoutError, match=r"^2 of 3 processes have kept the others waiting"):
+        world.barrier()
+    assert 0.4 <= time.monotonic() - started < 5.0
+    monkeypatch.setattr(distributed._Meeting, "arrive", lambda meeting: store.add(meeting._key, 3))
+    world.barrier()
+    World(rank=0, size=3, timeout=0.2).barrier()
+    with World(rank=0, size=3, timeout=0.2).first_only() as mine:
+        assert mine
 
 
 def test_a_process_that_has_ended_is_left_to_others():

@@ -37,12 +37,13 @@ class _Meeting:
     def arrive(self) -> None:
         compat.global_tcp_store().add(self._key, 1)
 
-    def wait_for(self, count: int, seconds: float = float("inf")) -> None:
-        """Until `count` processes have arrived, or `seconds` are over; asks less and less often."""
+    def wait_for(self, count: int, seconds: float) -> int:
+        """Until `count` processes have arrived, or `seconds` are over; returns how many have. Asks ever less often."""
         store, until, pause = compat.global_tcp_store(), time.monotonic() + seconds, 0.01
-        while store.add(self._key, 0) < count and time.monotonic() < until:
+        while (arrived := store.add(self._key, 0)) < count and time.monotonic() < until:
             time.sleep(pause)
             pause = min(0.5, pause * 1.5)
+        return arrived
 
 
 @dataclass
@@ -53,12 +54,14 @@ class World:
         rank, size: this process and how many there are.
         device: Paddle's device name.
         heartbeat: what the processes know of each other's progress.
+        timeout: seconds that one waits for others outside collectives.
     """
 
     device: str = "cpu"
     rank: int = 0
     size: int = 1
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    timeout: float = float("inf")
 
     @classmethod
     def start(cls, device: str, timeout: float) -> "World":
@@ -88,7 +91,7 @@ class World:
         rank, size = dist.get_rank(), dist.get_world_size()
         limit = GLOO_SECONDS if device == "cpu" else timeout
         heartbeat = Heartbeat(rank, size, _connections, run=next(_runs), timeout=timeout, collective_timeout=limit)
-        return cls(device, rank, size, heartbeat)
+        return cls(device, rank, size, heartbeat, timeout)
 
     @property
     def is_first(self) -> bool:
@@ -141,6 +144,10 @@ class World:
         """The first process runs the block, the others wait: `with world.first_only() as mine: if mine: …`.
 
         They wait outside any collective, which gloo would end after 30 seconds.
+
+        Raises:
+            TimeoutError: the first process has not ended the block in time; it still gives signs, so that the
+                heartbeat cannot notice.
         """
         yield self.is_first
         if self.size == 1:
@@ -148,15 +155,25 @@ class World:
         meeting = _Meeting()
         if self.is_first:
             meeting.arrive()
-        else:
-            meeting.wait_for(1)
+        elif not meeting.wait_for(1, self.timeout):
+            raise TimeoutError(self._late(f"process 0 of {self.size} has"))
 
     def barrier(self) -> None:
-        """Wait until all processes are here, without a collective."""
+        """Wait until all processes are here, without a collective. Raises TimeoutError where one is not, in time."""
         if self.size > 1:
             meeting = _Meeting()
             meeting.arrive()
-            meeting.wait_for(self.size)
+            missing = self.size - meeting.wait_for(self.size, self.timeout)
+            if missing:
+                have = "has" if missing == 1 else "have"
+                raise TimeoutError(self._late(f"{missing} of {self.size} processes {have}"))
+
+    def _late(self, who: str) -> str:
+        return (
+            f"{who} kept the others waiting for {self.timeout:.0f} s (this is process {self.rank}).\n"
+            "  It may be waiting for a disk or network that hangs, or for a callback: look at its log and machine.\n"
+            "  DistributedStrategy.timeout is the limit."
+        )
 
     def leave(self) -> None:
         """The last act of a run: the first process, which holds the store, waits for the others."""
