@@ -115,7 +115,10 @@ def test_help_and_version_do_not_import_paddle(arguments):
         (["train"], "required: -c/--config"),
         (["config"], "required: -c/--config"),
         (["train", "-c"], "expected one argument"),
-        (["train", "-c", "digits", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (
+            ["train", "-c", "digits", "--epochs", "3"],
+            "unrecognized arguments: --epochs 3; a key of the recipe is set with -o",
+        ),
         (["convert", "x", "--to", "onnx", "--output", "y"], "onnx is no format of weights but of whole models: `plsc"),
         (["convert", "x", "--to", "tim", "--output", "y"], "no format of weights is called 'tim'; did you mean timm?"),
         (["list", "modells"], "'modells' is unknown; did you mean models?"),

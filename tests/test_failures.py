@@ -86,7 +86,10 @@ def test_ctrl_c_of_the_launcher_says_how_to_continue(tmp_path):
     _, console = launcher.communicate(timeout=60)
     step = int((run / "checkpoints" / "latest").read_text().split("-")[1])
     assert "stopping after this update, then saving" in console
-    assert f"stopped at step {step} of" in console and f"plsc train -c {run / 'config.yaml'}" in console
+    assert (
+        f"stopped at step {step} of" in console
+        and f"--nproc_per_node 2 tools/train.py -c {run / 'config.yaml'}" in console
+    )
 
 
 @pytest.mark.distributed

@@ -142,3 +142,15 @@ def test_a_missing_system_library_is_named(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", absent)
     with pytest.raises(DeviceError, match="apt-get install libgomp1"):
         environment.require_system_libraries()
+
+
+def test_an_editable_install_is_a_path(tmp_path):
+    """An import hook would come after the folder named plsc that a clone is, seen from the folder around it."""
+    source = tmp_path / "plsc"
+    subprocess.run(["git", "clone", "--quiet", str(CHECKOUT), str(source)], check=True)
+    (source / "pyproject.toml").write_text((CHECKOUT / "pyproject.toml").read_text())
+    build = "from setuptools.build_meta import build_editable; print(build_editable('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True)
+    wheel = zipfile.ZipFile(tmp_path / done.stdout.split()[-1])
+    [path] = [name for name in wheel.namelist() if name.startswith("__editable__")]
+    assert path.endswith(".pth") and wheel.read(path).decode().strip() == str(source)

@@ -103,6 +103,20 @@ def test_a_signal_stops_a_run_of_a_program(number):
     assert again.finished and [record["step"] for record in metrics("run")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_moved_run_is_not_started_anew():
+    """Its config.yaml names the folder where the run was; a wish to continue that finds nothing is in the log."""
+    plsc.train(config(resume="auto"))
+    assert "holds no checkpoint: the run starts at its beginning" in Path("run/train.log").read_text()
+    Path("run").rename("moved")
+    with pytest.raises(ConfigError, match=r"holds no checkpoint, but the file lies in the run .*moved") as refused:
+        plsc.train(load("moved/config.yaml", ["Global.resume=auto"]))
+    moved = Path("moved").absolute()
+    assert f"continue it with -o Global.output_dir={moved}" in str(refused.value)
+    overrides = ["Global.resume=auto", "Global.max_train_step=5", f"Global.output_dir={moved}"]
+    assert plsc.train(load("moved/config.yaml", overrides)).step == 5
+    assert [record["step"] for record in metrics("moved")] == [1, 2, 3, 4, 5]
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once():
     """By KeyboardInterrupt, as programs and notebooks expect; the workers end and the handlers are restored."""
 

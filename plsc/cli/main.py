@@ -74,6 +74,13 @@ class Parser(argparse.ArgumentParser):
             self.exit(2)
         return super().parse_known_args(args, namespace)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments, rest = self.parse_known_args(args, namespace)
+        if rest:
+            hint = "; a key of the recipe is set with -o, such as -o Global.epochs=3" if "override" in arguments else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        return arguments
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, unknown(value, action.choices))

@@ -91,8 +91,9 @@ def _rows(plan: "Plan") -> Iterator[tuple[str, str]]:
         yield "learning rate", f"{first_and_peak}, {plan.last_rate:.3g} last"
     if plan.hours is not None:
         share = f"at {100 * plan.utilisation:.3g} % of {plan.tflops:g} TFLOPS"
-        hours = f"{plan.hours:,.3g} hours" + (f", {plan.device_hours:,.3g} device hours" if plan.devices > 1 else "")
-        yield "time", f"{hours} {share}; reading data, evaluation and saving come on top"
+        hours = f"{plan.hours:,.3g} hours" if plan.hours >= 1 else f"{60 * plan.hours:,.3g} minutes"
+        of_devices = f", {plan.device_hours:,.3g} device hours" if plan.devices > 1 else ""
+        yield "time", f"{hours}{of_devices} {share}; reading data, evaluation and saving come on top"
     files = ", ".join(f"{name} {size_text(size)}" for name, size in plan.checkpoint.items())
     yield "checkpoint", f"{size_text(sum(plan.checkpoint.values()))} ({files}); at most {size_text(plan.disk)} on disk"
 

@@ -5,7 +5,9 @@ are tried again, and do not end the others.
 """
 
 import argparse
+import sys
 
+from plsc import environment
 from plsc.cli.common import above_zero, add_config_arguments, print_table
 from plsc.errors import ConfigError
 
@@ -62,18 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
         config, space = file.recipe, file.space
         output, trials, halving = output or file.output_dir, trials or file.trials, halving or file.halving
         overrides = {**file.overrides, **overrides}
-    result = sweep(
-        config,
-        space,
-        output_dir=output,
-        overrides=overrides,
-        imports=arguments.imports,
-        trials=trials,
-        halving=halving,
-        jobs=arguments.jobs,
-        devices=[device for device in arguments.devices.split(",") if device],
-        on_change=lambda line: print(line, flush=True),
-    )
+    try:
+        result = sweep(
+            config,
+            space,
+            output_dir=output,
+            overrides=overrides,
+            imports=arguments.imports,
+            trials=trials,
+            halving=halving,
+            jobs=arguments.jobs,
+            devices=[device for device in arguments.devices.split(",") if device],
+            on_change=lambda line: print(line, flush=True),
+        )
+    except (KeyboardInterrupt, environment.Terminated):
+        print("the same command continues the search", file=sys.stderr, flush=True)
+        raise
     rows, left = table(result)
     print_table(rows, left=left)
     if result.best is not None:

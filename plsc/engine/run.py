@@ -200,6 +200,15 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
+def _start() -> str:
+    """The words that start training as this process was started."""
+    if not environment.launched():
+        return "plsc train"
+    local = environment.local_size()
+    nodes = "" if local == environment.world_size() else " [the options of the nodes]"
+    return f"python -m paddle.distributed.launch{nodes} --nproc_per_node {local} tools/train.py"
+
+
 def _summarise(result: TrainResult, total_steps: int) -> None:
     """The last lines of a run: accuracy, run directory, how to continue."""
     which = "final" if result.finished else "last"
@@ -210,7 +219,8 @@ def _summarise(result: TrainResult, total_steps: int) -> None:
             log.info("%s evaluation%s: %s", which, of, shown)
     log.info("run directory: %s", result.run_directory)
     if not result.finished:
-        again = f"plsc train -c {result.run_directory / 'config.yaml'} -o Global.resume=auto"
+        again = f"-c {result.run_directory / 'config.yaml'} -o Global.resume=auto"
+        again = f"{_start()} {again}"
         last = f"stopped at step {result.step} of {total_steps}; continue with: {again}"
         log.info("%s", last)
         environment.tell_launcher(last)

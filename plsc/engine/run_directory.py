@@ -53,6 +53,9 @@ def starting_checkpoint(config: Config, *, verify: bool = True) -> Saved | None:
         if not own.steps() or path.resolve().is_relative_to(own.folder.resolve()):
             return checkpoint.read(path, verify=verify)
     elif g.resume == "auto":
+        if not own.steps():
+            _check_not_moved(config, own)
+            log.info("Global.resume is auto, and %s holds no checkpoint: the run starts at its beginning", own.folder)
         return _newest_intact(own, verify)
     elif g.resume:
         chosen = own.find(g.resume)
@@ -67,6 +70,18 @@ def starting_checkpoint(config: Config, *, verify: bool = True) -> Saved | None:
             f"or choose another folder, for instance -o Global.output_dir={g.output_dir.rstrip('/')}-2"
         )
     return None
+
+
+def _check_not_moved(config: Config, own: Checkpoints) -> None:
+    """Raise ConfigError where the recipe lies in the folder of a run that would not be the one continued."""
+    file = config.source.origin(("Global", "output_dir")).file
+    moved = places.run_directory(Path(file).parent) if file and Path(file).name == places.RECIPE else None
+    if moved is not None and not moved.samefile(own.folder.parent):
+        raise config.error(
+            ("Global", "output_dir"),
+            f"is {config.Global.output_dir}, which holds no checkpoint, but the file lies in the run {moved}; if that "
+            f"run was moved, continue it with -o Global.output_dir={moved}",
+        )
 
 
 def _newest_intact(own: Checkpoints, verify: bool) -> Saved | None:
