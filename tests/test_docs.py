@@ -77,23 +77,8 @@ _LAUNCHER = ("--nproc_per_node", "--nnodes", "--master", "--devices", "--log_dir
 _LAUNCHER += ("--elastic_level", "--elastic_timeout", "--max_restart")
 _RESTART = ("--tries", "--pause", "--restart_on")
 # programs that pages name and that are not plsc's
-_OTHERS = {"cd", "curl", "docker", "export", "for", "git", "img2dataset", "mkdir", "python3", "rm", "source", "tar", "wget"}
-    "python3",
-    "source",
-    "cd",
-    "curl",
-    "docker",
-    "export",
-    "for",
-    "git",
-    "img2dataset",
-    "mkdir",
-    "rm",
-    "source",
-    "tar",
-    "wget",
-}
-_OTHERS |= {"[", "apt-get", "break", "etcd", "exit", "head", "scontrol", "sleep"}
+_OTHERS = {"cd", "curl", "docker", "export", "for", "git", "img2dataset", "mkdir", "rm", "source", "tar", "wget"}
+_OTHERS |= {"[", "apt-get", "break", "etcd", "exit", "head", "python3", "scontrol", "sleep"}
 _BEFORE_A_COMMAND = {"exec", "if", "srun", "until"}
 
 
