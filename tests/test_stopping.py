@@ -227,16 +227,22 @@ def test_no_process_outlives_a_launcher_that_is_killed_at_once(program):
     assert gone([child])
 
 
-def test_a_run_that_a_script_starts_without_the_launcher_goes_on_after_it():
+@pytest.mark.parametrize("how", ["", " & sleep 0.5; exit"], ids=["waits", "ends first"])
+def test_a_run_that_a_script_starts_without_the_launcher_is_no_orphan(tmp_path, how):
     """It sets the ranks itself; the environment that Linux shows of it is older than that."""
-    program = "import os, time\nfrom plsc import environment\nenvironment.die_with_launcher()\n"
-    program += "time.sleep(1)\nprint('alive', flush=True)"
-    script = f'export PADDLE_TRAINER_ID=0 PADDLE_TRAINERS_NUM=2\n"{sys.executable}" -c "{program}"\n'
-    environ = clean_environment(PYTHONPATH=str(CHECKOUT))
-    for end in ("true", "exit"):  # the shell stays the parent; or it ends first
-        command = script + end if end == "true" else script.rstrip() + " &\nsleep 0.5; exit"
-        done = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, timeout=30)
-        assert done.stdout == "alive\n", done.stderr
+    program = "import time\nfrom plsc import environment\nenvironment.die_with_launcher()\n"
+    (tmp_path / "rank.py").write_text(program + "time.sleep(1)\nprint('alive', flush=True)\n")
+    start = f"{sys.executable} rank.py{how}"
+    (tmp_path / "run.sh").write_text(f"export PADDLE_TRAINER_ID=0 PADDLE_TRAINERS_NUM=2\n{start}\ntrue\n")
+    done = subprocess.run(
+        ["sh", "run.sh"],
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == "alive\n", done.stderr
 
 
 @pytest.mark.parametrize(("parent", "adopted"), [(1, True), (4321, False)])
