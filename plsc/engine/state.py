@@ -1,6 +1,7 @@
 """What keeps state between updates, as parts that a checkpoint saves and restores without knowing them."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -157,6 +158,28 @@ class BestRecord(BaseModel):
     value: float
     step: NonNegative
     weights: Literal["raw", "ema"]
+
+
+def evaluation_record(metric: str, step: int, results: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:
+    """The better evaluation of a step as a BestRecord has it; None where none has finite figures, which is logged.
+
+    Args:
+        metric: name of the figure that is compared; the loss, where there is one, must be finite, too.
+        results: figures by the weights, raw or ema.
+    """
+    values = {}
+    for weights, figures in results.items():
+        compared = {key: figures[key] for key in ("loss", metric) if key in figures}
+        if metric in figures and all(map(math.isfinite, compared.values())):
+            values[weights] = figures[metric]
+            continue
+        of = " of the averaged weights" if weights == "ema" else ""
+        shown = ", ".join(f"{key} {value}" for key, value in compared.items())
+        log.warning("step %d%s is not taken for the best: its evaluation has %s", step, of, shown)
+    if not values:
+        return None
+    weights = max(values, key=lambda w: values[w])
+    return {"metric": metric, "value": values[weights], "step": step, "weights": weights}
 
 
 class Best:

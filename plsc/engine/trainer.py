@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-from tqdm import tqdm
 
 from plsc import build, compat
 from plsc.config import Config
@@ -25,7 +23,7 @@ from plsc.engine.guard import FiniteGuard
 from plsc.engine.loggers import recorded_evaluations
 from plsc.engine.precision import Precision
 from plsc.engine.profiling import Profile
-from plsc.engine.state import Best, Progress
+from plsc.engine.state import Best, Progress, evaluation_record
 from plsc.engine.stopping import StopRequest
 from plsc.engine.tracking import Meter, progress_bar
 from plsc.errors import TrainingError
@@ -40,11 +38,6 @@ def draw_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     """Seed of Paddle's generator for one micro-batch. A function of its arguments alone, so that
     no generator's state needs saving."""
     return int(np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)[0]) >> 2
-
-
-def _is_finite(result: Mapping[str, float], name: str) -> bool:
-    """Whether an evaluation's loss, where it has one, and its figure `name` are finite."""
-    return math.isfinite(result.get("loss", 0.0)) and math.isfinite(result.get(name, math.nan))
 
 
 @dataclasses.dataclass
@@ -96,7 +89,8 @@ class Trainer:
         self.model.train()
         batches = self.feed.loader.run(self.sampler.batches(progress.step))
         try:
-            with Profile(g.profiler_options, g.output_dir) as profile, self._bar() as bar:
+            bar = progress_bar(self.progress.total_steps, self.progress.step, "training", show=self.world.is_first)
+            with Profile(g.profiler_options, g.output_dir) as profile, bar:
                 if progress.finished:
                     log.info("nothing is left to train: the checkpoint is of step %d, the run's last", progress.step)
                 stopped = not self.make_up_evaluation()
@@ -259,25 +253,14 @@ class Trainer:
         with self.average.applied(self.model) as averaged:
             return evaluator.run(averaged, self.stop.agreed)
 
-    def _keep_best(self, name: str, results: dict[str, dict[str, float]]) -> None:
-        """Save and point to the best so far by the figure `name`, where one of these results is it."""
-        for weights, result in results.items():
-            if not _is_finite(result, name) and self.world.is_first:
-                figures = ", ".join(f"{key} {result[key]}" for key in ("loss", name) if key in result)
-                of = " of the averaged weights" if weights == "ema" else ""
-                log.warning(
-                    "step %d%s is not taken for the best: its evaluation has %s", self.progress.step, of, figures
-                )
-        values = {weights: result[name] for weights, result in results.items() if _is_finite(result, name)}
-        if not values:
-            return
-        weights = max(values, key=lambda w: values[w])
-        record = {"metric": name, "value": values[weights], "step": self.progress.step, "weights": weights}
-        if not self.best.improved_by(record):
+    def _keep_best(self, metric: str, results: dict[str, dict[str, float]]) -> None:
+        """Save and point to the best so far by the figure `metric`, where one of these results is it."""
+        record = evaluation_record(metric, self.progress.step, results)
+        if record is None or not self.best.improved_by(record):
             return
         self.save(best=record)
-        of = " of the averaged weights" if weights == "ema" else ""
-        log.info("step %d is the best so far: %s %.4f%s", self.progress.step, name, record["value"], of)
+        of = " of the averaged weights" if record["weights"] == "ema" else ""
+        log.info("step %d is the best so far: %s %.4f%s", self.progress.step, metric, record["value"], of)
 
     def save(self, best: Mapping[str, Any] | None = None) -> None:
         """A checkpoint of this step, unless there is one, by the first process; the others wait while it copies.
@@ -356,6 +339,3 @@ class Trainer:
             rank=self.world.rank,
             world_size=self.world.size,
         )
-
-    def _bar(self) -> tqdm:
-        return progress_bar(self.progress.total_steps, self.progress.step, "training", show=self.world.is_first)
