@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from plsc import environment  # noqa: E402 - the checkout comes first
 from tests.helpers import write_config  # noqa: E402
-from tests.storms.common import free_port, restless_run  # noqa: E402
+from tests.storms.common import restless_run, variables_of_ranks  # noqa: E402
 
 _TIMES = {"images_per_second", "data_time_fraction", "mfu", "checkpoint_copy_seconds", "checkpoint_write_seconds"}
 _LONGEST_SECONDS = 120.0  # until all processes of a killed or finished run have ended
@@ -51,19 +51,9 @@ class Life:
     """The processes of one start of a run."""
 
     def __init__(self, config: Path, processes: int):
-        endpoints = [f"127.0.0.1:{free_port()}" for _ in range(processes)]
         self.codes: dict[int, int | None] = {}
-        for rank in range(processes):
-            env = {
-                "PADDLE_MASTER": endpoints[0],
-                "PADDLE_TRAINER_ID": str(rank),
-                "PADDLE_TRAINERS_NUM": str(processes),
-                "PADDLE_LOCAL_SIZE": str(processes),
-                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-                "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-                "PADDLE_DISTRI_BACKEND": "gloo",
-            }
-            self.codes[_forked(config, env if processes > 1 else {}, config.with_name(f"rank-{rank}.log"))] = None
+        for rank, variables in enumerate(variables_of_ranks(processes)):
+            self.codes[_forked(config, variables, config.with_name(f"rank-{rank}.log"))] = None
 
     def wait(self, seconds: float) -> bool:
         """Whether all processes have ended after at most `seconds`."""

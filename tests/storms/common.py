@@ -25,25 +25,33 @@ def restless_run(processes: int = 1) -> dict:
     return tree
 
 
+def variables_of_ranks(processes: int) -> list[dict[str, str]]:
+    """What the launcher writes into each rank's environment; nothing for a single process."""
+    if processes == 1:
+        return [{}]
+    endpoints = [f"127.0.0.1:{free_port()}" for _ in range(processes)]
+    return [
+        {
+            "PADDLE_MASTER": endpoints[0],
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINERS_NUM": str(processes),
+            "PADDLE_LOCAL_SIZE": str(processes),
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+            "PADDLE_DISTRI_BACKEND": "gloo",
+        }
+        for rank in range(processes)
+    ]
+
+
 def start_ranks(arguments: list, processes: int, folder: Path) -> list[subprocess.Popen]:
     """`plsc …` in several processes without the launcher, so that each one's exit code can be seen.
 
     Their output goes to rank-N.log in `folder`, after that of earlier ones.
     """
-    endpoints = [f"127.0.0.1:{free_port()}" for _ in range(processes)]
     started = []
-    for rank in range(processes):
-        env = clean_environment(PYTHONPATH=str(CHECKOUT))
-        if processes > 1:
-            env |= {
-                "PADDLE_MASTER": endpoints[0],
-                "PADDLE_TRAINER_ID": str(rank),
-                "PADDLE_TRAINERS_NUM": str(processes),
-                "PADDLE_LOCAL_SIZE": str(processes),
-                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-                "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-                "PADDLE_DISTRI_BACKEND": "gloo",
-            }
+    for rank, variables in enumerate(variables_of_ranks(processes)):
+        env = clean_environment(PYTHONPATH=str(CHECKOUT)) | variables
         with open(folder / f"rank-{rank}.log", "a") as log:
             started.append(
                 subprocess.Popen(
