@@ -31,6 +31,7 @@ PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx
 _STEP = re.compile(r"step-(\d{8,})")
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
+_OTHER_WEIGHTS = (".safetensors", ".npz", ".pth")  # whatever their names, where a folder holds one alone
 _PADDLE_GRAPHS = (".json", ".pdmodel")
 _TENSORFLOW_POINTER, _TENSORFLOW_DATA = "checkpoint", re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 
@@ -236,7 +237,11 @@ def _file_in(folder: Path, weights: str) -> Path:
     if index is not None:
         return index
     _refuse_export(own)
-    several = f"; there are {', '.join(file.name for file in paddle_files)}: name one" if paddle_files else ""
+    others = sorted(file for file in own.iterdir() if file.suffix in _OTHER_WEIGHTS and file.is_file())
+    if len(others) == 1 and not paddle_files:
+        return others[0]
+    files = [*paddle_files, *others]
+    several = f"; there are {', '.join(file.name for file in files)}: name one" if files else ""
     raise CheckpointError(
         f"{folder}: neither a checkpoint nor a run directory, and none of {', '.join(_WEIGHTS)} is in it{several}"
     )

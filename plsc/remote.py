@@ -36,12 +36,12 @@ _OWN_MACHINE = ("127.0.0.1", "localhost", "::1")  # what may be asked without en
 _BLOCK, _TIMEOUT = 2**20, 60  # bytes, seconds
 
 # what a repository may hold, the first that is there: each with what a whole set of weights consists of
-_HUB_FILES = (
+HUB_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ("*.safetensors", "*.npz", "*.pth", "*.pdparams", "*.index", "*.data-*", "checkpoint"),
 )
-_HUB_DOCUMENTS = ("config.json", "preprocessor_config.json", "preprocess.json", "classes.json")
+HUB_DOCUMENTS = ("config.json", "preprocessor_config.json", "preprocess.json", "classes.json")
 
 
 def is_remote(path: object) -> bool:
@@ -84,28 +84,29 @@ def _of_hub(name: str, repository: str) -> Path:
         raise CheckpointError(f"{name}: needs huggingface_hub: pip install 'plsc[hub]'") from error
     repository, _, revision = repository.partition("@")
     offline = is_offline()
-    for patterns in _HUB_FILES:
+    for patterns in HUB_FILES:
         try:
             folder = Path(
                 snapshot_download(
                     repository,
                     revision=revision or None,
-                    allow_patterns=[*patterns, *_HUB_DOCUMENTS],
+                    allow_patterns=[*patterns, *HUB_DOCUMENTS],
                     local_files_only=offline,
                     endpoint=os.environ.get("HF_ENDPOINT"),
                 )
             )
         except LocalEntryNotFoundError as error:
-            cause = "is not in the cache, and the environment forbids the network" if offline else _reason(error)
+            cause = "is not in the cache, and the environment forbids the network" if offline else reason(error)
             raise CheckpointError(f"{name}: {cause}") from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise CheckpointError(f"{name}: cannot be downloaded: {_reason(error)}") from error
+            raise CheckpointError(f"{name}: cannot be downloaded: {reason(error)}") from error
         if any(file for pattern in patterns for file in folder.glob(pattern)):
             return folder
-    raise CheckpointError(f"{name}: the repository holds no weights; looked for {', '.join(sum(_HUB_FILES, ()))}")
+    raise CheckpointError(f"{name}: the repository holds no weights; looked for {', '.join(sum(HUB_FILES, ()))}")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, else its kind."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -143,7 +144,7 @@ def _of_address(name: str, address: str) -> Path:
                 _compare(name, target, "sha256", wanted)
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(
-            f"{name}: cannot be downloaded: {_reason(error)}; what has arrived is kept, and the next start continues. "
+            f"{name}: cannot be downloaded: {reason(error)}; what has arrived is kept, and the next start continues. "
             f"Without a network download {address} elsewhere and give its path"
         ) from error
     return target

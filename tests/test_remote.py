@@ -34,12 +34,20 @@ class Server:
 
             do_HEAD = do_GET
 
+            def do_POST(self):
+                outer.receive(self)
+
+            do_PUT = do_POST
+
             def log_message(self, *arguments):
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def receive(self, handler):
+        handler.send_error(405)
 
     def answer(self, handler):
         wanted = handler.headers.get("Range")

@@ -34,7 +34,8 @@ ALLOWED = {
     "components": SHARED | ROOMS - {"config"},  # registers what the rooms offer
     "config": SHARED | {"components"},  # a configuration is checked against what is registered
     "api": SHARED | {"config"},
-    "convert": SHARED | {"model_card", "weights", "loading", "config"},
+    "hub": SHARED | {"data", "model_card", "runs"},
+    "convert": SHARED | {"model_card", "weights", "loading", "config", "hub"},
     "datatools": SHARED | ROOMS | {"build"},
     "build": SHARED | ROOMS | {"model_card"},
     "loading": SHARED | ROOMS | {"build", "components", "model_card"},

@@ -1,4 +1,4 @@
-"""Rewrite weights in another format: plsc's own, timm, Hugging Face, Google's npz, or .pdparams.
+"""Rewrite weights in another format: plsc's own, timm, Hugging Face, Google's npz, or .pdparams; push them to the hub.
 
 The source may be any format that Global.pretrained_model takes. Values are not changed: converting
 there and back gives the same bits.
@@ -15,6 +15,7 @@ EXAMPLES = """\
   plsc convert ViT-B_16.npz --to safetensors --output vit_b16.safetensors
   plsc convert best_model.pdparams -c my_run.yaml --to safetensors --output mine.safetensors
   plsc convert vit_base_patch16_224.pth --to google --output vit.npz --backbone
+  plsc convert output/mine --to timm --push me/flowers --license apache-2.0
 """
 
 
@@ -25,9 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, type=_format, metavar="FORMAT", help=f"the format to write: {', '.join(formats())}"
     )
-    parser.add_argument(
-        "--output", required=True, metavar="PATH", help="a file; for huggingface a folder, for timm either"
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", metavar="PATH", help="a file; for huggingface a folder, for timm either")
+    target.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="a repository of Hugging Face's hub that gets the files and a README.md; the token is that of HF_TOKEN or "
+        "`hf auth login`",
     )
+    parser.add_argument("--license", metavar="ID", help="of the weights, for the README.md, such as apache-2.0")
+    parser.add_argument("--private", action="store_true", help="create a repository that only its owner sees")
     parser.add_argument("--backbone", action="store_true", help="leave out head and pre-logits")
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a plsc checkpoint")
     parser.add_argument("--num-heads", type=above_zero, metavar="N", help="attention heads, where they are not stated")
@@ -48,11 +56,16 @@ def _format(text: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     from plsc.convert import convert_weights
 
+    if arguments.push is None and (arguments.license is not None or arguments.private):
+        raise ConfigError("--license and --private are of a repository: they go with --push")
     config = optional_config(arguments)
     made = convert_weights(
         arguments.source,
         arguments.to,
         arguments.output,
+        push=arguments.push,
+        license=arguments.license,
+        private=arguments.private,
         ema=arguments.ema,
         backbone=arguments.backbone,
         num_heads=arguments.num_heads,
@@ -74,4 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
         print("  no preprocessor_config.json: the source does not state how its pictures are prepared")
     for path in made.written:
         print(f"written {path}")
+    if made.pushed is not None:
+        print(f"pushed {made.pushed}, which plsc opens as hf:{arguments.push}")
     return 0
