@@ -311,6 +311,8 @@ def import_paddle(*, cpu_threads: int | None = None) -> ModuleType:
     try:
         with _sigterm_kept(), stderr_without("OMP_NUM_THREADS"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
+            # that no device is there is said by plsc.devices, with the reason, and only where one is asked for
+            warnings.filterwarnings("ignore", message=r"You are using \w+ version Paddle, but")
             import paddle
     except ModuleNotFoundError as error:
         if error.name != "paddle":

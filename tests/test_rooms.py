@@ -17,6 +17,7 @@ SHARED = {
     "environment",
     "compat",
     "devices",
+    "drivers",
     "tensors",
     "targets",
     "pickles",

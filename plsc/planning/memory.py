@@ -21,6 +21,7 @@ import paddle.nn.functional as F
 
 from plsc import build
 from plsc.config import Config
+from plsc.devices import count_devices
 from plsc.engine import blocks
 from plsc.errors import ConfigError
 from plsc.models import ViTSpec
@@ -185,7 +186,7 @@ def device_memory(device: str, processes: int) -> int | None:
     """Bytes that one process has on a device of this machine; None where the device does not report it."""
     if device == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
-    if device.startswith("gpu") and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+    if device.startswith("gpu") and count_devices("gpu").count:
         return paddle.device.cuda.get_device_properties().total_memory
     return None
 

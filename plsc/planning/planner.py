@@ -10,7 +10,7 @@ import paddle
 
 from plsc import build
 from plsc.config import Config
-from plsc.engine.distributed import select_device
+from plsc.devices import count_devices, select_device
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
 from plsc.errors import ConfigError, DataError
 from plsc.models import flops
@@ -219,7 +219,7 @@ def _spec(config: Config) -> Any:
 
 
 def _known_peak(device: str, half: bool) -> float | None:
-    if device.startswith("gpu") and paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+    if device.startswith("gpu") and count_devices("gpu").count:
         return device_peak(device, half=half)
     return None
 
