@@ -141,6 +141,7 @@ def test_paddle_inference_agrees(models, tmp_path):
         dict(pos_embed="sincos2d", qk_scale=0.1),
         dict(resnet_layers=(), patch_size=2),
         dict(img_size=30, resnet_layers=(2, 1), patch_size=1),  # odd sides after the stem
+        dict(resnet_layers=(1, 1, 1), resnet_width=0.5, resnet_norm="jeonsworld", patch_size=1),
         dict(embed_dim=24, num_heads=8, in_chans=1),
     ],
     ids=lambda fields: "-".join(fields),
@@ -152,6 +153,18 @@ def test_other_architectures_agree(tmp_path, fields):
     expected = dygraph(loading.load_model(path).network, batch)
     for format in ("paddle", "onnx"):
         run = exported(path, tmp_path / format, format=format).run
+        np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_jeonsworlds_hybrid_of_any_size(tmp_path):
+    """Its padding is the same whatever the size."""
+    fields = dict(resnet_layers=(1, 1, 1), resnet_width=0.5, resnet_norm="jeonsworld", patch_size=1)
+    path = write_model(tmp_path / "model.safetensors", **fields)
+    run = exported(path, tmp_path / "out", format="onnx", dynamic=True).run
+    for height, width in ((32, 32), (48, 80)):
+        batch = images(1, height, width)
+        expected = dygraph(at_size(path, height, width), batch)
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
 
 

@@ -8,11 +8,14 @@ import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from plsc.errors import CheckpointError
-from plsc.loading import load_pretrained
+from plsc.convert import convert_weights
+from plsc.errors import CheckpointError, ConfigError
+from plsc.loading import load_model, load_pretrained
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.weights import Source, read, write
+from tests import jeonsworld
+from tests.test_hostile_checkpoints import FakeTensor, torch_zip
 
 TINY = dict(img_size=24, patch_size=8, embed_dim=32, depth=2, num_heads=2, class_num=3, mlp_ratio=2.5)
 EVA02 = dict(
@@ -253,12 +256,46 @@ def test_both_heads_of_a_distilled_model_follow_the_names_of_classes(tmp_path):
         np.testing.assert_array_equal(ours.bias.numpy(), theirs.bias.numpy()[[2, 0]])
 
 
-def test_jeonsworlds_hybrid(tmp_path):
-    write(source_of(build()), "jeonsworld", tmp_path / "file.safetensors")
-    name = "transformer.embeddings.hybrid_model.root.conv.weight"
-    save_file(load_file(tmp_path / "file.safetensors") | {name: np.ones(4, "float32")}, tmp_path / "file.safetensors")
-    with pytest.raises(CheckpointError, match="is a hybrid of ViT-pytorch"):
-        read(tmp_path / "file.safetensors")
+@pytest.fixture
+def hybrid(tmp_path):
+    """A hybrid's file as ViT-pytorch saves it."""
+    tree = {name: FakeTensor(array) for name, array in jeonsworld.arrays().items()}
+    return torch_zip(tmp_path / "R50-ViT-B_16_checkpoint.bin", tree)
+
+
+def test_jeonsworlds_hybrid(hybrid, tmp_path):
+    """The logits of ViT-pytorch, and the same bits in its names again."""
+    with pytest.raises(CheckpointError, match="num_heads of its model is unknown"):
+        convert_weights(hybrid, "safetensors", tmp_path / "own.safetensors")
+    convert_weights(hybrid, "safetensors", tmp_path / "own.safetensors", num_heads=jeonsworld.HEADS)
+    loaded = load_model(tmp_path / "own.safetensors")
+    spec = loaded.network.spec
+    assert (spec.resnet_norm, list(spec.resnet_layers), spec.img_size) == ("jeonsworld", [2, 1, 1], jeonsworld.SIZE)
+    expected = json.loads(jeonsworld.LOGITS.read_text())
+    actual = loaded.network(paddle.to_tensor(jeonsworld.pictures())).numpy()
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert convert_weights(tmp_path / "own.safetensors", "jeonsworld", tmp_path / "back.safetensors").unsaid == [
+        "num_heads 2"
+    ]
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == jeonsworld.arrays().keys()
+    for name, array in jeonsworld.arrays().items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_hybrids_of_other_numerics_stay_apart(hybrid, tmp_path):
+    """jeonsworld's ResNet is none of timm's or Google's, nor the other way."""
+    convert_weights(hybrid, "safetensors", tmp_path / "own.safetensors", num_heads=jeonsworld.HEADS)
+    with pytest.raises(CheckpointError, match="timm has no place for a ResNet that computes otherwise"):
+        convert_weights(tmp_path / "own.safetensors", "timm", tmp_path / "timm.safetensors")
+    with pytest.raises(CheckpointError, match="Google's npz has no place for"):
+        convert_weights(tmp_path / "own.safetensors", "google", tmp_path / "google.npz")
+    fields = dict(img_size=32, patch_size=1, resnet_layers=(1, 1, 1), resnet_width=0.5)
+    with pytest.raises(CheckpointError, match=r"ViT-pytorch has no place .*resnet_norm is 'google'"):
+        write(source_of(build(**fields)), "jeonsworld", tmp_path / "x.safetensors")
+    for wrong in (dict(resnet_layers=(1, 1)), dict(img_size=40)):
+        with pytest.raises(ConfigError, match="three resnet_layers, and an img_size divisible by 16"):
+            ViTSpec(**{**TINY, **fields, "resnet_norm": "jeonsworld", **wrong})
 
 
 def test_gates_of_another_function_are_refused(tmp_path):

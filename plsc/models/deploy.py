@@ -15,7 +15,7 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.layers import Rotary
-from plsc.models.resnet import StdConv2D, Stem, same_padding
+from plsc.models.resnet import StdConv2D, Stem, convolution_padding, pooling_padding
 
 if TYPE_CHECKING:
     from plsc.models.vision_transformer import VisionTransformer
@@ -94,10 +94,9 @@ def _widen(names: list[str]) -> Callable[[nn.Layer, Any], Any]:
     return widen
 
 
-def _padding(x: paddle.Tensor, kernel: int, stride: int, dynamic: bool) -> list[int]:
-    """[top, bottom, left, right] of padding SAME; where the size is free, for one that the stride divides."""
-    height, width = (stride * kernel,) * 2 if dynamic else x.shape[2:]
-    return [*same_padding(height, kernel, stride), *same_padding(width, kernel, stride)]
+def _sides(x: paddle.Tensor, unit: int, dynamic: bool) -> list[int]:
+    """Height and width, for which padding is chosen; where they are free, those of pictures that a unit divides."""
+    return [unit, unit] if dynamic else list(x.shape[2:])
 
 
 class FrozenConv(nn.Layer):
@@ -106,11 +105,12 @@ class FrozenConv(nn.Layer):
     def __init__(self, conv: StdConv2D, dynamic: bool):
         super().__init__()
         self.weight = _parameter(self, conv.standardised().numpy())
-        self.size, self.step, self.dynamic = conv.size, conv.step, dynamic
+        self.size, self.step, self.kind, self.dynamic = conv.size, conv.step, conv.kind, dynamic
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        padding = _padding(x, self.size, self.step, self.dynamic)
-        return F.conv2d(x, self.weight, stride=self.step, padding=padding)
+        sides = _sides(x, self.step * self.size, self.dynamic)
+        rows, columns = (convolution_padding(side, self.size, self.step, self.kind) for side in sides)
+        return F.conv2d(x, self.weight, stride=self.step, padding=[*rows, *columns])
 
 
 class FrozenStem(nn.Layer):
@@ -118,11 +118,13 @@ class FrozenStem(nn.Layer):
 
     def __init__(self, stem: Stem, dynamic: bool):
         super().__init__()
-        self.conv, self.norm, self.dynamic = FrozenConv(stem.conv, dynamic), stem.norm, dynamic
+        self.conv, self.norm = FrozenConv(stem.conv, dynamic), stem.norm
+        self.kind, self.dynamic = stem.kind, dynamic
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return F.max_pool2d(x, 3, stride=2, padding=_padding(x, 3, 2, self.dynamic))
+        rows, columns = (pooling_padding(side, self.kind) for side in _sides(x, 2 * 3, self.dynamic))
+        return F.max_pool2d(x, 3, stride=2, padding=[*rows, *columns])
 
 
 class TanhGelu(nn.Layer):

@@ -1,11 +1,17 @@
-"""The ResNet before a hybrid Vision Transformer, with the numerics of Google's code or of timm's.
+"""The ResNet before a hybrid Vision Transformer, with the numerics of Google's code, of timm's or of jeonsworld's.
 
 Weight-standardised convolutions, GroupNorm of 32 groups, padding SAME as TensorFlow and JAX
 compute it: at stride 2 the right and lower edge get one pixel more. Reference:
 google-research/vision_transformer, vit_jax/models_resnet.py. Names follow timm.
 
-Google divides a kernel by its deviation + 1e-5 and has epsilon 1e-6 in GroupNorm; timm divides by the root of
-variance + 1e-8 and has 1e-5. Logits differ by some 1e-4.
+| | kernels are divided by | epsilon of GroupNorm |
+|---|---|---|
+| google | deviation + 1e-5 | 1e-6 |
+| timm | root of variance + 1e-8 | 1e-5 |
+| jeonsworld | root of variance + 1e-5 | 1e-6 |
+
+Logits of the first two differ by some 1e-4. The third is another model (ViT-pytorch, modeling_resnet.py): it pads
+all sides alike, and none before the pooling; in a projection each channel is normalised by itself, epsilon 1e-5.
 """
 
 from collections.abc import Sequence
@@ -18,7 +24,7 @@ from plsc.models.layers import check_size
 from plsc.models.spec import ViTSpec, pair
 
 GROUPS = 32
-EPSILON = {"google": 1e-6, "timm": 1e-5}  # of GroupNorm
+EPSILON = {"google": 1e-6, "timm": 1e-5, "jeonsworld": 1e-6}  # of GroupNorm
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -27,13 +33,19 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def pad_same(x: paddle.Tensor, kernel: int, stride: int) -> paddle.Tensor:
+def convolution_padding(size: int, kernel: int, stride: int, kind: str) -> tuple[int, int]:
+    """Pixels before and after one axis of what a convolution takes."""
+    return (kernel // 2, kernel // 2) if kind == "jeonsworld" else same_padding(size, kernel, stride)
+
+
+def pooling_padding(size: int, kind: str) -> tuple[int, int]:
+    """Pixels before and after one axis of what the stem's pooling takes."""
+    return (0, 0) if kind == "jeonsworld" else same_padding(size, 3, 2)
+
+
+def padded(x: paddle.Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> paddle.Tensor:
     """[B, C, H, W] padded with zeros; after a ReLU the same as -inf for max-pooling."""
-    top, bottom = same_padding(x.shape[2], kernel, stride)
-    left, right = same_padding(x.shape[3], kernel, stride)
-    if top == bottom == left == right == 0:
-        return x
-    return F.pad(x, [left, right, top, bottom])
+    return F.pad(x, [*columns, *rows]) if any((*rows, *columns)) else x
 
 
 class StdConv2D(nn.Conv2D):
@@ -48,13 +60,14 @@ class StdConv2D(nn.Conv2D):
         weight = self.weight.astype("float32")
         weight = weight - weight.mean(axis=[1, 2, 3], keepdim=True)
         variance = (weight * weight).mean(axis=[1, 2, 3], keepdim=True)
-        if self.kind == "timm":
-            return weight / (variance + 1e-8).sqrt()
-        return weight / (variance.sqrt() + 1e-5)
+        if self.kind == "google":
+            return weight / (variance.sqrt() + 1e-5)
+        return weight / (variance + (1e-8 if self.kind == "timm" else 1e-5)).sqrt()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         weight = self.standardised().astype(x.dtype)
-        return F.conv2d(pad_same(x, self.size, self.step), weight, stride=self.step)
+        rows, columns = (convolution_padding(side, self.size, self.step, self.kind) for side in x.shape[2:])
+        return F.conv2d(padded(x, rows, columns), weight, stride=self.step)
 
 
 class Norm(nn.GroupNorm):
@@ -64,13 +77,29 @@ class Norm(nn.GroupNorm):
         super().__init__(GROUPS, channels, epsilon=EPSILON[kind])
 
 
+class ChannelNorm(nn.Layer):
+    """Each channel of each picture normalised by itself; of Paddle's own layers paddle2onnx loses the epsilon."""
+
+    def __init__(self, channels: int, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = self.create_parameter([channels], default_initializer=nn.initializer.Constant(1.0))
+        self.bias = self.create_parameter([channels], is_bias=True)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        centred = x.astype("float32") - x.astype("float32").mean(axis=[2, 3], keepdim=True)
+        deviation = ((centred * centred).mean(axis=[2, 3], keepdim=True) + self.epsilon).sqrt()
+        scaled = centred / deviation * self.weight.reshape([1, -1, 1, 1]) + self.bias.reshape([1, -1, 1, 1])
+        return scaled.astype(x.dtype)
+
+
 class Shortcut(nn.Layer):
     """The projection of a residual: 1x1 convolution and norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, kind: str):
         super().__init__()
         self.conv = StdConv2D(in_channels, out_channels, 1, stride, kind)
-        self.norm = Norm(out_channels, kind)
+        self.norm = ChannelNorm(out_channels, 1e-5) if kind == "jeonsworld" else Norm(out_channels, kind)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.norm(self.conv(x))
@@ -102,10 +131,12 @@ class Stem(nn.Layer):
 
     def __init__(self, in_chans: int, width: int, kind: str):
         super().__init__()
-        self.conv, self.norm = StdConv2D(in_chans, width, 7, 2, kind), Norm(width, kind)
+        self.conv, self.norm, self.kind = StdConv2D(in_chans, width, 7, 2, kind), Norm(width, kind), kind
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return F.max_pool2d(pad_same(F.relu(self.norm(self.conv(x))), 3, 2), 3, stride=2)
+        x = F.relu(self.norm(self.conv(x)))
+        rows, columns = (pooling_padding(side, self.kind) for side in x.shape[2:])
+        return F.max_pool2d(padded(x, rows, columns), 3, stride=2)
 
 
 class Stage(nn.Layer):
@@ -129,7 +160,7 @@ class ResNet(nn.Layer):
     Args:
         layers: bottlenecks of each stage; none leaves the stem alone.
         width_factor: times 64 channels.
-        kind: of numerics, google or timm.
+        kind: of numerics, see the head of this file.
     """
 
     def __init__(self, in_chans: int, layers: Sequence[int], width_factor: float, kind: str):

@@ -58,7 +58,8 @@ class ViTSpec:
         distillation: DeiT's second token (https://arxiv.org/abs/2012.12877). heads: with a head of its own, logits are
             the mean of both; token: the class token's head alone.
         drop_path_uniform: the same drop_path_rate in all blocks (DeiT III), instead of one that rises.
-        resnet_norm: numerics of hybrids' kernels and GroupNorms, google's or timm's, which differ in their epsilons.
+        resnet_norm: numerics of hybrids' ResNet: google's and timm's differ in their epsilons; jeonsworld's, of
+            ViT-pytorch, pads and normalises otherwise, see plsc/models/resnet.py.
         resnet_layers: bottlenecks a stage of the ResNet before the patches, which makes a hybrid;
             () is its stem alone, None a plain ViT. resnet_width: times 64 channels.
         weight_init: see plsc.models.init. head_init: zeros, as weight_init's linear layers, or a number, the standard
@@ -117,7 +118,7 @@ class ViTSpec:
     head_batch_norm: bool = False
     resnet_layers: tuple[Size, ...] | None = None
     resnet_width: Annotated[float, Field(gt=0)] = 1.0
-    resnet_norm: Literal["google", "timm"] = "google"
+    resnet_norm: Literal["google", "timm", "jeonsworld"] = "google"
 
     def __post_init__(self) -> None:
         """Raise ConfigError where fields contradict each other; the bounds of each stand at its type."""
@@ -145,6 +146,13 @@ class ViTSpec:
             raise ConfigError("block post has no layer_scale; its norms' weights take its part")
         if self.pool_heads and self.embed_dim % self.pool_heads:
             raise ConfigError(f"embed_dim {self.embed_dim} is not divisible by pool_heads {self.pool_heads}")
+        odd = any(side % reduction(self.resnet_layers) for side in pair(self.img_size))
+        if (
+            self.resnet_norm == "jeonsworld"
+            and self.resnet_layers is not None
+            and (len(self.resnet_layers) != 3 or odd)
+        ):
+            raise ConfigError("resnet_norm jeonsworld needs three resnet_layers, and an img_size divisible by 16")
         if self.pos_embed == "sincos2d" and self.embed_dim % 4:
             raise ConfigError("pos_embed sincos2d needs an embed_dim divisible by 4")
 

@@ -206,25 +206,21 @@ LUKEMELAS = Layout(
 )
 
 
-def _is_jeonsworlds_hybrid(theirs: Tensors) -> str | None:
-    name = next((name for name in theirs if ".hybrid_model." in name), None)
-    if name is None:
-        return None
-    return (
-        f"is a hybrid of ViT-pytorch ({name}), whose ResNet computes otherwise than Google's; R50+ViT-B_16.npz, from "
-        "which it was made, opens"
-    )
+def _jeonsworld_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    is_hybrid = any(name.startswith(BACKBONE) for name in ours)
+    return {**stated(theirs, ours), **({"resnet_norm": "jeonsworld"} if is_hybrid else {})}
 
 
+_JEONSWORLD_RESNET = "transformer.embeddings.hybrid_model"
+_JEONSWORLD_UNIT = f"{_JEONSWORLD_RESNET}.body.block{{s+1}}.unit{{u+1}}"
 _JEONSWORLD_BLOCK = "transformer.encoder.layer.{i}"
 JEONSWORLD = Layout(
     name="jeonsworld",
     title="ViT-pytorch",
-    refuse=_is_jeonsworlds_hybrid,
     probe="transformer.embeddings.patch_embeddings.weight",
-    facts=stated,
+    facts=_jeonsworld_facts,
     fixed=_FIXED,
-    lacks=lacks(),
+    lacks=lacks("resnet_layers", resnet_norm=("jeonsworld",)),
     rules=(
         Rule("cls_token", "transformer.embeddings.cls_token"),
         Rule("pos_embed", "transformer.embeddings.position_embeddings", POSITION),
@@ -236,5 +232,11 @@ JEONSWORLD = Layout(
         Rule("blocks.{i}.mlp.fc{n}.{p}", f"{_JEONSWORLD_BLOCK}.ffn.fc{{n}}.{{p}}"),
         Rule("norm.{p}", "transformer.encoder.encoder_norm.{p}"),
         Rule("head.{p}", "head.{p}"),
+        Rule(f"{BACKBONE}.stem.conv.weight", f"{_JEONSWORLD_RESNET}.root.conv.weight"),
+        Rule(f"{BACKBONE}.stem.norm.{{p}}", f"{_JEONSWORLD_RESNET}.root.gn.{{p}}"),
+        Rule(f"{_UNIT}.conv{{n}}.weight", f"{_JEONSWORLD_UNIT}.conv{{n}}.weight"),
+        Rule(f"{_UNIT}.norm{{n}}.{{p}}", f"{_JEONSWORLD_UNIT}.gn{{n}}.{{p}}"),
+        Rule(f"{_UNIT}.downsample.conv.weight", f"{_JEONSWORLD_UNIT}.downsample.weight"),
+        Rule(f"{_UNIT}.downsample.norm.{{p}}", f"{_JEONSWORLD_UNIT}.gn_proj.{{p}}"),
     ),
 )

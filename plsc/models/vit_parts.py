@@ -68,6 +68,16 @@ def qkv(ours: str, theirs: str, parts: tuple[str, ...], **options: Any) -> Rule:
 
 # -- what layouts cannot hold -------------------------------------------------------------------
 
+
+class OfHybrid(Lack):
+    """Something that hybrids alone have."""
+
+    def refuse(self, spec: Spec, format: str) -> None:
+        """Raise CheckpointError where the model is a hybrid, and has it."""
+        if spec.get("resnet_layers") is not None:
+            super().refuse(spec, format)
+
+
 _LACKS = {
     lack.field: lack
     for lack in (
@@ -106,6 +116,7 @@ _LACKS = {
         Lack("epsilon", "another epsilon of LayerNorm than 1e-6", (1e-6,)),
         Lack("head_batch_norm", "batch normalisation before the head", (False,)),
         Lack("resnet_layers", "a ResNet before the patches"),
+        OfHybrid("resnet_norm", "a ResNet that computes otherwise", ("google", "timm")),
     )
 }
 
