@@ -25,6 +25,7 @@ from plsc.engine.state import Best, Copied, Progress, ProgressState, Stateful, W
 from plsc.engine.trainer import Trainer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
+from plsc.models import cpu_forms
 from plsc.optim import Optimizer
 from plsc.optim.groups import freeze
 from plsc.tensors import to_numpy
@@ -290,6 +291,8 @@ def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> Non
     recompute = config.DistributedStrategy.recompute
     if config.Global.to_static:
         blocks.compile_blocks(model)
+    elif world.on_cpu and config.Global.cpu_forms:
+        cpu_forms.use(model)
     if recompute is not None:
         blocks.recompute_blocks(
             model, interval=recompute.layerlist_interval, names=recompute.names, on_cpu=world.on_cpu

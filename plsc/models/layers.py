@@ -304,12 +304,16 @@ class Attention(nn.Layer):
         self.rope = None if spec.rope is None else Rotary(spec)
         self.rel_pos_bias = RelativePositionBias(spec.grid, spec.num_heads) if spec.rel_pos_bias else None
 
-    def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Tokens → queries, keys and values [B, N, H, D]."""
+    def _qkv(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Tokens → queries, keys and values side by side [B, N, 3 C]."""
         qkv = self.qkv(x)
         if self.separate_biases:
             qkv = qkv + paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+        return qkv
+
+    def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Tokens → queries, keys and values [B, N, H, D]."""
+        q, k, v = self._qkv(x).reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:

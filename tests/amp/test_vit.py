@@ -36,6 +36,7 @@ def test_float32_is_the_cpus_bit_for_bit(tmp_path):
     tree = tiny_digits()
     tree["Model"] |= RANDOM
     tree["EMA"] = {"decay": 0.9}
+    tree["Global"]["cpu_forms"] = False  # the device has the plain forms
     cpu, device = train(tmp_path / "cpu", tree, device="cpu"), train(tmp_path / "device", tree)
     assert losses(device).tolist() == losses(cpu).tolist()
     for part in ("model", "optimizer", "ema"):

@@ -1,0 +1,199 @@
+"""The layers of a Vision Transformer by other kernels, which are quicker on CPU; results are equal to 1e-5.
+
+Why they are here: of a training step of ViT-Ti/16 on one core, less than half went into matrix products. Paddle's CPU
+kernels that sum over rows (the gradient of a bias, layer_norm's backward) and that exchange axes (heads and tokens)
+took most of the rest. Here sums over rows are products with a vector of ones, heads are moved by copying whole rows
+(gather), and a bias is what its product is added to. A step takes half the time (docs/performance.md).
+
+`use` gives a model's layers these classes; parameters, names and states stay as they are. While a graph is built, and
+for attention with more than a plain one has, the layers compute as before. tests/test_cpu_forms.py holds logits and
+gradients of both forms against each other.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from plsc.models.layers import Attention
+
+
+def use(model: nn.Layer) -> int:
+    """Let the model's linear layers, layer norms and attention compute by the kernels of this file.
+
+    Returns how many layers.
+    """
+    count = 0
+    for layer in model.sublayers(include_self=True):
+        form = _FORMS.get(type(layer))
+        if form is not None:
+            layer.__class__ = form
+            count += 1
+    return count
+
+
+class CpuLinear(nn.Linear):
+    """nn.Linear whose bias gradient is a product."""
+
+    def forward(self, input: paddle.Tensor) -> paddle.Tensor:
+        if self.bias is None or not paddle.in_dynamic_mode():
+            return super().forward(input)
+        return _Linear.apply(input, self.weight, self.bias)
+
+
+class CpuLayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last axis, with another backward."""
+
+    def forward(self, input: paddle.Tensor) -> paddle.Tensor:
+        plain = self.weight is None or self.bias is None or len(self._normalized_shape) != 1
+        if plain or not paddle.in_dynamic_mode():
+            return super().forward(input)
+        return _LayerNorm.apply(input, self.weight, self.bias, self._epsilon)
+
+
+class CpuAttention(Attention):
+    """Attention by explicit products, heads moved by rows."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        more = self.qk_norm or self.rope is not None or self.rel_pos_bias is not None
+        if more or not paddle.in_dynamic_mode():
+            return super().forward(x)
+        heads, rate = self.num_heads, self.attn_drop_rate if self.training else 0.0
+        q, k, v = _SplitHeads.apply(self._qkv(x), heads)
+        scale = self.head_dim**-0.5 * (1.0 if self.q_factor is None else self.q_factor)
+        weights = F.softmax(paddle.matmul(q * scale, k, transpose_y=True), axis=-1)
+        if rate:
+            weights = F.dropout(weights, rate)
+        return self._out(_MergeHeads.apply(paddle.matmul(weights, v), heads))
+
+
+_FORMS: dict[type[nn.Layer], type[nn.Layer]] = {
+    nn.Linear: CpuLinear,
+    nn.LayerNorm: CpuLayerNorm,
+    Attention: CpuAttention,
+}
+
+
+class _Linear(PyLayer):
+    """x [..., C] · weight [C, D] + bias [D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+        rows = x.reshape([-1, weight.shape[0]])
+        ctx.save_for_backward(rows, weight)
+        ctx.shape, ctx.wanted = x.shape, [not tensor.stop_gradient for tensor in (x, weight, bias)]
+        return paddle.addmm(bias, rows, weight).reshape([*x.shape[:-1], weight.shape[1]])
+
+    @staticmethod
+    def backward(ctx: Any, dy: paddle.Tensor) -> Any:  # None where nothing is wanted, which Paddle's types omit
+        rows, weight = ctx.saved_tensor()
+        of_x, of_weight, of_bias = ctx.wanted
+        dy = dy.reshape([-1, weight.shape[1]])
+        return (
+            paddle.matmul(dy, weight, transpose_y=True).reshape(ctx.shape) if of_x else None,
+            paddle.matmul(rows, dy, transpose_x=True) if of_weight else None,
+            _sum_of_rows(dy) if of_bias else None,
+        )
+
+
+class _LayerNorm(PyLayer):
+    """(x - mean) · r · weight + bias over the last axis, where r = (variance + epsilon)^-1/2.
+
+    With n = (x - mean) · r and u = dy · weight, the gradient of x is r · (u - mean(u) - n · mean(u · n)). n is computed
+    again, and r follows from the covariance of n and x, variance · r = 1/r - epsilon · r, a quadratic equation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float
+    ) -> paddle.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon, ctx.wanted = epsilon, [not tensor.stop_gradient for tensor in (x, weight, bias)]
+        return F.layer_norm(x, [x.shape[-1]], weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, dy: paddle.Tensor) -> Any:  # None where nothing is wanted, which Paddle's types omit
+        x, weight = ctx.saved_tensor()
+        shape, width, epsilon = x.shape, x.shape[-1], ctx.epsilon
+        of_x, of_weight, of_bias = ctx.wanted
+        x, dy = x.reshape([-1, width]), dy.reshape([-1, width])
+        n = F.layer_norm(x, [width], None, None, epsilon)
+        dy_n = dy * n
+        dx = None
+        if of_x:
+            mean = _ones(width, 1) / width
+            covariance = paddle.matmul(n * x, mean) - paddle.matmul(n, mean) * paddle.matmul(x, mean)
+            r = 2.0 / (covariance + (covariance * covariance + 4.0 * epsilon).sqrt())
+            mean = mean * weight.unsqueeze(1)
+            dx = dy * weight
+            dx = dx.subtract_(n.multiply_(paddle.matmul(dy_n, mean)))
+            dx = dx.subtract_(paddle.matmul(dy, mean)).multiply_(r).reshape(shape)
+        return dx, _sum_of_rows(dy_n) if of_weight else None, _sum_of_rows(dy) if of_bias else None
+
+
+class _SplitHeads(PyLayer):
+    """Queries, keys and values side by side [B, N, 3 H D] → each of them [B H, N, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, ...]:
+        batch, tokens, width = qkv.shape
+        ctx.key, head = (batch, tokens, heads), width // 3 // heads
+        rows = paddle.gather(qkv.reshape([-1, head]), _split_order(*ctx.key)[0])
+        return tuple(rows.reshape([3, batch * heads, tokens, head]).unbind(0))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: paddle.Tensor) -> paddle.Tensor:
+        batch, tokens, _ = ctx.key
+        rows = paddle.concat(gradients).reshape([-1, gradients[0].shape[-1]])
+        return paddle.gather(rows, _split_order(*ctx.key)[1]).reshape([batch, tokens, -1])
+
+
+class _MergeHeads(PyLayer):
+    """Heads apart [B H, N, D] → side by side [B, N, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, mixed: paddle.Tensor, heads: int) -> paddle.Tensor:
+        rows, tokens, head = mixed.shape
+        ctx.key = (rows // heads, tokens, heads)
+        merged = paddle.gather(mixed.reshape([-1, head]), _merge_order(*ctx.key)[0])
+        return merged.reshape([rows // heads, tokens, heads, head])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
+        batch, tokens, heads = ctx.key
+        head = gradient.shape[-1]
+        rows = paddle.gather(gradient.reshape([-1, head]), _merge_order(*ctx.key)[1])
+        return rows.reshape([batch * heads, tokens, head])
+
+
+# what depends on shapes alone is kept; batches of a run have one or two
+
+
+@lru_cache(maxsize=64)
+def _ones(rows: int, columns: int) -> paddle.Tensor:
+    return paddle.ones([rows, columns])
+
+
+def _sum_of_rows(x: paddle.Tensor) -> paddle.Tensor:
+    return paddle.matmul(_ones(1, x.shape[0]), x).reshape([-1])
+
+
+def _order(places: np.ndarray) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The rows to take, and those that bring them back."""
+    order = places.reshape(-1)
+    return paddle.to_tensor(order), paddle.to_tensor(np.argsort(order))
+
+
+@lru_cache(maxsize=8)
+def _split_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+    rows = np.arange(batch * tokens * 3 * heads, dtype="int64").reshape(batch, tokens, 3, heads)
+    return _order(rows.transpose(2, 0, 3, 1))
+
+
+@lru_cache(maxsize=8)
+def _merge_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+    return _order(np.arange(batch * heads * tokens, dtype="int64").reshape(batch, heads, tokens).transpose(0, 2, 1))

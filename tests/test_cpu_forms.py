@@ -1,0 +1,223 @@
+"""Layers by other kernels on CPU: the same logits, gradients and training as the plain ones, to 1e-5."""
+
+import copy
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+
+from plsc import compat
+from plsc.config import load
+from plsc.engine import blocks
+from plsc.engine.assembly import assemble
+from plsc.engine.distributed import World
+from plsc.models import cpu_forms
+from plsc.models.layers import Attention
+from tests.helpers import tiny_digits
+from tests.test_model_parts import KINDS, build, images
+
+CLOSE = 1e-5  # of the largest value
+
+
+def results(model, *, training: bool = False) -> dict[str, np.ndarray]:
+    """Logits, and the gradients of images and parameters; None where there is no gradient."""
+    model.train() if training else model.eval()
+    paddle.seed(3)
+    x = images()
+    x.stop_gradient = False
+    logits = model(x)
+    (logits * paddle.to_tensor([1.0, -2.0, 3.0])).sum().backward()
+    gradients = {name: None if p.grad is None else p.grad.numpy() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.clear_gradient(False)  # None, not zeros
+    return {**gradients, "logits": logits.numpy(), "images": None if x.grad is None else x.grad.numpy()}
+
+
+def assert_close(quick: dict, plain: dict) -> None:
+    assert quick.keys() == plain.keys()
+    for name, expected in plain.items():
+        if expected is None:
+            assert quick[name] is None, name
+            continue
+        # what softmax does not see has a gradient of rounding errors alone
+        scale = max(np.abs(expected).max(), 1.0)
+        np.testing.assert_allclose(quick[name], expected, rtol=0, atol=CLOSE * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["plain", *KINDS])
+def test_logits_and_gradients_are_the_plain_ones(kind):
+    fields = KINDS.get(kind, {})
+    model = build(**fields)
+    plain = results(model)
+    assert cpu_forms.use(model) > 0
+    assert_close(results(model), plain)
+
+
+def test_dropout_draws_what_the_plain_form_draws():
+    model = build(drop_rate=0.2, attn_drop_rate=0.3, drop_path_rate=0.4)
+    plain, without = results(model, training=True), results(model)
+    assert np.abs(plain["logits"] - without["logits"]).max() > 0.1
+    cpu_forms.use(model)
+    assert_close(results(model, training=True), plain)
+
+
+def test_frozen_parameters_get_no_gradient_and_change_no_other():
+    """Held against the same model with nothing frozen: Paddle's own backward of a layer norm whose weight is frozen
+    leaves that weight out of the gradient of its input."""
+    model = build()
+    everything = results(model)
+    cpu_forms.use(model)
+    for endings in (("norm1.bias", "proj.weight"), ("norm2.weight", "fc1.bias", "head.weight"), ("cls_token",)):
+        for name, parameter in model.named_parameters():
+            parameter.stop_gradient = not name.endswith(endings)
+        trained = {name: v for name, v in everything.items() if name.endswith((*endings, "logits", "images"))}
+        quick = results(model)
+        assert_close(quick, dict.fromkeys(quick) | trained)
+
+
+def test_a_frozen_backbone_is_passed_without_gradients():
+    model = build()
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = not name.startswith("head.")
+    cpu_forms.use(model)
+    with paddle.no_grad():
+        expected = model(images()).numpy()
+    logits = model(images())
+    logits.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["head.weight", "head.bias"]
+    np.testing.assert_array_equal(logits.numpy(), expected)
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(0.0, 1.0), (30.0, 1.0), (0.0, 1e-3), (-5.0, 0.02), (2.0, 0.0)])
+def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, spread):
+    """Held against float64, beside Paddle's own backward in float32."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(centre, spread, (7, 48)).astype("float32"), rng.normal(size=(7, 48)).astype("float32")
+    layer = nn.LayerNorm(48, epsilon=1e-6)
+    layer.weight.set_value(rng.normal(size=48).astype("float32"))
+
+    def gradient(run, values):
+        tensor = paddle.to_tensor(values, stop_gradient=False)
+        run(tensor).backward(paddle.to_tensor(dy, dtype=tensor.dtype))
+        return tensor.grad.numpy()
+
+    plain = gradient(layer, x)
+    weight = layer.weight.numpy().astype("float64")
+    centred = x.astype("float64") - x.astype("float64").mean(1, keepdims=True)
+    r = ((centred**2).mean(1, keepdims=True) + 1e-6) ** -0.5
+    n, u = centred * r, dy * weight
+    exact = r * (u - u.mean(1, keepdims=True) - n * (u * n).mean(1, keepdims=True))
+    cpu_forms.use(layer)
+    quick = gradient(layer, x)
+    scale = np.abs(exact).max()
+    error, plain_error = np.abs(quick - exact).max() / scale, np.abs(plain - exact).max() / scale
+    assert error < max(2e-6, 3 * plain_error), (error, plain_error)
+
+
+def test_layers_of_other_kinds_and_graphs_are_left_as_they_are():
+    class OwnLinear(nn.Linear):
+        pass
+
+    model = nn.Sequential(OwnLinear(4, 4), nn.Linear(4, 4, bias_attr=False), nn.LayerNorm([3, 4]), nn.Conv2D(1, 1, 1))
+    x = paddle.to_tensor(np.random.default_rng(1).normal(size=(2, 3, 4)).astype("float32"))
+    expected = model[2](model[1](model[0](x))).numpy()
+    assert cpu_forms.use(model) == 2
+    assert type(model[0]) is OwnLinear and type(model[3]) is nn.Conv2D
+    np.testing.assert_array_equal(model[2](model[1](model[0](x))).numpy(), expected)
+
+    plain, quick = build(), build()
+    cpu_forms.use(quick)
+    compat.to_static(quick)
+    np.testing.assert_allclose(quick(images()).numpy(), plain(images()).numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_copy_computes_with_its_own_weights():
+    model = build()
+    cpu_forms.use(model)
+    before = model(images()).numpy()
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    np.testing.assert_array_equal(model(images()).numpy(), before)
+    assert not twin(images()).numpy().any()
+
+
+def test_recomputed_blocks_have_the_same_gradients():
+    model = build()
+    plain = results(model, training=True)
+    cpu_forms.use(model)
+    blocks.recompute_blocks(model, interval=1, names=(), on_cpu=True)
+    assert_close(results(model, training=True), plain)
+
+
+def test_gradients_add_up_over_two_backwards():
+    model = build()
+    cpu_forms.use(model)
+    once = results(model)
+    for _ in range(2):
+        model(images()).multiply(paddle.to_tensor([1.0, -2.0, 3.0])).sum().backward()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.grad.numpy(), 2 * once[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_attention_of_other_batch_sizes_and_lengths_uses_no_stale_order():
+    attention = Attention(build().spec)
+    rng = np.random.default_rng(2)
+    inputs = [paddle.to_tensor(rng.normal(size=(b, n, 32)).astype("float32")) for b, n in [(2, 7), (3, 7), (2, 5)]]
+    expected = [attention(x).numpy() for x in inputs]
+    cpu_forms.use(attention)
+    for x, y in zip(inputs * 2, expected * 2, strict=True):
+        np.testing.assert_allclose(attention(x).numpy(), y, rtol=0, atol=1e-6)
+
+
+def test_bias_gradient_is_the_sum_over_all_leading_axes():
+    layer = nn.Linear(3, 2)
+    cpu_forms.use(layer)
+    for shape in ([5, 3], [2, 4, 3], [2, 2, 2, 3]):
+        layer.clear_gradients()
+        F.linear(layer(paddle.ones(shape)), paddle.ones([2, 1])).sum().backward()
+        np.testing.assert_allclose(layer.bias.grad.numpy(), np.full(2, np.prod(shape[:-1])), rtol=1e-6)
+
+
+# -- in training --------------------------------------------------------------------------
+
+
+def trainer(folder, **settings):
+    tree = tiny_digits()
+    tree["Model"] |= {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
+    tree["Global"] |= {"output_dir": str(folder), "accum_steps": 2, **settings}
+    return assemble(load(tree), World())
+
+
+def updates(made, count: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each."""
+    made.model.train()
+    batches = made.feed.loader.run(made.sampler.batches(0))
+    figures = []
+    for _ in range(count):
+        norm = made.advance(batches)
+        figures.append((made.mean_loss.compute()["loss"], float(norm)))
+        made.mean_loss.reset()
+    made.feed.loader.close()
+    return figures
+
+
+def forms(made) -> set[str]:
+    return {type(layer).__name__ for layer in made.model.sublayers() if type(layer).__module__ == cpu_forms.__name__}
+
+
+def test_training_on_cpu_takes_them_by_itself_and_learns_the_same(tmp_path):
+    quick, plain = trainer(tmp_path / "quick"), trainer(tmp_path / "plain", cpu_forms=False)
+    assert forms(quick) == {"CpuAttention", "CpuLayerNorm", "CpuLinear"} and not forms(plain)
+    np.testing.assert_allclose(updates(quick, 5), updates(plain, 5), rtol=1e-5)
+    for name, weight in plain.model.state_dict().items():
+        np.testing.assert_allclose(quick.model.state_dict()[name].numpy(), weight.numpy(), atol=1e-5, err_msg=name)
+
+
+def test_compiled_blocks_and_other_devices_keep_the_plain_layers(tmp_path):
+    assert not forms(trainer(tmp_path / "run", to_static=True))
+    tree = tiny_digits()
+    tree["Global"]["output_dir"] = str(tmp_path / "other")
+    assert not forms(assemble(load(tree), World(device="npu")))
