@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from plsc.data.sampler import Draw as Draw
     from plsc.data.sampler import Sampler as Sampler
     from plsc.data.transforms.base import Transform as Transform
+    from plsc.doctor import Diagnosis as Diagnosis
+    from plsc.doctor import diagnose as diagnose
     from plsc.engine.callbacks import Callback as Callback
     from plsc.engine.evaluation import Evaluation as Evaluation
     from plsc.engine.evaluation import evaluate as evaluate
@@ -102,6 +104,7 @@ _DEFINED_IN = {
     "report": "plsc.reporting.reporter:report",
     "sweep": "plsc.sweeps.sweeper:sweep",
     "plan": "plsc.planning.planner:plan",
+    "diagnose": "plsc.doctor.diagnosis:diagnose",
     # models
     "create_model": "plsc.loading:create_model",
     "list_models": "plsc.models:list_models",
@@ -132,6 +135,7 @@ _DEFINED_IN = {
     "Standing": "plsc.sweeps.sweeper:Standing",
     "Plan": "plsc.planning.planner:Plan",
     "Memory": "plsc.planning.memory:Memory",
+    "Diagnosis": "plsc.doctor.diagnosis:Diagnosis",
     "Callback": "plsc.engine.callbacks:Callback",
     "Sample": "plsc.data.datasets.base:Sample",
     "Draw": "plsc.data.sampler:Draw",

@@ -48,6 +48,7 @@ ALLOWED = {
     | {"api", "build", "model_card", "loading", "predictor", "runs"},  # evaluation reads recipes and runs exports
     "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine"},
+    "doctor": SHARED | {"api", "config", "data", "engine", "models", "planning", "runs"},
     "training": SHARED | {"config", "engine", "visualize"},
     "runs": SHARED | {"config"},
     "reporting": SHARED | ROOMS | {"api", "build", "loading", "predictor", "runs", "visualize"},

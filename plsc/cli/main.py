@@ -26,6 +26,7 @@ COMMANDS = {
     "data": "prepare, check or show a data set",
     "visualize": "draw attention, embeddings, filters, patches and curves",
     "plan": "say what a run costs before it is run",
+    "doctor": "look for what is wrong with this machine or cluster",
     "sweep": "run a recipe with many settings and seeds, and rank them",
     "compare": "put runs side by side",
     "report": "write runs as one page of HTML",

@@ -1,0 +1,162 @@
+"""What a check is: one measurement, with what is expected and what to do where it is not so."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plsc.doctor.meetings import Meetings
+    from plsc.engine.distributed import World
+    from plsc.engine.trainer import Trainer
+
+Half = Literal["float16", "bfloat16"]
+Verdict = Literal["pass", "warn", "fail", "skip"]
+BY_WEIGHT: tuple[Verdict, ...] = ("fail", "warn", "pass", "skip")
+
+_STRAGGLER = 0.7  # of the median of all processes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check makes of one process.
+
+    Attributes:
+        verdict: pass, warn, fail or skip. measured, expected, remedy: for the reader; measured has a skip's reason.
+        figure: a rate, more is better, so that slow processes can be named; None without one.
+        data: what JSON can hold, for `compare` and for programs.
+    """
+
+    verdict: Verdict
+    measured: str
+    expected: str = ""
+    remedy: str = ""
+    figure: float | None = None
+    data: Any = None
+
+
+@dataclass
+class Site:
+    """Where checks are done, and what earlier ones have measured for later ones.
+
+    Attributes:
+        device: Paddle's name of it; as it was asked for until the check "device" has passed.
+        run_directory: where a run would write. model, batch_size: of the training step; batch_size None: by speed.
+        world: the processes; None until they have joined. meetings: what they exchange outside collectives.
+        half: the first half-precision type whose kernels are right; None without one.
+        tflops: measured rate of matrix products. bytes_per_second: measured rate of all_reduce.
+        shared: whether all processes see the run directory.
+        trainer, batches: of the training step. images_per_second: of this process, its input aside.
+        scratch: a folder in the run directory for the time of the checks.
+        stuck: whether a thread still waits for a check that hangs.
+    """
+
+    device: str
+    run_directory: Path
+    model: str
+    batch_size: int | None = None
+    world: "World | None" = None
+    meetings: "Meetings | None" = None
+    half: Half | None = None
+    tflops: float | None = None
+    bytes_per_second: float | None = None
+    shared: bool = False
+    trainer: "Trainer | None" = None
+    images_per_second: float | None = None
+    batches: "Iterator[dict[str, np.ndarray]] | None" = None
+    scratch: Path | None = None
+    stuck: bool = False
+
+    def anywhere(self, what: str, here: bool) -> bool:
+        """Whether something is so on any process, as all of them answer together."""
+        return here if self.meetings is None else self.meetings.any(what, here, 10.0)
+
+    @property
+    def size(self) -> int:
+        return 1 if self.world is None else self.world.size
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.world is None else self.world.rank
+
+
+Compare = Callable[[Mapping[int, Finding]], Finding]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table.
+
+    Attributes:
+        run: makes the finding of this process. compare: the findings of all, by rank → that of the row.
+        seconds: after which it counts as hung. alone: it needs neither the device nor other processes.
+    """
+
+    name: str
+    run: Callable[[Site], Finding]
+    compare: Compare
+    seconds: float
+    alone: bool
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def worst(findings: Mapping[int, Finding]) -> Finding:
+    """The heaviest verdict, of the slowest process where there are figures; a process much slower is warned of."""
+    verdict = next(v for v in BY_WEIGHT if any(f.verdict == v for f in findings.values()))
+    ranks = [rank for rank, f in findings.items() if f.verdict == verdict]
+    figures = {rank: f.figure for rank in ranks if (f := findings[rank]).figure is not None}
+    chosen = min(figures, key=lambda rank: figures[rank] or 0.0) if figures else ranks[0]
+    finding = findings[chosen]
+    if len(figures) > 1:
+        median = statistics.median(value for value in figures.values() if value is not None)
+        if verdict == "pass" and (finding.figure or 0.0) < _STRAGGLER * median:
+            remedy = (
+                f"process {chosen} is much slower than the others: look at its temperature, clock and other programs"
+            )
+            finding = dataclasses.replace(finding, verdict="warn", remedy=remedy)
+        return dataclasses.replace(finding, measured=f"{finding.measured} (process {chosen}, the slowest)")
+    working = [rank for rank, f in findings.items() if f.verdict != "skip"]
+    if len(ranks) < len(working):
+        which = f"process {chosen}" if len(ranks) == 1 else f"process {chosen} and {len(ranks) - 1} more"
+        return dataclasses.replace(finding, measured=f"{finding.measured} ({which})")
+    return finding
+
+
+def check(
+    name: str, *, seconds: float, alone: bool = False, compare: Compare = worst
+) -> Callable[[Callable[[Site], Finding]], Check]:
+    """Decorator that adds a check to `plsc doctor`; all processes call it at the same time.
+
+    Args:
+        name: the row's. seconds: after which it counts as hung, and what needs the device is not tried any more.
+        alone: it needs neither the device nor other processes. compare: the findings by rank, where no process failed,
+            → that of the row.
+
+    Example:
+        @plsc.doctor.check("license server", seconds=5, alone=True)
+        def license_server(site):
+            return Finding("pass", "answers") if answers() else Finding("fail", "silent", remedy="start it")
+    """
+
+    def add(run: Callable[[Site], Finding]) -> Check:
+        CHECKS[name] = Check(name, run, compare, seconds, alone)
+        return CHECKS[name]
+
+    return add
+
+
+def skip(reason: str) -> Finding:
+    return Finding("skip", reason)
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error's text, often Paddle's stack, that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "(at " not in line]
+    telling = [line for line in lines if "Error:" in line or "not registered" in line]
+    return f"{type(error).__name__}: {(telling or lines or ['without a text'])[0]}"[:300]

@@ -1,0 +1,284 @@
+"""plsc.diagnose: every check in turn, each within its time, on all processes; one table of them."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import queue
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+import plsc
+from plsc import environment
+from plsc.doctor import communication, hardware, software, training
+from plsc.doctor.checks import BY_WEIGHT, CHECKS, Check, Finding, Site, Verdict, reason, skip, worst
+from plsc.models import spec_of
+from plsc.runs.tables import text_table
+
+# what comes later uses what came before; checks of others follow
+_ORDER = (
+    software.versions,
+    hardware.device,
+    hardware.shared_memory,
+    training.disk,
+    hardware.float32,
+    hardware.float16,
+    hardware.bfloat16,
+    hardware.flash_attention,
+    communication.processes,
+    communication.clocks,
+    communication.barrier,
+    communication.broadcast,
+    communication.all_reduce,
+    communication.all_gather,
+    training.shared_directory,
+    hardware.matrix_rate,
+    communication.all_reduce_rate,
+    communication.pairs,
+    training.training_step,
+    training.input_rate,
+    training.gradient_reduction,
+)
+_NEEDED = (hardware.device.name, communication.processes.name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check of all processes.
+
+    Attributes:
+        name: of the check. verdict: pass, warn, fail or skip. measured, expected, remedy: for the reader.
+        seconds: that it took on the first process. figures: of the processes that have one, by rank. data: the first
+            process's, or what was made of all.
+    """
+
+    name: str
+    verdict: Verdict
+    measured: str
+    expected: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    figures: Mapping[int, float] = field(default_factory=dict)
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `plsc doctor` found.
+
+    Attributes:
+        device, processes: what was looked at. seconds: that it took. rows: of the table.
+    """
+
+    device: str
+    processes: int
+    seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The heaviest of all rows."""
+        return next(v for v in BY_WEIGHT if any(row.verdict == v for row in self.rows))
+
+    def row(self, name: str) -> Row:
+        """The row of a check. Raises KeyError where there is none."""
+        return {row.name: row for row in self.rows}[name]
+
+    def text(self) -> str:
+        """The table, and below it what to do."""
+        cells = [(row.verdict.upper(), row.name, row.measured) for row in self.rows]
+        parts = [text_table([("", "check", "measured"), *cells], left=[True] * 3)]
+        todo = [row for row in self.rows if row.verdict in ("fail", "warn")]
+        parts += ["\nwhat to do:\n"] if todo else ["\n"]
+        parts += [f"  {row.name}: {row.remedy}{row.expected and f' (expected: {row.expected})'}\n" for row in todo]
+        counts = ", ".join(
+            f"{sum(row.verdict == v for row in self.rows)} {v}" for v in ("pass", "warn", "fail", "skip")
+        )
+        return f"{''.join(parts)}{self.processes} x {self.device}: {counts} in {self.seconds:.0f} s\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"plsc": plsc.__version__, "verdict": self.verdict, **dataclasses.asdict(self)}
+
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> "Diagnosis":
+        """What `to_dict` has made, as read from JSON."""
+        rows = [
+            Row(**{**row, "figures": {int(rank): value for rank, value in row["figures"].items()}})
+            for row in content["rows"]
+        ]
+        return cls(content["device"], content["processes"], content["seconds"], tuple(rows))
+
+
+class _Worker:
+    """A thread that makes calls one after the other; a call that does not end is left to itself, with the thread."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[concurrent.futures.Future, Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="plsc-doctor", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def call(self, function: Callable[[], Any], seconds: float) -> concurrent.futures.Future | None:
+        """The done call, or None where it is not within `seconds`."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        self._calls.put((future, function))
+        done, _ = concurrent.futures.wait([future], timeout=seconds)
+        return future if done else None
+
+
+def diagnose(
+    *,
+    device: str = "auto",
+    run_directory: str | Path = "output",
+    model: str = "ViT_base_patch16_224",
+    batch_size: int | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Diagnosis:
+    """Look at this machine, or with paddle.distributed.launch at all machines of a run, in about a minute.
+
+    Every process calls it alike and gets the same answer. Each check has a time after which it counts as hung; a
+    collective that hangs is reported, and leaves a thread that waits for it.
+
+    Args:
+        device: cpu, gpu, …; auto takes a GPU where there is one.
+        run_directory: where runs are to write; a folder in it is used meanwhile.
+        model: one of plsc.list_models, of the training step. batch_size: images a process; by default by speed.
+        progress: called with the name of each check before it begins.
+
+    Raises:
+        ConfigError: there is no such model, or it is not one of plsc's own.
+
+    Example:
+        >>> diagnosis = plsc.diagnose(device="cpu", model="ViT_tiny_patch16_224")
+        >>> print(diagnosis.text())
+    """
+    spec_of(model)
+    began = time.monotonic()
+    site = Site(device, Path(run_directory).expanduser(), model, batch_size)
+    existed = site.run_directory.is_dir()
+    before = paddle.get_device()
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        for name, finding, seconds in _results(site, progress):
+            results[name] = {**dataclasses.asdict(finding), "seconds": round(seconds, 2)}
+    finally:
+        with contextlib.suppress(OSError):
+            _leave(site, existed)
+        if not site.stuck:
+            paddle.set_device(before)
+    return _agreed(site, results, time.monotonic() - began)
+
+
+def _checks() -> tuple[Check, ...]:
+    names = dict.fromkeys([*(check.name for check in _ORDER), *CHECKS])
+    return tuple(CHECKS[name] for name in names)
+
+
+def _results(site: Site, progress: Callable[[str], None]) -> Iterator[tuple[str, Finding, float]]:
+    """(name, finding, seconds) of every check on this process."""
+    worker, why_not = _Worker(), ""
+    for check in _checks():
+        if not check.alone:
+            if not why_not and site.meetings is not None:
+                why_not = site.meetings.meet(check.name, communication.WAIT_SECONDS) or ""
+            if why_not:
+                yield check.name, skip(f"not tried: {why_not}"), 0.0
+                continue
+        progress(check.name)
+        began = time.monotonic()
+        done = worker.call(functools.partial(check.run, site), check.seconds)
+        finding = _hung(check) if done is None else _finding(done)
+        yield check.name, finding, time.monotonic() - began
+        if done is None:
+            worker = _Worker()
+            site.stuck = True
+        if finding.verdict == "fail" and (check.name in _NEEDED or (done is None and not check.alone)):
+            why_not = f"{check.name} failed"
+            if site.meetings is not None:
+                site.meetings.give_up()
+
+
+def _hung(check: Check) -> Finding:
+    remedy = "py-spy dump of the process says on what it waits"
+    if not check.alone:
+        remedy = f"a process, the network or the device does not answer: look at the logs of all processes; {remedy}"
+    return Finding("fail", f"hangs: not done after {check.seconds:.0f} s", "an end", remedy)
+
+
+def _finding(done: concurrent.futures.Future) -> Finding:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    trace = "".join(traceback.format_exception(error))
+    return Finding("fail", reason(error), "no error", "the whole error is in --json", data={"traceback": trace})
+
+
+def _leave(site: Site, existed: bool) -> None:
+    """Stop what was started, and take away what was written."""
+    if site.trainer is not None:
+        site.trainer.feed.loader.close()
+        site.trainer = site.batches = None
+    if environment.rank() == 0:
+        if site.scratch is not None:
+            shutil.rmtree(site.scratch)
+        if not existed and site.run_directory.is_dir() and not any(site.run_directory.iterdir()):
+            site.run_directory.rmdir()
+
+
+def _agreed(site: Site, results: dict[str, dict[str, Any]], seconds: float) -> Diagnosis:
+    """The diagnosis of all processes, which the first one makes, on each."""
+    meetings, world = site.meetings, site.world
+    if meetings is None or world is None:
+        return _merged(site, {environment.rank(): results}, seconds)
+    meetings.send("results", results)
+    if world.is_first:
+        everyone = meetings.receive("results", range(world.size), communication.WAIT_SECONDS)
+        diagnosis = _merged(site, everyone, seconds)
+        meetings.send("diagnosis", diagnosis.to_dict())
+    else:
+        answer = meetings.receive("diagnosis", range(1), 2 * communication.WAIT_SECONDS)
+        diagnosis = Diagnosis.of_dict(answer[0]) if answer else _merged(site, {world.rank: results}, seconds)
+    world.leave()
+    return diagnosis
+
+
+def _merged(site: Site, everyone: Mapping[int, Mapping[str, Any]], seconds: float) -> Diagnosis:
+    rows = []
+    for check in _checks():
+        results = {rank: dict(of_rank[check.name]) for rank, of_rank in everyone.items()}
+        taken = {rank: result.pop("seconds") for rank, result in results.items()}
+        findings = {rank: Finding(**result) for rank, result in results.items()}
+        failed = any(finding.verdict == "fail" for finding in findings.values())
+        finding = worst(findings) if failed else check.compare(findings)
+        rows.append(
+            Row(
+                name=check.name,
+                verdict=finding.verdict,
+                measured=finding.measured,
+                expected=finding.expected,
+                remedy=finding.remedy,
+                seconds=taken[min(taken)],
+                figures={rank: f.figure for rank, f in findings.items() if f.figure is not None},
+                data=finding.data,
+            )
+        )
+    missing = sorted(set(range(site.size)) - set(everyone)) if site.meetings is not None else []
+    if missing:
+        text = f"no answer of {', '.join(map(str, missing))} of {site.size}"
+        rows.append(Row("answers", "fail", text, "all processes answer", "look at their logs"))
+    return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows))

@@ -1,0 +1,263 @@
+"""A training step as runs do it, and what it asks of processors, disk and network."""
+
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import paddle
+
+from plsc import environment
+from plsc.api import load_config
+from plsc.data.sampler import Draw
+from plsc.doctor.checks import Finding, Site, check, skip
+from plsc.engine import run_directory
+from plsc.engine.assembly import assemble
+from plsc.engine.utilisation import device_peak, full_speed, training_flops
+from plsc.errors import ConfigError
+from plsc.models import parameter_count, spec_of
+
+log = logging.getLogger("plsc")
+
+_BLOCK, _MOST_BLOCKS, _DISK_SECONDS = 2**24, 16, 6.0
+_CHECKPOINT_SECONDS, _VERY_LONG_SECONDS = 60.0, 600.0
+_PICTURES, _CLASSES = 32, 1000
+_LARGEST_BATCH, _STEP_SECONDS, _ASSUMED_SHARE = 128, 0.5, 0.4  # of the rate of products
+_STEPS, _UNTIMED = 3, 2
+_LOW_SHARE = {"data sheet": 0.25, "matrix rate above": 0.2}
+_MOST_INPUT, _MOST_REDUCTION = 0.1, 0.15  # of a step
+_DECODING_SECONDS = 0.5
+
+
+@check("run directory", seconds=60)
+def shared_directory(site: Site) -> Finding:
+    """Whether all processes see what the first one writes there."""
+    assert site.world is not None
+    site.run_directory.mkdir(parents=True, exist_ok=True)
+    expected = "all processes see the same files"
+    problem: ConfigError | None = None
+    try:
+        run_directory.check_shared(site.run_directory, site.world)
+    except ConfigError as error:
+        problem = error
+    site.shared = not site.anywhere("not shared", problem is not None)
+    if problem is not None:
+        remedy = "give a folder on a file system of all nodes, by the same path, as Global.output_dir must be"
+        return Finding("fail", str(problem).splitlines()[0], expected, remedy)
+    return Finding("pass", f"{site.run_directory.resolve()} can be written", expected)
+
+
+@check("disk", seconds=60, alone=True)
+def disk(site: Site) -> Finding:
+    """The first process writes checkpoints: as fast as it can sync files."""
+    if environment.rank() != 0:
+        return skip("the first process writes checkpoints")
+    size = 12 * parameter_count(spec_of(site.model))  # weights and two moments of AdamW, in float32
+    site.run_directory.mkdir(parents=True, exist_ok=True)
+    path = site.run_directory / f".doctor-{uuid.uuid4().hex}"
+    try:
+        rate = _write_rate(path)
+    finally:
+        path.unlink(missing_ok=True)
+    free = shutil.disk_usage(site.run_directory).free
+    seconds = size / rate
+    shown = f"{rate / 1e6:,.0f} MB/s: {size / 1e9:.2f} GB of {site.model} in {seconds:.1f} s; {free / 1e9:,.0f} GB free"
+    expected = f"a checkpoint in {_CHECKPOINT_SECONDS:.0f} s, room for three"
+    if free < 3 * size:
+        return Finding("fail", shown, expected, "make room, or choose another run directory")
+    if seconds > _CHECKPOINT_SECONDS:
+        remedy = "choose a faster file system, or save less often (Global.save_interval): the next save waits for it"
+        return Finding("fail" if seconds > _VERY_LONG_SECONDS else "warn", shown, expected, remedy)
+    return Finding("pass", shown, expected)
+
+
+def _write_rate(path: Path) -> float:
+    """Bytes a second that reach the disk."""
+    block = np.random.default_rng(0).bytes(_BLOCK)
+    began, written = time.perf_counter(), 0
+    with open(path, "wb") as file:
+        while written < _MOST_BLOCKS * _BLOCK and time.perf_counter() - began < _DISK_SECONDS:
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            written += _BLOCK
+    return written / (time.perf_counter() - began)
+
+
+# -- the step ---------------------------------------------------------------------------------------
+
+
+def recipe(site: Site, folder: Path, batch_size: int) -> dict[str, Any]:
+    """A run on the pictures of `folder`, as the shipped recipes train."""
+    size = getattr(spec_of(site.model), "img_size", 224)
+    transforms = [
+        {"DecodeImage": {"to_rgb": True, "channel_first": False}},
+        {"RandCropImage": {"size": size}},
+        {"RandFlipImage": {"flip_code": 1}},
+        {"NormalizeImage": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+        {"ToCHWImage": None},
+    ]
+    tree: dict[str, Any] = {
+        "Global": {
+            "device": site.device.split(":")[0],
+            "max_train_step": 1000,
+            "output_dir": str(folder / "run"),
+            "eval_during_train": False,
+            "save_interval": 0,
+        },
+        "Model": {"name": site.model, "class_num": _CLASSES},
+        "Loss": {"Train": [{"CELoss": {}}]},
+        "LRScheduler": {"name": "Constant", "learning_rate": 1e-4},
+        "Optimizer": {"name": "AdamW", "weight_decay": 0.05, "grad_clip": {"clip_norm": 1.0}},
+        "DataLoader": {
+            "Train": {
+                "dataset": {"name": "ImageFolder", "root": str(folder / "pictures"), "transform_ops": transforms},
+                "sampler": {"batch_size": batch_size, "shuffle": True, "drop_last": False},
+            }
+        },
+    }
+    if site.half:
+        tree["FP16"] = {"level": "O2", "dtype": site.half}
+    return tree
+
+
+def write_pictures(folder: Path) -> int:
+    """JPEGs of 500 x 375 pixels, about as large as ImageNet's; returns the bytes of one."""
+    rng, size = np.random.default_rng(0), 0
+    (folder / "one").mkdir(parents=True)
+    for k in range(_PICTURES):
+        coarse = cv2.resize(rng.uniform(0, 255, (24, 32, 3)), (500, 375), interpolation=cv2.INTER_CUBIC)
+        pixels = np.clip(coarse + rng.normal(0, 14, coarse.shape), 0, 255).astype("uint8")
+        _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        (folder / "one" / f"{k:02d}.jpg").write_bytes(encoded.tobytes())
+        size += len(encoded)
+    return size // _PICTURES
+
+
+def _batch_size(site: Site) -> int:
+    """Images of a process's step that takes about _STEP_SECONDS: a power of two."""
+    cost = training_flops(spec_of(site.model)) or math.inf
+    images = (site.tflops or 0.0) * 1e12 * _ASSUMED_SHARE * _STEP_SECONDS / cost
+    return min(_LARGEST_BATCH, 1 << max(0, int(images).bit_length() - 1))
+
+
+@check("training step", seconds=180)
+def training_step(site: Site) -> Finding:
+    """Updates from pictures on the disk, by the engine's own trainer."""
+    world = site.world
+    assert world is not None
+    if not site.shared:
+        return skip("the processes do not share the run directory")
+    batch_size, name = world.broadcast((site.batch_size or _batch_size(site), f".doctor-{uuid.uuid4().hex}"))
+    site.scratch = site.run_directory / name
+    with world.first_only() as mine:
+        if mine:
+            write_pictures(site.scratch / "pictures")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what is warned of a real run's data
+    try:
+        trainer = assemble(load_config(recipe(site, site.scratch, batch_size)), world)
+    finally:
+        log.setLevel(level)
+    site.trainer = trainer
+    trainer.model.train()
+    site.batches = batches = trainer.feed.loader.run(trainer.sampler.batches(0))
+    for _ in range(_UNTIMED):
+        trainer.advance(batches).item()
+    trainer.meter.read()
+    for _ in range(_STEPS):
+        trainer.advance(batches).item()
+    record = trainer.meter.read()
+    of_one = record["images_per_second"] / world.size
+    site.images_per_second = of_one / max(1e-9, 1.0 - record["data_time_fraction"])
+    shown = f"{of_one:.3g} images/s a process, batches of {batch_size} in {trainer.precision}"
+    peak, source = device_peak(site.device, half=trainer.precision.active), "data sheet"
+    if peak is None:
+        peak, source = site.tflops, "matrix rate above"
+    fastest = full_speed(trainer.model.spec, trained=1.0, tflops=peak, devices=1)
+    data = {**record, "batch_size": batch_size, "images_per_second_without_input": site.images_per_second}
+    if fastest is None:
+        return Finding("pass", shown, data=data)
+    share, low = site.images_per_second / fastest, _LOW_SHARE[source]
+    shown += f"; without input {100 * share:.0f} % of the {source}"
+    expected = f"{site.model}: at least {100 * low:.0f} % of the {source}"
+    if share < low:
+        remedy = "look at the rows above: flash attention, kernels, matrix rate; profile with plsc train -p"
+        return Finding("warn", shown, expected, remedy, data=data)
+    return Finding("pass", shown, expected, data=data)
+
+
+@check("input", seconds=60)
+def input_rate(site: Site) -> Finding:
+    """Whether the cores of a process decode as many pictures as its device learns from."""
+    trainer = site.trainer
+    if trainer is None or site.images_per_second is None:
+        return skip("there was no training step")
+    loader = trainer.feed.loader
+    rate = decoding_rate(trainer)
+    cores = environment.available_cores() / environment.local_size()
+    needed = site.images_per_second / rate
+    shown = f"one core prepares {rate:,.0f} pictures/s, the device asks for {needed:.2g} of {cores:g} cores"
+    shown += f" ({loader.num_workers} workers)"
+    expected = "fewer cores than a process has"
+    if needed <= 0.8 * cores:
+        return Finding("pass", shown, expected, figure=rate)
+    remedy = "more cores a device, smaller pictures on disk, or shards; docs/data.md has what each costs"
+    return Finding("warn", shown, expected, remedy, rate)
+
+
+def decoding_rate(trainer: Any) -> float:
+    """Pictures a second that this thread reads, decodes, crops and flips."""
+    fetcher = trainer.feed.loader.fetcher
+    row = {name: np.empty((1, *field.shape), field.dtype) for name, field in fetcher.fields().items()}
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < _DECODING_SECONDS:
+        fetcher.store(row, 0, Draw(0, count % len(trainer.feed.data)))
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+@check("gradient reduction", seconds=120)
+def gradient_reduction(site: Site) -> Finding:
+    """What averaging gradients adds to backward, with which it overlaps."""
+    trainer = site.trainer
+    if site.size == 1:
+        return skip("there is one process")
+    missing = site.anywhere("no trainer", trainer is None)
+    if missing or trainer is None or site.batches is None or site.bytes_per_second is None:
+        return skip("there was no training step")
+    batch = trainer.feed.input(next(site.batches))
+    trainer.accumulation.count = 2  # the first micro-batch's gradients stay here, the second's are averaged
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(_STEPS):
+        for i, taken in times.items():
+            began = time.perf_counter()
+            with trainer.accumulation.micro_batch(i):
+                loss = trainer.task(trainer.forward, batch).mean_loss()
+                trainer.accumulation.backward(i, trainer.precision.scale(loss))
+            loss.item()  # which waits for the device, as the next line for the gradients
+            paddle.add_n([p.grad.flatten()[0] for _, p in trainer.optimizer.named if p.grad is not None]).item()
+            taken.append(time.perf_counter() - began)
+            trainer.optimizer.clear_gradients()
+    alone, averaged = (min(taken) for taken in times.values())
+    size = sum(parameter.element_size() * parameter.size for _, parameter in trainer.optimizer.named)
+    by_itself = size / site.bytes_per_second
+    added = max(0.0, averaged - alone)
+    hidden = max(0.0, 1.0 - added / by_itself)
+    share = added / averaged
+    shown = (
+        f"{size / 1e6:,.0f} MB take {1e3 * by_itself:,.0f} ms by themselves and add {1e3 * added:,.0f} ms to "
+        f"{1e3 * alone:,.0f} ms of forward and backward: {100 * hidden:.0f} % overlap"
+    )
+    data = {"bytes": size, "seconds_alone": alone, "seconds_averaged": averaged, "overlap": hidden}
+    expected = f"adds at most {100 * _MOST_REDUCTION:.0f} %"
+    if share <= _MOST_REDUCTION:
+        return Finding("pass", shown, expected, data=data)
+    remedy = "larger local batches or Global.accum_steps; look at the rows pairs and all_reduce rate"
+    return Finding("warn", shown, expected, remedy, data=data)

@@ -1,0 +1,383 @@
+"""plsc doctor: a healthy machine passes, and each fault put into it is reported with its remedy."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+import plsc
+from plsc.cli import main
+from plsc.doctor import Finding, Site, checks, communication, diagnosis, hardware, software, training
+from tests.helpers import CHECKOUT, clean_environment
+
+TINY = "ViT_tiny_patch16_224"
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site("cpu", tmp_path / "runs", TINY)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Checks that a test adds are gone after it."""
+    monkeypatch.setattr(checks, "CHECKS", checks.CHECKS)
+    kept = dict(checks.CHECKS)
+    yield checks.CHECKS
+    checks.CHECKS.clear()
+    checks.CHECKS.update(kept)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """The training step's model has one block."""
+    made = training.recipe
+
+    def recipe(*arguments):
+        tree = made(*arguments)
+        tree["Model"] |= {"depth": 1, "embed_dim": 48, "num_heads": 3}
+        return tree
+
+    monkeypatch.setattr(training, "recipe", recipe)
+
+
+# -- the whole ----------------------------------------------------------------------------------
+
+
+def test_one_process(tmp_path, shallow, capsys, process_state):
+    """Nothing fails here, every row has what it measured, and nothing stays on the disk."""
+    folder = tmp_path / "runs"
+    arguments = ["doctor", "--device", "cpu", "--run-directory", str(folder), "--model", TINY, "--json"]
+    assert main(arguments) == 0
+    content = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in content["rows"]}
+    assert content["verdict"] in ("pass", "warn"), [row for row in rows.values() if row["verdict"] == "fail"]
+    assert all(row["measured"] for row in rows.values())
+    assert {"versions", "device", "disk", "float32 kernels", "matrix rate", "training step", "input"} <= {
+        name for name, row in rows.items() if row["verdict"] != "skip"
+    }
+    assert rows["training step"]["data"]["images_per_second"] > 0
+    assert rows["versions"]["data"]["plsc"] == plsc.__version__
+    assert not folder.exists()
+    assert paddle.get_device() == "cpu"
+
+
+def test_what_the_table_shows():
+    rows = (
+        diagnosis.Row("disk", "fail", "1 MB/s", "a checkpoint in 60 s", "choose a faster file system", 1.0),
+        diagnosis.Row("device", "pass", "cpu", figures={0: 1.0}),
+    )
+    result = diagnosis.Diagnosis("cpu", 2, 3.0, rows)
+    assert result.verdict == "fail"
+    assert "FAIL  disk    1 MB/s" in result.text()
+    assert "disk: choose a faster file system (expected: a checkpoint in 60 s)" in result.text()
+    assert "2 x cpu: 1 pass, 0 warn, 1 fail, 0 skip" in result.text()
+    content = json.loads(json.dumps(result.to_dict()))
+    assert diagnosis.Diagnosis.of_dict(content) == result
+
+
+def test_a_model_that_is_none(capsys):
+    assert main(["doctor", "--model", "ViT_tyni_patch16_224"]) == 2
+    assert "ViT_tiny_patch16_224" in capsys.readouterr().err
+
+
+def only(registered, *names):
+    for name in [name for name in registered if name not in names]:
+        registered[name] = dataclasses.replace(registered[name], run=lambda site: checks.skip("left out"))
+
+
+def test_a_device_that_is_not_there(tmp_path, registered, capsys):
+    """The row has the reason and what to install; what needs a device is not tried; the exit code is 1."""
+    only(registered, "device", "training step")
+    assert main(["doctor", "--device", "xpu", "--run-directory", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL  device" in printed and "xpu" in printed
+    assert "not tried: device failed" in printed and "paddle-custom-xpu" in printed
+
+
+def test_a_check_that_hangs_ends_what_needs_the_device_and_nothing_else(tmp_path, registered):
+    only(registered, "float32 kernels", "flash attention", "mine")
+    ran = []
+    hanging = dataclasses.replace(registered["float32 kernels"], run=lambda site: time.sleep(30), seconds=0.3)
+    registered["float32 kernels"] = hanging
+
+    @checks.check("mine", seconds=5, alone=True)
+    def mine(site):
+        ran.append(site.device)
+        return Finding("pass", "fine")
+
+    began = time.monotonic()
+    result = plsc.diagnose(device="cpu", run_directory=tmp_path, model=TINY)
+    assert time.monotonic() - began < 10
+    assert result.row("float32 kernels").measured == "hangs: not done after 0 s"
+    assert result.row("flash attention").measured == "not tried: float32 kernels failed"
+    assert result.row("mine").verdict == "pass" and ran == ["cpu"]
+
+
+def test_a_check_that_raises(tmp_path, registered):
+    """Is a failure with the telling line of Paddle's text; the whole is in the JSON."""
+    only(registered, "shared memory", "disk")
+
+    def broken(site):
+        raise RuntimeError("C++ traceback:\n0 paddle::run (at a.cc:3)\nNotFoundError: The kernel is not registered.")
+
+    registered["disk"] = dataclasses.replace(registered["disk"], run=broken)
+    row = plsc.diagnose(device="cpu", run_directory=tmp_path, model=TINY).row("disk")
+    assert (row.verdict, row.measured) == ("fail", "RuntimeError: NotFoundError: The kernel is not registered.")
+    assert "def broken" not in row.measured and "in broken" in row.data["traceback"]
+
+
+# -- kernels --------------------------------------------------------------------------------------
+
+
+def test_a_wrong_kernel(monkeypatch):
+    right = F.gelu
+    monkeypatch.setattr(F, "gelu", lambda x: right(x) * 1.001)
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "fail" and finding.measured == "gelu is off by 0.1 % of its largest value"
+
+
+def test_products_in_a_shorter_type(monkeypatch):
+    right = paddle.matmul
+    monkeypatch.setattr(paddle, "matmul", lambda *a, **options: right(*a, **options) * 1.001)
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "warn" and "TensorFloat-32" in finding.remedy
+
+
+@pytest.mark.parametrize("name", ["softmax", "linear", "layer_norm", "conv2d", "scaled_dot_product_attention"])
+def test_a_wrong_gradient_of_a_right_result(monkeypatch, name):
+    right = getattr(F, name)
+
+    def half_gradient(*arguments, **options):
+        result = right(*arguments, **options)
+        return 0.5 * (result + result.detach())
+
+    monkeypatch.setattr(F, name, half_gradient)
+    finding = hardware._kernels("float32")
+    short = "attention" if "attention" in name else name
+    assert finding.verdict == "fail" and f"{short} is off by 50 %" in finding.measured
+    wrong = {text.split(" is off by")[0] for text in finding.measured.split("; ")}
+    assert wrong - {"attention"} <= {short}, "attention has a softmax, too"
+
+
+def test_a_result_that_is_not_finite(monkeypatch):
+    right = paddle.matmul
+    monkeypatch.setattr(paddle, "matmul", lambda *a, **options: right(*a, **options) * float("nan"))
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "fail" and "matmul is off by nan" in finding.measured
+
+
+def test_a_wrong_update(monkeypatch):
+    right = paddle.optimizer.AdamW.step
+
+    def twice(self):
+        right(self)
+        right(self)
+
+    monkeypatch.setattr(paddle.optimizer.AdamW, "step", twice)
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "fail" and "adamw is off by" in finding.measured
+
+
+def test_kernels_that_are_missing():
+    """Paddle has no products of half precision on CPU."""
+    finding = hardware._kernels("float16")
+    assert finding.verdict == "fail"
+    assert "matmul does not run" in finding.measured and "is not registered" in finding.measured
+
+
+# -- disk and memory --------------------------------------------------------------------------------
+
+
+def test_a_slow_disk(site, monkeypatch):
+    monkeypatch.setattr(training, "_DISK_SECONDS", 0.1)
+    monkeypatch.setattr(os, "fsync", lambda file: time.sleep(0.6))
+    site.model = "ViT_large_patch16_224"
+    finding = training.disk.run(site)
+    assert finding.verdict == "warn" and "save less often" in finding.remedy
+    monkeypatch.setattr(training, "_VERY_LONG_SECONDS", 65.0)
+    assert training.disk.run(site).verdict == "fail"
+    assert not list(site.run_directory.iterdir())
+
+
+def test_a_full_disk(site, monkeypatch):
+    usage = training.shutil.disk_usage(site.run_directory.parent)
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    finding = training.disk.run(site)
+    assert finding.verdict == "fail" and "make room" in finding.remedy
+    assert hardware.shared_memory.run(site).verdict == "warn"
+
+
+def test_too_many_threads(site, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "999")
+    finding = hardware.device.run(site)
+    assert finding.verdict == "warn" and "OMP_NUM_THREADS" in finding.remedy
+
+
+# -- versions ------------------------------------------------------------------------------------------
+
+GOOD = {"plsc": "3.0.0", "Python": "3.11.7", "Paddle": "3.3.1", "NumPy": "2.3.0", "protobuf": "6.31.0"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "text"),
+    [
+        ({"Paddle": "2.6.2", "protobuf": "3.20.3"}, "fail", "NumPy 1"),
+        ({"Paddle": "2.6.2", "NumPy": "1.26.4"}, "fail", "fleet"),
+        ({"Paddle (GPU)": "2.6.2"}, "fail", "over each other"),
+        ({"NumPy": "2.4.6"}, "warn", "GradScaler"),
+        ({"etcd3": "0.12.0"}, "warn", "elastic"),
+        ({"OpenCV": "4.8.0", "OpenCV (headless)": "4.11.0"}, "warn", "OpenCV"),
+        ({"Python": "3.13.1"}, "warn", "3.13.1"),
+    ],
+)
+def test_known_conflicts(changes, verdict, text):
+    assert not list(software.conflicts(GOOD, scaled=True))
+    known = [c for c in software.conflicts({**GOOD, **changes}, scaled=True) if text in c.measured]
+    assert [c.verdict for c in known] == [verdict] and known[0].remedy
+
+
+def test_numpy_and_the_loss_scale_concern_accelerators_alone():
+    assert not list(software.conflicts({**GOOD, "NumPy": "2.4.6"}, scaled=False))
+
+
+# -- what is made of several processes ---------------------------------------------------------------
+
+
+def test_the_worst_of_all_is_shown_with_its_process():
+    fine, broken = Finding("pass", "cpu"), Finding("fail", "no driver", remedy="install it")
+    row = checks.worst({0: fine, 1: fine, 2: broken})
+    assert (row.verdict, row.measured, row.remedy) == ("fail", "no driver (process 2)", "install it")
+    assert checks.worst({0: Finding("pass", "10 MB/s"), 1: checks.skip("not its task")}).measured == "10 MB/s"
+
+
+def test_a_slow_process_is_named():
+    rates = {rank: Finding("pass", f"{rate} TFLOPS", figure=rate) for rank, rate in enumerate([100.0, 99.0, 60.0])}
+    row = checks.worst(rates)
+    assert row.verdict == "warn" and row.measured == "60.0 TFLOPS (process 2, the slowest)"
+    assert checks.worst({0: rates[0], 1: rates[1]}).verdict == "pass"
+
+
+def test_a_slow_pair_is_named():
+    """Of three nodes of two devices: the pairs of each kind are compared among themselves."""
+
+    def rate(a, b):
+        return 200.0 if a // 2 == b // 2 else (2.0 if {a, b} == {1, 4} else 10.0)
+
+    findings = {
+        a: Finding("pass", "", data={"rates": {str(b): rate(a, b) for b in range(6) if b != a}, "machine": a // 2})
+        for a in range(6)
+    }
+    row = communication._evenness(findings)
+    assert row.verdict == "warn" and "1-4 (2 GB/s)" in row.remedy and "0-1" not in row.remedy
+    findings[1].data["rates"]["4"] = 9.0
+    assert communication._evenness(findings).verdict == "pass"
+
+
+@pytest.mark.parametrize(("skew", "verdict"), [(0.2, "pass"), (-4.0, "warn"), (300.0, "fail")])
+def test_clocks(skew, verdict):
+    times = {0: [10.0, 11.0, 12.0], 1: [10.01, 11.3, 12.0], 2: [10.0 + skew, 11.0 + skew, 12.0 + skew]}
+    row = communication._skew({rank: Finding("pass", "", data=data) for rank, data in times.items()})
+    assert row.verdict == verdict
+    assert verdict == "pass" or ("process 2" in row.measured and "chrony" in row.remedy)
+
+
+# -- launched -----------------------------------------------------------------------------------------
+
+SMALL = """
+from plsc.doctor import training
+made = training.recipe
+def recipe(*arguments):
+    tree = made(*arguments)
+    tree["Model"] |= {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    return tree
+training.recipe = recipe
+"""
+# what may be wrong with one node of two, on process 1
+FAULTS = """
+import importlib.metadata, os, time
+import paddle.distributed as dist
+if dist.get_rank() == 1:
+    os.makedirs("another", exist_ok=True)
+    os.chdir("another")  # the same path leads to another folder
+    clock, version = time.time, importlib.metadata.version
+    time.time = lambda: clock() + 300.0
+    importlib.metadata.version = lambda name: "1.2.3" if name == "simplejpeg" else version(name)
+    right = dist.all_reduce
+    def all_reduce(tensor, *arguments, **options):
+        right(tensor, *arguments, **options)
+        tensor.scale_(0.5)
+    dist.all_reduce = all_reduce
+"""
+HANG = """
+import dataclasses, time
+import paddle.distributed as dist
+from plsc.doctor.checks import CHECKS
+CHECKS["all_gather"] = dataclasses.replace(CHECKS["all_gather"], seconds=3.0)
+if dist.get_rank() == 1:
+    dist.all_gather = lambda *arguments: time.sleep(1000)
+"""
+
+
+def launched(tmp_path, plug_in: str) -> tuple[int, dict]:
+    """The exit code and the rows of two processes that import a file."""
+    (tmp_path / "plug_in.py").write_text(plug_in)
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", tmp_path / "log"]
+    arguments = ["--device", "cpu", "--run-directory", "runs", "--model", TINY, "--import", "plug_in.py", "--json"]
+    done = subprocess.run(
+        [*launch, CHECKOUT / "tools" / "doctor.py", *arguments],
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    log = (tmp_path / "log" / "workerlog.0").read_text()
+    assert "\n{" in log, log + done.stderr
+    content, _ = json.JSONDecoder().raw_decode(log[log.index("\n{") + 1 :])
+    assert content["processes"] == 2
+    return done.returncode, {row["name"]: row for row in content["rows"]}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    code, rows = launched(tmp_path, SMALL)
+    assert code == 0, rows
+    assert all(row["verdict"] in ("pass", "warn") for row in rows.values() if row["verdict"] != "skip")
+    for name in ("clocks", "barrier", "broadcast", "all_reduce", "all_gather", "run directory", "all_reduce rate"):
+        assert rows[name]["verdict"] == "pass", rows[name]
+    assert rows["pairs"]["data"]["on one machine"]["0-1"] > 0
+    assert rows["gradient reduction"]["data"]["seconds_averaged"] > 0
+    assert list(rows["matrix rate"]["figures"]) == ["0", "1"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_faults_of_one_node(tmp_path):
+    code, rows = launched(tmp_path, FAULTS)
+    assert code == 1
+    assert rows["all_reduce"]["verdict"] == "fail"
+    assert "the sum of float32 gives 1.5 for 3" in rows["all_reduce"]["measured"]
+    assert rows["broadcast"]["verdict"] == rows["all_gather"]["verdict"] == "pass"
+    assert rows["clocks"]["verdict"] == "fail" and "process 1 is 300" in rows["clocks"]["measured"]
+    assert rows["versions"]["measured"].startswith("process 1 has simplejpeg 1.2.3 for ")
+    assert rows["run directory"]["verdict"] == "fail" and "process 1" in rows["run directory"]["measured"]
+    assert rows["training step"]["measured"] == "the processes do not share the run directory"
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_collective_that_hangs(tmp_path):
+    code, rows = launched(tmp_path, HANG)
+    assert code == 1
+    assert (rows["all_gather"]["verdict"], rows["all_gather"]["measured"]) == ("fail", "hangs: not done after 3 s")
+    assert rows["all_reduce"]["verdict"] == "pass"
+    assert rows["training step"]["measured"].startswith("not tried: ")
