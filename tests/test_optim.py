@@ -503,6 +503,29 @@ def test_a_learning_rate_of_0_moves_nothing(name):
         np.testing.assert_allclose(w, before[key], rtol=1e-6, err_msg=key)
 
 
+def test_adamw_in_one_call_a_group_is_paddles_bit_for_bit(monkeypatch):
+    """Groups of other rates and decay, a gradient that is missing at first, and a state that is loaded on the way."""
+    arguments, calls = dict(weight_decay=0.1, betas=(0.8, 0.95)), []
+    fused = paddle._C_ops.fused_adam_
+    monkeypatch.setattr(paddle._C_ops, "fused_adam_", lambda *a: calls.append(len(a[0])) or fused(*a))
+    ours, theirs = Toy(), Toy()
+    optimizer = optimizer_of(ours, "AdamW", **arguments)
+    plain = optimizer_of(theirs, "AdamW", **arguments)
+    plain.paddle_optimizer.step = lambda: paddle.optimizer.AdamW.step(plain.paddle_optimizer)
+    for t in range(1, 5):
+        if t == 3:
+            state, optimizer = optimizer.state_dict(), optimizer_of(ours, "AdamW", **arguments)
+            optimizer.load_state_dict(state)
+        gradients = drawn_gradients(t)
+        if t == 1:
+            del gradients["kept.vector"]
+        update(ours, optimizer, gradients, 0.01 * t)
+        update(theirs, plain, gradients, 0.01 * t)
+        for key, expected in {**theirs.weights(), **plain.state_dict()}.items():
+            assert np.array_equal({**ours.weights(), **optimizer.state_dict()}[key], expected), (t, key)
+    assert calls == [1, 2, 2, 2, 2, 2, 2, 2]  # parameters of kept and free
+
+
 def test_muon_sorts_the_parameters_of_a_vit():
     """Matrices of the blocks keep one momentum, a fused qkv is three of them; the head and all others have AdamW's."""
     model = vit()

@@ -14,6 +14,7 @@ from plsc.optim.extra_optimizers import Lars as _Lars
 from plsc.optim.extra_optimizers import Lion as _Lion
 from plsc.optim.extra_optimizers import Muon as _Muon
 from plsc.optim.groups import Group, paddle_groups
+from plsc.optim.multi_tensor import MultiTensorAdamW
 from plsc.registry import OPTIMIZERS
 
 Betas = tuple[BelowOne, BelowOne]
@@ -29,7 +30,7 @@ def AdamW(
     multi_precision: bool = False,
 ) -> paddle.optimizer.Optimizer:
     """Adam with decoupled weight decay, p -= lr * weight_decay * p (Loshchilov and Hutter, 2019)."""
-    return paddle.optimizer.AdamW(
+    return MultiTensorAdamW(
         learning_rate=0.0,
         beta1=betas[0],
         beta2=betas[1],
