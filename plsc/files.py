@@ -11,6 +11,8 @@ import mmap
 import os
 import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from plsc.errors import PlscError
 
 _PIECE = 8 * 2**20  # bytes that an UncachedFile writes at a time, a multiple of any block
+_LOCK, _YOUNG_SECONDS = "lock", 10.0  # of a temporary folder; one that is younger may not be locked yet
 WRITING = ".writing-"  # how names begin that a killed process may leave; nobody reads them
 
 
@@ -143,6 +146,35 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             os.replace(replaced, path)
         shutil.rmtree(writing, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Context that yields an empty folder in the system's temporary one; at its end it is removed.
+
+    What killed processes left under the same name is removed first: a folder whose lock nobody holds.
+    """
+    parent, prefix = Path(tempfile.gettempdir()), f"{name}-{os.getuid()}-"
+    for left in parent.glob(f"{prefix}*"):
+        _remove_unlocked(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with open(folder / _LOCK, "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a temporary folder, unless a process is at work in it, or begins to be."""
+    with contextlib.suppress(OSError):
+        if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+            return
+        with open(folder / _LOCK, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:

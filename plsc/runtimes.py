@@ -6,10 +6,13 @@ Paddle is imported only for its own exports.
 import contextlib
 import ctypes
 import os
+import queue
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,72 @@ def needs_paddle(path: str | Path) -> bool:
 
 def in_paddle_inference(file: Path) -> Forward:
     """An export in Paddle Inference, on Paddle's present device."""
+    return _Session(file, _paddle_predictor(file, environment.thread_count()))
+
+
+class Streams:
+    """An export in Paddle Inference on CPU, run by several threads at once, each on some rows of a batch.
+
+    That is faster than all threads on the whole batch: what few rows need stays in the processor's caches, and nobody
+    waits between two operations. Every stream has the weights once more.
+
+    Args:
+        rows: that the graph takes, a fixed number; batches are cut so, and the last rows filled up.
+        streams: how many. threads: of each.
+    """
+
+    def __init__(self, file: Path, *, rows: int, streams: int, threads: int):
+        self.rows = rows
+        predictor = _paddle_predictor(file, threads)
+        self._idle: queue.SimpleQueue[_Session] = queue.SimpleQueue()
+        self._idle.put(_Session(file, predictor))
+        for _ in range(streams - 1):
+            self._idle.put(_Session(file, predictor.clone(), prints=False))
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="plsc-graph")
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images [B, C, H, W] → logits [B, classes], of any number of rows."""
+        pieces = [images[start : start + self.rows] for start in range(0, len(images), self.rows)]
+        return np.concatenate(list(self._pool.map(self._run, pieces)))
+
+    def _run(self, piece: np.ndarray) -> np.ndarray:
+        session = self._idle.get()
+        try:
+            whole = piece if len(piece) == self.rows else np.resize(piece, (self.rows, *piece.shape[1:]))
+            return session(whole)[: len(piece)]
+        finally:
+            self._idle.put(session)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+class _Session:
+    """One predictor of Paddle Inference as a function, for one thread at a time.
+
+    Args:
+        prints: whether its first run may print: oneDNN does so when the process sees some operations first.
+    """
+
+    def __init__(self, file: Path, predictor: Any, *, prints: bool = True):
+        self._file, self._predictor, self._prints = file, predictor, prints
+        self._entry = predictor.get_input_handle(predictor.get_input_names()[0])
+        self._end = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self._entry.copy_from_cpu(np.ascontiguousarray(images))
+        try:
+            with captured_output() if self._prints else contextlib.nullcontext():
+                self._predictor.run()
+        except (RuntimeError, ValueError) as error:
+            raise _does_not_run(self._file, images, error) from error
+        self._prints = False
+        return self._end.copy_to_cpu().astype("float32", copy=False)
+
+
+def _paddle_predictor(file: Path, threads: int) -> Any:
+    """Paddle Inference's predictor of an export, on Paddle's present device; on CPU with so many threads."""
     import paddle
     from paddle import inference
 
@@ -36,7 +105,7 @@ def in_paddle_inference(file: Path) -> Forward:
     config.disable_glog_info()
     kind, _, number = paddle.get_device().partition(":")
     if kind == "cpu":
-        config.set_cpu_math_library_num_threads(environment.thread_count())
+        config.set_cpu_math_library_num_threads(threads)
         config.delete_pass("conv_activation_onednn_fuse_pass")  # with a leaky ReLU Paddle 3.3 ends the process in it
         if file.suffix == ".pdmodel":
             config.disable_mkldnn()  # Paddle 2's oneDNN cannot add the resized positions of a dynamic export
@@ -49,25 +118,9 @@ def in_paddle_inference(file: Path) -> Forward:
         config.enable_custom_device(kind, int(number or 0))
     try:
         with captured_output():
-            predictor = inference.create_predictor(config)
+            return inference.create_predictor(config)
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(f"{file}: Paddle Inference cannot load it: {_last_line(error)}") from error
-    entry = predictor.get_input_handle(predictor.get_input_names()[0])
-    end = predictor.get_output_handle(predictor.get_output_names()[0])
-    first = True  # oneDNN prints to standard output when it sees some operations first
-
-    def forward(images: np.ndarray) -> np.ndarray:
-        nonlocal first
-        entry.copy_from_cpu(images)
-        try:
-            with captured_output() if first else contextlib.nullcontext():
-                predictor.run()
-        except (RuntimeError, ValueError) as error:
-            raise _does_not_run(file, images, error) from error
-        first = False
-        return end.copy_to_cpu().astype("float32", copy=False)
-
-    return forward
 
 
 def in_onnxruntime(file: Path, device: str) -> tuple[Forward, list[int | None]]:

@@ -41,11 +41,12 @@ ALLOWED = {
     "build": SHARED | ROOMS | {"model_card"},
     "loading": SHARED | ROOMS | {"build", "components", "model_card"},
     "runtimes": SHARED,
-    "predictor": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes"},
+    "inference": SHARED | {"models", "runtimes"},  # protocols of models/base.py
+    "predictor": SHARED | ROOMS | {"build", "model_card", "loading", "inference", "runtimes"},
     "export": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
     "engine": SHARED
     | ROOMS
-    | {"api", "build", "model_card", "loading", "predictor", "runs"},  # evaluation reads recipes and runs exports
+    | {"api", "build", "model_card", "inference", "loading", "predictor", "runs"},  # evaluation runs exports, too
     "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine"},
     "doctor": SHARED | {"api", "config", "data", "engine", "models", "planning", "runs"},

@@ -13,6 +13,7 @@ from plsc.data.sampler import evaluation_batches
 from plsc.engine.distributed import World
 from plsc.engine.precision import Precision
 from plsc.engine.tracking import progress_bar
+from plsc.inference import Inference
 from plsc.metrics import Attached, Mean, Metric
 from plsc.targets import Activation
 from plsc.tasks import Task
@@ -49,6 +50,7 @@ class Evaluator:
         input: DeviceInput.
         task: see plsc.tasks; it makes losses, outputs and targets of a batch.
         metrics: streaming metrics of these, see plsc.metrics.
+        inference: how the forward is computed, see plsc.inference.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Evaluator:
         metrics: list[Metric],
         precision: Precision,
         world: World,
+        inference: Inference,
     ):
         self.loader, self.size, self.batch_size = loader, size, batch_size
         self.input, self.task, self.metrics = input, task, metrics
-        self.precision, self.world = precision, world
+        self.precision, self.world, self.inference = precision, world, inference
 
     @classmethod
     def of(
@@ -105,6 +108,7 @@ class Evaluator:
             metrics=metrics,
             precision=precision,
             world=world,
+            inference=Inference(config.Global.inference if world.on_cpu else "dygraph"),
         )
 
     @paddle.no_grad()
@@ -120,12 +124,15 @@ class Evaluator:
         for metric in self.metrics:
             metric.reset()
         batches = evaluation_batches(self.size, self.batch_size, self.world.rank, self.world.size)
-        forward, was_training = self.precision.forward(network), network.training
+        forward = self.precision.forward(lambda images: self.inference(network, images))
+        was_training = network.training
         network.eval()
         try:
             with progress_bar(self.size, description="evaluating", leave=False, show=self.world.is_first) as bar:
-                for arrays in self.loader.run(batches):
+                for number, arrays in enumerate(self.loader.run(batches)):
                     batch = self.input(arrays)
+                    if number == 0 and isinstance(network, paddle.nn.Layer):
+                        self._make_graph(network, batch["image"])
                     output, valid = self.task(forward, batch), batch["valid"]
                     count.update(paddle.ones_like(valid, dtype="float32"), valid)
                     if output.loss is not None:
@@ -136,6 +143,7 @@ class Evaluator:
                     if stop():
                         return None
         finally:
+            self.inference.close()
             if was_training:
                 network.train()
         if self.world.on_cpu:
@@ -150,3 +158,13 @@ class Evaluator:
         if loss.samples == 0:
             del result["loss"]
         return {**result, "samples": count.samples}
+
+    def _make_graph(self, network: paddle.nn.Layer, images: paddle.Tensor) -> None:
+        """Make the network's graph where that pays for any process; the others' evaluation ends no sooner."""
+        if self.inference.mode == "dygraph":
+            return
+        pays = self.inference.pays(network, images, -(-self.size // self.world.size))
+        self.world.barrier()  # not in the collective: a first batch, or a graph, may take a process long
+        if self.world.all_reduce_max(paddle.to_tensor([int(pays)])).item() and self.inference.undecided:
+            self.inference.convert(network, images)
+        self.world.barrier()

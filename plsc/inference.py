@@ -1,0 +1,203 @@
+"""A network's forward without learning, on CPU: in dygraph, or in Paddle Inference's graph where that takes less time.
+
+The graph takes half of dygraph's processor time (docs/performance.md), but it is made of one state of the weights. That
+takes as long as some pictures do in dygraph.
+"""
+
+import copy
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+
+from plsc import compat, environment, files, runtimes
+from plsc.errors import DeviceError
+from plsc.models.base import Deployable
+
+log = logging.getLogger("plsc")
+
+Network = Callable[[paddle.Tensor], paddle.Tensor]
+Mode = Literal["auto", "graph", "dygraph"]
+
+TOLERANCE = 1e-5  # of outputs, between graph and dygraph, as a fraction of the largest
+_CHECKED = 4  # pictures that both compute: fewer than the graph takes, so that one which mixes pictures is found out
+_SAVED = 0.4  # of dygraph's time; processor time measured: 0.5 with ViT-Ti, 0.35 with ViT-B
+_SECONDS, _SECONDS_A_PARAMETER = 0.4, 1.5e-8  # that making a graph takes, before one was made
+_STREAM_BYTES = 2**29  # that streams may take, where they are several
+_ROWS = 8  # of a stream at a time; with 4 to 16 a picture takes the same time
+
+
+class Inference:
+    """How the forward of networks is computed, from one evaluation to the next.
+
+    It begins in dygraph. After `convert` the network's graph is used until `close`; the weights must not change
+    meanwhile. Where a graph cannot be made, or computes something else than the network, the log has the reason, and
+    everything stays in dygraph for good.
+
+    Args:
+        mode: auto, or graph or dygraph whatever takes longer.
+        use: what is computed, for the log.
+    """
+
+    def __init__(self, mode: Mode = "auto", *, use: str = "evaluation"):
+        self.mode, self._use = mode, use
+        self._graph: runtimes.Streams | None = None
+        self._shape: list[int] = []  # [C, H, W] that the graph takes
+        self._cost: float | None = None  # seconds that the last graph took
+        self._possible = mode != "dygraph"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is no graph, but may be one."""
+        return self._possible and self._graph is None
+
+    def __call__(self, network: Network, images: paddle.Tensor) -> paddle.Tensor:
+        """Images [B, C, H, W] float32 → the network's outputs [B, …].
+
+        In dygraph also where images have another size than the graph takes, or are so few that it would compute more.
+        """
+        graph = self._graph
+        if graph is None or list(images.shape[1:]) != self._shape or len(images) < graph.rows:
+            return network(images)
+        try:
+            return paddle.to_tensor(graph(images.numpy()))
+        finally:
+            _restore_threads()
+
+    def pays(self, network: Network, images: paddle.Tensor, pictures: int) -> bool:
+        """Whether a graph saves more time than it takes, by what some of these images take in dygraph.
+
+        Args:
+            pictures: that are to be computed.
+        """
+        if self.mode == "graph" or not self.undecided:
+            return self.undecided
+        some = images[:_CHECKED]
+        network(some)  # the first forward takes longer
+        started = time.perf_counter()
+        network(some)
+        return self.repays(network, pictures * (time.perf_counter() - started) / len(some))
+
+    def repays(self, network: Network, seconds: float) -> bool:
+        """Whether a graph saves more time than it takes, of so many seconds in dygraph."""
+        return self.undecided and _SAVED * seconds > (self._cost or _expected_seconds(network))
+
+    def convert(self, network: Network, images: paddle.Tensor) -> None:
+        """Make the graph of a network in evaluation mode, for batches like these images.
+
+        Raises:
+            DeviceError: it cannot be made or computes something else, and the mode is graph.
+        """
+        started = time.perf_counter()
+        try:
+            self._graph, self._shape = _made(network, images), list(images.shape[1:])
+            _check(self._graph, network, images)
+        except Exception as error:  # whatever a model of somebody's own raises where it is traced
+            self.close()
+            self._possible = False
+            text = f"{self._use} stays in dygraph, as Paddle Inference cannot run the model: {_reason(error)}"
+            if self.mode == "graph":
+                raise DeviceError(f"{text}; Global.inference: auto goes on without it") from error
+            log.info("%s", text)
+        else:
+            seconds = time.perf_counter() - started
+            if self._cost is None:
+                log.info("%s runs in Paddle Inference's graph, which was made in %.1f s", self._use, seconds)
+            self._cost = seconds
+        finally:
+            _restore_threads()
+
+    def close(self) -> None:
+        """Give up the graph, if there is one."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+
+
+class _Differs(Exception):
+    """A graph that does not compute what its network does."""
+
+
+def _made(network: Network, images: paddle.Tensor) -> runtimes.Streams:
+    """The graph of a copy of the network."""
+    if compat.IS_PADDLE_2:
+        raise _Differs("it is used with Paddle 3 only")
+    if not isinstance(network, paddle.nn.Layer):
+        raise TypeError(f"{type(network).__name__} is no paddle.nn.Layer")
+    copied = copy.deepcopy(network)
+    for layer in copied.sublayers(include_self=True):
+        layer.__dict__.pop("forward", None)  # recomputing and compiled blocks, which are for training
+    if isinstance(copied, Deployable):
+        copied.simplify(dynamic=False, for_onnx=False)
+    size = sum(tensor.size * tensor.element_size() for tensor in copied.state_dict().values())
+    threads = environment.thread_count()
+    streams = max(1, min(threads, len(images), _STREAM_BYTES // (2 * size + 1)))  # as they are, and in oneDNN's order
+    rows = rows_of(len(images), streams, most=max(_ROWS, 4 * (threads // streams)))
+    with files.temporary_folder("plsc-graph") as folder:
+        shape = InputSpec([rows, *images.shape[1:]], "float32", "image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Paddle's own parts
+            paddle.jit.save(_AsItIs(copied), str(folder / "inference"), input_spec=[shape])
+        del copied
+        return runtimes.Streams(folder / "inference.json", rows=rows, streams=streams, threads=threads // streams)
+
+
+class _AsItIs(paddle.nn.Layer):
+    """A network whose Python code runs once and is recorded, without being rewritten as Paddle does for control flow.
+
+    That takes a tenth of the time. A model that looks at values of tensors cannot be recorded so.
+    """
+
+    def __init__(self, network: paddle.nn.Layer):
+        super().__init__()
+        self.network = network
+
+    @paddle.jit.not_to_static
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        return self.network(images)
+
+
+def rows_of(batch: int, streams: int, *, most: int = _ROWS) -> int:
+    """Rows that each stream takes at a time, so that all together compute as few as can be besides the batch."""
+    fewest = min(_ROWS // 2, math.ceil(batch / streams))
+    return min(range(most, fewest - 1, -1), key=lambda rows: math.ceil(math.ceil(batch / rows) / streams) * rows)
+
+
+def _check(graph: runtimes.Streams, network: Network, images: paddle.Tensor) -> None:
+    """Raise _Differs where graph and network do not agree on the first images."""
+    some = max(1, min(_CHECKED, graph.rows - 1))
+    expected = network(images[:some]).numpy()
+    computed = graph(images[: graph.rows].numpy())[:some]
+    if computed.shape != expected.shape:
+        raise _Differs(f"its outputs have the shape {list(computed.shape)}, those of dygraph {list(expected.shape)}")
+    difference, largest = float(np.abs(computed - expected).max()), float(np.abs(expected).max())
+    if not difference <= TOLERANCE * largest:  # true for nan, too
+        raise _Differs(
+            f"its outputs differ by {difference:.1e} from those of dygraph, which are up to {largest:.3g}; "
+            f"{TOLERANCE:.0e} of the largest is tolerated"
+        )
+
+
+def _expected_seconds(network: Network) -> float:
+    """That making a graph takes, by the number of parameters."""
+    parameters = network.parameters() if isinstance(network, paddle.nn.Layer) else []
+    return _SECONDS + _SECONDS_A_PARAMETER * sum(parameter.size for parameter in parameters)
+
+
+def _restore_threads() -> None:
+    """Let dygraph use all threads again: Paddle Inference sets the number for the whole process."""
+    paddle.base.core.set_num_threads(environment.thread_count())
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without Paddle's traces of its own code."""
+    if isinstance(error, _Differs):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

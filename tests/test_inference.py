@@ -1,0 +1,331 @@
+"""Evaluation and prediction in Paddle Inference's graph: the same figures as in dygraph, and what stays there."""
+
+import copy
+import fcntl
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import plsc
+from plsc import compat, files, inference
+from plsc.engine import blocks
+from plsc.errors import DeviceError
+from plsc.inference import Inference, rows_of
+from plsc.models import VisionTransformer, ViTSpec
+from tests.helpers import log_texts, tiny_digits
+from tests.helpers import metrics as read_metrics
+from tests.helpers import plsc as command
+
+pytestmark = pytest.mark.skipif(compat.IS_PADDLE_2, reason="graphs are used with Paddle 3 only")
+
+MODELS = {
+    "plain": dict(),
+    "hybrid": dict(resnet_layers=(1, 1), patch_size=1),
+    "registers": dict(reg_tokens=2, layer_scale=0.5, act="gelu_tanh"),
+    "rotary": dict(rope="axial", pos_embed="none"),
+    "relative": dict(rel_pos_bias=True, pos_embed="none"),
+    "pooled": dict(pool="map", class_token=False),
+    "distilled": dict(distillation="heads"),
+}
+
+
+def model(seed: int = 0, **fields) -> VisionTransformer:
+    """A small ViT of 10 classes for pictures of 32 pixels, with weights that differ from their first ones."""
+    spec = dict(img_size=32, patch_size=8, class_num=10, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
+    network = VisionTransformer(ViTSpec(**{**spec, **fields}))
+    shake(network, seed)
+    network.eval()
+    return network
+
+
+@paddle.no_grad()
+def shake(network: nn.Layer, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for parameter in network.parameters():
+        parameter.set_value(rng.normal(parameter.numpy(), 0.2).astype("float32"))
+
+
+def images(count: int, side: int = 32, seed: int = 1) -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(seed).normal(size=(count, 3, side, side)).astype("float32"))
+
+
+def state(network: nn.Layer) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in network.state_dict().items()}
+
+
+@paddle.no_grad()
+def both(network, batch: paddle.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of dygraph and of the graph."""
+    run = Inference("graph")
+    expected = network(batch).numpy()
+    run.convert(network, batch)
+    calls = []
+    computed = run(lambda images: calls.append(images) or network(images), batch).numpy()
+    run.close()
+    assert not calls, "the graph was not used"
+    return expected, computed
+
+
+def close_to(computed: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(computed - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+# -- the same outputs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_graph_computes_what_the_network_does(kind):
+    """Of every kind of model, which itself stays as it was."""
+    network = model(**MODELS[kind])
+    before, batch = state(network), images(13)
+    expected, computed = both(network, batch)
+    close_to(computed, expected)
+    assert state(network) == before
+    np.testing.assert_array_equal(network(batch).numpy(), expected)
+
+
+def test_recomputed_and_compiled_blocks():
+    """What training puts around a block's forward is left out of the graph, and stays in the network."""
+    network = model()
+    expected = network(images(6)).numpy()
+    blocks.recompute_blocks(network, interval=1, names=(), on_cpu=True)
+    forwards = [block.forward for block in network.blocks]
+    close_to(both(network, images(6))[1], expected)
+    assert [block.forward for block in network.blocks] == forwards
+    network = model()
+    expected = network(images(6)).numpy()
+    blocks.compile_blocks(network)
+    close_to(both(network, images(6))[1], expected)
+
+
+def test_new_weights_need_a_new_graph():
+    """A graph holds the weights that it was made of; the next one has the next ones."""
+    network, run, batch = model(), Inference("graph"), images(6)
+    with paddle.no_grad():
+        for seed in (1, 2):
+            shake(network, seed)
+            run.convert(network, batch)
+            close_to(run(network, batch).numpy(), network(batch).numpy())
+            run.close()
+
+
+@pytest.mark.parametrize("count", [1, 5, 50])
+def test_batches_of_any_size_and_other_pictures(count):
+    """Batches are cut and filled up; a smaller one, or of other pictures, goes through the network."""
+    network, run = model(), Inference("graph")
+    with paddle.no_grad():
+        run.convert(network, images(count))
+        for other in {count, count + 3, 2 * count, 1}:
+            batch = images(other, seed=other)
+            close_to(run(network, batch).numpy(), network(batch).numpy())
+        calls: list = []
+        larger = images(count, side=40)
+        assert run(lambda batch: calls.append(batch) or batch, larger) is larger and len(calls) == 1
+    run.close()
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 8])
+def test_rows_leave_little_that_is_computed_for_nothing(streams):
+    for batch in range(1, 260):
+        rows = rows_of(batch, streams)
+        computed = math.ceil(math.ceil(batch / rows) / streams) * rows  # of the busiest stream
+        assert 1 <= rows <= 8
+        assert computed <= math.ceil(batch / streams) + 3
+    assert rows_of(50, 2) == 5 and rows_of(64, 2) == 8 and rows_of(1, 2) == 1
+
+
+def test_dygraph_computes_with_all_threads_afterwards(monkeypatch):
+    """Paddle Inference sets the number of threads for the whole process."""
+    numbers = []
+    monkeypatch.setattr(paddle.base.core, "set_num_threads", numbers.append)
+    network, run = model(), Inference("graph")
+    with paddle.no_grad():
+        run.convert(network, images(6))
+        run(network, images(6))
+    run.close()
+    assert numbers == [inference.environment.thread_count()] * 2
+
+
+# -- where there is no graph --------------------------------------------------------------
+
+
+class Odd(nn.Layer):
+    """A network that cannot be a graph, in one way or another."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.linear, self.way = nn.Linear(3, 4), way
+
+    def forward(self, x):
+        x = self.linear(x.mean([2, 3]))
+        if self.way == "looks at values" and float(x.max()) > 1e9:
+            return -x
+        if self.way == "mixes pictures":
+            return x - x.mean(0)
+        if self.way == "draws":
+            return x + paddle.rand(x.shape)
+        if self.way == "returns two":
+            return x, x
+        return x
+
+
+@pytest.mark.parametrize("way", ["looks at values", "mixes pictures", "draws", "returns two"])
+def test_a_network_that_cannot_be_a_graph_stays_in_dygraph(way):
+    network, run, batch = Odd(way), Inference("auto"), images(12)
+    network.eval()
+    with paddle.no_grad(), log_texts(logging.INFO) as lines:
+        run.convert(network, batch)
+        assert not run.undecided, "it is not tried again"
+        outputs = run(network, batch)
+    assert isinstance(outputs, tuple) or outputs.shape == [12, 4]
+    [line] = lines
+    assert line.startswith("evaluation stays in dygraph, as Paddle Inference cannot run the model: ")
+    assert ("differ by" in line) == (way in ("mixes pictures", "draws"))
+    with pytest.raises(DeviceError, match=r"cannot run the model.*Global\.inference: auto goes on without it"):
+        Inference("graph").convert(Odd(way), batch)
+
+
+def test_a_model_that_is_fine_becomes_one():
+    network = Odd("none")
+    network.eval()
+    with paddle.no_grad(), log_texts(logging.INFO) as lines:
+        expected, computed = both(network, images(12))
+    close_to(computed, expected)
+    assert len(lines) == 1 and "was made in" in lines[0]
+
+
+def test_what_pays(monkeypatch):
+    """Pictures times the measured time of one, against the time that a graph takes."""
+
+    class Slow(nn.Layer):
+        def forward(self, x):
+            time.sleep(0.002 * len(x))
+            return x
+
+    network, batch = Slow(), images(8)
+    monkeypatch.setattr(inference, "_SECONDS", 0.4)
+    assert not Inference().pays(network, batch, 100)  # saves 0.08 s
+    assert Inference().pays(network, batch, 10_000)  # saves 8 s
+    assert Inference("graph").pays(network, batch, 1)
+    assert not Inference("dygraph").pays(network, batch, 10**9)
+    run = Inference()
+    run._cost = 100.0  # as it was measured
+    assert not run.pays(network, batch, 10_000)
+
+
+# -- its files ----------------------------------------------------------------------------
+
+
+def test_no_file_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    both(model(), images(6))
+    Inference().convert(Odd("looks at values"), images(6))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    """Unless a process still works in it, or has just begun."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        f"import os, tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from plsc import files\n"
+        "with files.temporary_folder('plsc-graph') as folder:\n"
+        "    (folder / 'weights').write_text('x'); os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(plsc.__file__).parent.parent, check=False)
+    [left] = tmp_path.iterdir()
+    young, at_work = (Path(tempfile.mkdtemp(prefix=f"plsc-graph-{os.getuid()}-")) for _ in range(2))
+    for folder in (left, at_work):
+        os.utime(folder, (time.time() - 60,) * 2)
+    with open(at_work / "lock", "w") as lock, files.temporary_folder("plsc-graph") as mine:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(at_work, (time.time() - 60,) * 2)
+        with files.temporary_folder("plsc-graph"):
+            assert young.is_dir() and at_work.is_dir() and mine.is_dir()
+    assert not left.exists() and not mine.exists()
+
+
+# -- runs ---------------------------------------------------------------------------------
+
+
+def tree(mode: str) -> dict:
+    """Two evaluations of 360 pictures in batches of 50, of the weights and of their average."""
+    tree = copy.deepcopy(tiny_digits())
+    tree["Global"] |= {"inference": mode, "eval_during_train": True, "eval_unit": "step", "eval_interval": 5}
+    tree["EMA"] = {"decay": 0.9, "ema_eval": True}
+    tree["DataLoader"]["Eval"]["sampler"]["batch_size"] = 50
+    tree["Loss"]["Train"] = [{"BCELoss": {}}]
+    tree["Metric"]["Eval"] += [{"mAP": {}}]
+    return tree
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The same run, evaluated by graph and in dygraph."""
+    folder = tmp_path_factory.mktemp("runs")
+    for mode in ("graph", "dygraph"):
+        (folder / f"{mode}.yaml").write_text(json.dumps(tree(mode)))
+        command("train", "-c", f"{mode}.yaml", "-o", f"Global.output_dir={mode}", cwd=folder)
+    return {mode: folder / mode for mode in ("graph", "dygraph")}
+
+
+def same_figures(one: dict, other: dict) -> None:
+    """Counts are equal, means of float32 numbers to 1e-5."""
+    exact = [name for name in one if name.startswith("top") or name in ("samples", "step", "kind", "weights")]
+    assert {name: one[name] for name in exact} == {name: other[name] for name in exact}
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5) and one["mAP"] == pytest.approx(other["mAP"], rel=1e-4)
+
+
+def test_figures_of_a_run_and_its_weights(runs):
+    """Evaluations during training give the same figures, and training goes on as if there were none."""
+    graph, dygraph = (read_metrics(runs[mode], "eval") for mode in ("graph", "dygraph"))
+    assert len(graph) == len(dygraph) == 4 and graph[0]["samples"] == 360
+    for one, other in zip(graph, dygraph, strict=True):
+        same_figures(one, other)
+    for file in ("model", "optimizer", "ema"):
+        path = Path("checkpoints", "step-00000010", f"{file}.safetensors")
+        assert (runs["graph"] / path).read_bytes() == (runs["dygraph"] / path).read_bytes()
+    log = (runs["graph"] / "train.log").read_text()
+    assert log.count("evaluation runs in Paddle Inference's graph") == 1, "said once, for four evaluations"
+    assert "Paddle Inference" not in (runs["dygraph"] / "train.log").read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--ema"]])
+def test_eval(runs, options, tmp_path):
+    computed = []
+    for mode in ("graph", "dygraph"):
+        output = tmp_path / f"{mode}.json"
+        chosen = ["-o", f"Global.inference={mode}"]
+        latest = runs["graph"] / "checkpoints" / "latest"
+        done = command("eval", "--weights", latest, *options, *chosen, "--output", output)
+        assert ("Paddle Inference's graph" in done.stdout + done.stderr) == (mode == "graph")
+        computed.append(json.loads(output.read_text()))
+    same_figures(*computed)
+    raw, ema = read_metrics(runs["dygraph"], "eval")[-2:]
+    assert computed[0]["top1"] == (ema if options else raw)["top1"]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes(runs, tmp_path):
+    """Each makes a graph of its own; the figures are those of one process."""
+    output = tmp_path / "two.json"
+    words = ["--weights", runs["graph"], "--output", output, "-o", "Global.inference=graph"]
+    done = command("eval", *words, processes=2, cwd=tmp_path)
+    assert "Paddle Inference's graph" in done.stdout + done.stderr + "".join(
+        path.read_text() for path in (tmp_path / "launch_log").glob("workerlog.*")
+    )
+    alone = tmp_path / "one.json"
+    command("eval", "--weights", runs["graph"], "--output", alone, "-o", "Global.inference=dygraph")
+    same_figures(json.loads(output.read_text()), json.loads(alone.read_text()))
