@@ -19,6 +19,12 @@ def to_numpy(tensor: paddle.Tensor) -> np.ndarray:
     return np.asarray(tensor.numpy(), order="C")  # ascontiguousarray would give a scalar a dimension
 
 
+def on_device(array: np.ndarray) -> paddle.Tensor:
+    """The array's copy on the present device, queued there; paddle.to_tensor waits until all else is done."""
+    place = paddle.framework._current_expected_place()
+    return paddle.to_tensor(array, place=paddle.CPUPlace())._copy_to(place, False)
+
+
 @paddle.no_grad()
 def assign(tensor: paddle.Tensor, array: np.ndarray) -> None:
     """Give a tensor the array's values, in the tensor's own type. Raises ValueError for another shape."""

@@ -18,6 +18,7 @@ from plsc.bounds import BelowOne, Fraction, PositiveFloat
 from plsc.data.boxes import inside
 from plsc.errors import ConfigError
 from plsc.registry import BATCH_TRANSFORMS, KeysOf
+from plsc.tensors import on_device
 
 Mode = Literal["batch", "elem"]
 
@@ -51,9 +52,9 @@ class _Mixture:
 
     def apply(self, image, target, rng):
         """Mix a batch, each sample with a partner of a random permutation."""
-        partner = paddle.to_tensor(rng.permutation(len(self.share)))
-        blend, share = (paddle.to_tensor(a.astype("float32").reshape(-1, 1)) for a in (self.blend, self.share))
-        boxes = paddle.to_tensor(self.boxes).unsqueeze(1)
+        partner = on_device(rng.permutation(len(self.share)))
+        blend, share = (on_device(a.astype("float32").reshape(-1, 1)) for a in (self.blend, self.share))
+        boxes = on_device(self.boxes).unsqueeze(1)
         weight = blend.unsqueeze([-1, -1]) + inside(boxes, *image.shape[2:]).astype("float32")
         image = image + (paddle.index_select(image, partner) - image) * weight
         return image, target * share + paddle.index_select(target, partner) * (1.0 - share)
@@ -94,7 +95,7 @@ class _Mixer(ABC):
         if rng.random() >= self.prob:
             return image, target
         share = float(rng.beta(self.alpha, self.alpha))
-        partner = paddle.to_tensor(rng.permutation(image.shape[0]))
+        partner = on_device(rng.permutation(image.shape[0]))
         image, share = self.mix(image, paddle.index_select(image, partner), share, rng)
         return image, target * share + paddle.index_select(target, partner) * (1.0 - share)
 
@@ -127,7 +128,7 @@ class Cutmix(_Mixer):
         mask = np.zeros(image.shape[2:], dtype="float32")
         mask[top:bottom, left:right] = 1.0
         kept = 1.0 - (bottom - top) * (right - left) / (image.shape[2] * image.shape[3])
-        return image + (other - image) * paddle.to_tensor(mask), kept
+        return image + (other - image) * on_device(mask), kept
 
     def mixture(self, size: int, height: int, width: int, rng) -> _Mixture:
         """Each sample's own box."""
@@ -194,6 +195,6 @@ class TransformOpSampler:
             smoothing[chosen] = mixer.epsilon
         image, target = mixture.apply(image, target, rng)
         if smoothing.any():  # of both labels of a mixture alike
-            epsilon = paddle.to_tensor(smoothing)
+            epsilon = on_device(smoothing)
             target = target * (1.0 - epsilon) + epsilon / target.shape[1]
         return image, target

@@ -37,8 +37,9 @@ class WeightAverage:
         decay = self.decay
         if self.ramp:
             decay = min(decay, (1.0 + self.updates) / (10.0 + self.updates))
+        share = paddle.full([], 1.0 - decay)  # lerp_ copies a number to the device for each array, and waits
         for name, weight in self._weights().items():
-            self._average[name].lerp_(weight.astype("float32"), 1.0 - decay)
+            self._average[name].lerp_(weight.astype("float32"), share)
 
     @contextlib.contextmanager
     def applied(self, model: paddle.nn.Layer) -> Iterator[paddle.nn.Layer]:

@@ -118,21 +118,29 @@ class Trainer:
                 self.evaluator.loader.close()
 
     def advance(self, batches: Iterator[dict[str, np.ndarray]]) -> paddle.Tensor:
-        """Fetch the next batch and learn from it; returns the gradient norm, on the device."""
-        with self.meter.waiting():
-            arrays = next(batches)
-        loss, norm = self.update(self.feed.input(arrays))
+        """Fetch the next batch and learn from it; returns the gradient norm, on the device.
+
+        Where batches are copied while the device computes, the one after is fetched before the update, which may wait
+        for the device.
+        """
+        if not self.feed.input.started:
+            self._start_next(batches)
+        loss = self.learn(self.feed.input.finish())
+        if self.feed.input.copies_ahead and self.progress.step + 1 < self.progress.total_steps:
+            self._start_next(batches)
+        norm = self.update()
         self.progress.step += 1
         self.guard.watch(self.progress.step, loss, None if self.precision.scaler else norm)
         self.meter.count(self.sampler.global_batch)
         return norm
 
-    def update(self, batch: dict[str, paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """One update from one local batch: forward, loss, backward, clip, step, average.
+    def _start_next(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        with self.meter.waiting():
+            arrays = next(batches)
+        self.feed.input.start(arrays)
 
-        Returns:
-            (loss, norm): mean loss of the batch and global gradient norm before clipping, on the device.
-        """
+    def learn(self, batch: dict[str, paddle.Tensor]) -> paddle.Tensor:
+        """The gradients of one local batch: forward, loss, backward. Returns its mean loss, on the device."""
         seed, step, rank = self.config.Global.seed, self.progress.step, self.world.rank
         if isinstance(self.task, PreparesBatch):
             batch = self.task.prepare(batch, np.random.default_rng([seed, step, rank]))
@@ -146,15 +154,19 @@ class Trainer:
             total = total + loss.detach()
             for metric in self.metrics:
                 metric.update(output.outputs.detach(), output.targets)
-        self.optimizer.set_lr(self.schedule(step))
+        self.mean_loss.update(total.reshape([1]))
+        return total
+
+    def update(self) -> paddle.Tensor:
+        """One update from the gradients: clip, step, average. Returns their norm before clipping, on the device."""
+        self.optimizer.set_lr(self.schedule(self.progress.step))
         self.precision.unscale(self.optimizer)
         norm = self.optimizer.clip_gradients()
         self.precision.step(self.optimizer)
         self.optimizer.clear_gradients()
         if self.average is not None:
             self.average.update()
-        self.mean_loss.update(total.reshape([1]))
-        return total, norm
+        return norm
 
     # -- between updates ------------------------------------------------------------------
 

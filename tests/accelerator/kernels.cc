@@ -29,9 +29,25 @@ namespace pretend {
 static std::mutex counting;
 static std::map<std::string, long> counts;
 
+static bool noting = false;
+static std::string notes;
+
 void count(const std::string& what) {
   std::lock_guard<std::mutex> lock(counting);
   ++counts[what];
+}
+
+void note(const std::string& what) {
+  std::lock_guard<std::mutex> lock(counting);
+  if (noting) notes += what + "\n";
+}
+
+static void (*told)(const char*) = nullptr;
+
+void wait(const std::string& what) {
+  count(what);
+  note(what);
+  if (told) told(what.c_str());
 }
 
 // ---- half precision ---------------------------------------------------------------------
@@ -108,6 +124,7 @@ static void write_back(const phi::CustomContext& device, const DenseTensor& comp
 
 static void run(const Entry& entry, KernelContext* call) {
   count(entry.label);
+  note("kernel " + entry.label);
   auto& device = call->GetDeviceContext<phi::CustomContext>();
   CPUContext* cpu = cpu_context(device.GetPlace());
   KernelContext on_cpu(cpu);
@@ -211,6 +228,9 @@ struct Registered<ID, void(const CPUContext&, Arguments...)> {
       if (argument.backend == phi::Backend::CPU) argument.backend = backend;
       if (argument.dtype == on_cpu.dtype()) argument.dtype = type;
     };
+    // numbers for which Paddle's GPU kernel takes the host's memory
+    if (name == "arange_tensor")
+      for (auto& argument : definition.input_defs()) argument.backend = phi::Backend::ALL_BACKEND;
     for (auto& argument : definition.input_defs()) adapt(argument);
     for (auto& argument : definition.output_defs()) adapt(argument);
     *kernel.mutable_args_def() = definition;
@@ -223,6 +243,7 @@ struct Registered<ID, void(const CPUContext&, Arguments...)> {
       PADDLE_THROW(common::errors::NotFound("tests/accelerator/kernels.txt: this Paddle has no kernel %s", name));
     auto* kernels = &found->second;
     add<DataType::BOOL>(name, kernels), add<DataType::UINT8>(name, kernels);
+    add<DataType::INT16>(name, kernels);
     add<DataType::INT32>(name, kernels), add<DataType::INT64>(name, kernels);
     add<DataType::FLOAT32>(name, kernels), add<DataType::FLOAT64>(name, kernels);
     add<DataType::FLOAT16>(name, kernels), add<DataType::BFLOAT16>(name, kernels);
@@ -247,3 +268,16 @@ extern "C" const char* pretend_counts() {
   pretend::counts.clear();
   return text.c_str();
 }
+
+// What happened since the last call, in order, a line each. From the first call on it is kept.
+extern "C" const char* pretend_notes() {
+  static std::string text;
+  std::lock_guard<std::mutex> lock(pretend::counting);
+  text.swap(pretend::notes);
+  pretend::notes.clear();
+  pretend::noting = true;
+  return text.c_str();
+}
+
+// Whom to tell of everything that the host waits for, at once and in its thread; null for nobody.
+extern "C" void pretend_on_wait(void (*function)(const char*)) { pretend::told = function; }

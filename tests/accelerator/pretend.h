@@ -12,6 +12,8 @@ namespace pretend {
 // refuses bfloat16.
 const char* device_type();                        // device.cc
 void count(const std::string& what);              // kernels.cc
+void note(const std::string& what);               // kernels.cc: in the order that the host does things
+void wait(const std::string& what);               // kernels.cc: counts, notes and tells that the host waits
 void register_kernels();                          // kernels.cc
 void add_collectives(C_DeviceInterface* device);  // collectives.cc
 

@@ -1,7 +1,10 @@
 """Runs on the pretend accelerator and what they leave."""
 
+import contextlib
 import ctypes
 import os
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from safetensors.numpy import load_file
 import plsc
 from plsc.cli import main
 from tests.accelerator.build import DEVICE
-from tests.helpers import metrics, tiny_digits
+from tests.helpers import CHECKOUT, metrics, tiny_digits
 
 POLICIES = {
     "O1": {"level": "O1"},
@@ -80,8 +83,43 @@ def assert_bit_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
 
 
 def kernels() -> dict[str, int]:
-    """How often each kernel ran on the device since the last call, by name and type: {"matmul float16": 12, …}."""
-    library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / "libpretend.so"))
-    library.pretend_counts.restype = ctypes.c_char_p
-    lines = (line.split(" ", 1) for line in library.pretend_counts().decode().splitlines())
+    """How often each kernel ran on the device since the last call, by name and type: {"matmul float16": 12, …}.
+
+    Copies between host and device are counted with them, and how often the host waited.
+    """
+    lines = (line.split(" ", 1) for line in _lines_of("pretend_counts"))
     return {what: int(count) for count, what in lines}
+
+
+def events() -> list[str]:
+    """What the host asked of the device since the last call, in order: "kernel matmul float16", "copy to host", …"""
+    return _lines_of("pretend_notes")
+
+
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / "libpretend.so"))
+
+
+def _lines_of(function: str) -> list[str]:
+    called = getattr(_library(), function)
+    called.restype = ctypes.c_char_p
+    return called().decode().splitlines()
+
+
+@contextlib.contextmanager
+def watched_waits() -> Iterator[dict[str, int]]:
+    """Context that fills {"copy to host at plsc/engine/guard.py:26 watch": 1, …}: where the host waits, how often."""
+    seen: dict[str, int] = {}
+
+    def tell(what: bytes) -> None:
+        ours = [frame for frame in traceback.extract_stack()[:-1] if Path(frame.filename).is_relative_to(CHECKOUT)]
+        place = ours[-1]
+        where = f"{Path(place.filename).relative_to(CHECKOUT)}:{place.lineno} {place.name}"
+        seen[f"{what.decode()} at {where}"] = seen.get(f"{what.decode()} at {where}", 0) + 1
+
+    called = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(tell)
+    _library().pretend_on_wait(called)
+    try:
+        yield seen
+    finally:
+        _library().pretend_on_wait(None)

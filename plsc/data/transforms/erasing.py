@@ -108,6 +108,7 @@ class RandomErasing(DeviceTransform):
         import paddle
 
         from plsc.data.boxes import inside
+        from plsc.tensors import on_device
 
         with paddle.no_grad():
             masks = inside(arrays["erase_boxes"], *image.shape[2:])
@@ -119,7 +120,7 @@ class RandomErasing(DeviceTransform):
             erased = masks.any(axis=1, keepdim=True)
             if self.mode == "pixel":
                 return paddle.where(erased, self._noise(image, arrays["erase_noise"]), image)
-            mean = paddle.to_tensor(self.mean, dtype=image.dtype).reshape([1, -1, 1, 1])
+            mean = on_device(np.asarray(self.mean, "float32").reshape(1, -1, 1, 1))
             return paddle.where(erased, mean, image)
 
     def _noise(self, image, offsets):

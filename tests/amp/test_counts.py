@@ -1,0 +1,167 @@
+"""What one training step asks of a device, counted where time cannot be measured.
+
+The host waits for it in float16 only, and the next batch is copied while it computes.
+"""
+
+import numpy as np
+import paddle
+import pytest
+
+from plsc.data.device import CopiesAhead, DeviceInput
+from plsc.engine.guard import FiniteGuard
+from plsc.engine.trainer import Trainer
+from tests.amp.runs import RANDOM, digits, events, half, train, watched_waits
+
+STEPS = 6
+BETWEEN = slice(1, STEPS - 1)  # updates that are not logged
+SETTINGS = {
+    "float32": None,
+    "float16 O2": half("O2"),
+    "float16 O1": half("O1"),
+    "bfloat16 O2": half("O2", "bfloat16"),
+    "bfloat16 O1": half("O1", "bfloat16"),
+}
+
+
+def per_step(monkeypatch, tmp_path, fp16, read, tree=None, **sections) -> list:
+    """What `read` returns of each update of a run whose log lines are of its first and last."""
+    seen, advance = [], Trainer.advance
+
+    def counted(self, batches):
+        read()
+        norm = advance(self, batches)
+        seen.append(read())
+        return norm
+
+    monkeypatch.setattr(Trainer, "advance", counted)
+    tree = digits(STEPS) if tree is None else tree
+    quiet = {"print_batch_step": 1000, "eval_during_train": False, "save_interval": 1000, "save_unit": "epoch"}
+    sections["Global"] = {**quiet, **sections.get("Global", {})}
+    train(tmp_path / "run", tree, fp16=fp16, **sections)
+    assert len(seen) == STEPS
+    return seen[BETWEEN]
+
+
+def waits_per_step(monkeypatch, tmp_path, fp16, **more) -> list[dict[str, int]]:
+    """Where the host waits for the device in each update, and how often."""
+    with watched_waits() as seen:
+
+        def read() -> dict[str, int]:
+            waits = dict(seen)
+            seen.clear()
+            return waits
+
+        return per_step(monkeypatch, tmp_path, fp16, read, **more)
+
+
+def with_everything() -> dict:
+    """Micro-batches, an average, mixing, random erasing, dropout, stochastic depth and clipping."""
+    tree = digits(STEPS)
+    tree["Global"] |= {"accum_steps": 2}
+    tree["Model"] |= RANDOM
+    tree["EMA"] = {"decay": 0.99}
+    part = tree["DataLoader"]["Train"]["dataset"]
+    part["transform_ops"].insert(1, {"RandomErasing": {"probability": 0.5}})
+    part["batch_transform_ops"] = [{"Mixup": {"alpha": 0.8}}]
+    return tree
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_host_waits_only_for_the_overflow_of_float16(setting, monkeypatch, tmp_path):
+    """One value is read, GradScaler's found_inf; for it Paddle waits twice for the stream."""
+    steps = waits_per_step(monkeypatch, tmp_path, SETTINGS[setting], tree=with_everything())
+    for waits in steps:
+        if not setting.startswith("float16"):
+            assert waits == {}
+            continue
+        assert all("plsc/engine/precision.py" in where and where.endswith(" step") for where in waits), waits
+        assert sum(count for where, count in waits.items() if where.startswith("copy to host")) == 1
+        assert sum(waits.values()) == 3
+
+
+def test_an_injected_wait_is_counted(monkeypatch, tmp_path):
+    """The test above fails where anything reads from the device."""
+    watch = FiniteGuard.watch
+
+    def curious(self, step, loss, norm=None):
+        loss.item()
+        watch(self, step, loss, norm)
+
+    monkeypatch.setattr(FiniteGuard, "watch", curious)
+    for waits in waits_per_step(monkeypatch, tmp_path, None):
+        assert sorted(where.split(" at ")[0] for where in waits) == ["copy to host", "wait for a stream"]
+        assert all(where.endswith(" curious") for where in waits)
+
+
+@pytest.mark.parametrize("setting", ["float32", "float16 O2"])
+def test_the_next_batch_is_copied_while_the_device_computes(setting, monkeypatch, tmp_path):
+    """By the order in which things are queued."""
+    for notes in per_step(monkeypatch, tmp_path, SETTINGS[setting], events):
+        places = {}
+        for place, what in enumerate(notes):
+            places.setdefault(what, []).append(place)
+        (copying,) = {what for what in places if what.startswith("copy to device on")}
+        stream = copying.removeprefix("copy to device on ")
+        assert stream.startswith("stream ")  # and not the one that computes
+        first, last = min(places[copying]), max(places[copying])
+        computed = [place for what, at in places.items() if what.startswith("kernel") for place in at]
+        of_update = min(place for what, at in places.items() if what.startswith("kernel adamw") for place in at)
+        (finished,) = [at[0] for what, at in places.items() if what.startswith("the compute stream waits")]
+        # this batch: the device waits for its copy, then it is normalised, then its memory is free again
+        assert finished < min(computed)
+        (release,) = [what for what in places if what.startswith("event ") and what.endswith("on the compute stream")]
+        (after_release,) = [what for what in places if what.startswith(f"{stream} waits for event ")]
+        assert after_release.split()[-1] == release.split()[1]
+        assert min(computed) < places[release][0] < places[after_release][0] < first
+        # the next one: queued after this one's backward and before its update, for which float16 waits
+        assert sum(place < first for place in computed) > len(computed) / 2
+        assert last < of_update
+        waited = [at[0] for what, at in places.items() if what.startswith(("wait for", "copy to host"))]
+        assert all(last < place for place in waited)
+
+
+# -- the input by itself ------------------------------------------------------------------
+
+
+def arrays(seed: int, rows: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"image": rng.integers(0, 256, (rows, 5, 6, 3), dtype=np.uint8), "label": rng.integers(0, 9, rows)}
+
+
+def is_batch(batch, of: dict[str, np.ndarray]) -> bool:
+    image = (of["image"].transpose(0, 3, 1, 2) / 255.0).astype("float32")
+    return np.allclose(batch["image"].numpy(), image, atol=1e-6) and np.array_equal(batch["label"].numpy(), of["label"])
+
+
+def test_batches_arrive_whole():
+    """Though the host's arrays are used again at once, the copies are late, and batches have other sizes."""
+    to_device = DeviceInput()
+    kept = []
+    for seed, rows in enumerate([4, 4, 4, 7, 7, 2, 4]):
+        given = arrays(seed, rows)
+        to_device.start(given)
+        for array in given.values():
+            array[...] = 0
+        kept.append((to_device.finish(), arrays(seed, rows)))
+    assert all(is_batch(batch, expected) for batch, expected in kept)
+
+
+def test_the_device_notices_a_batch_used_before_its_copy(monkeypatch):
+    monkeypatch.setattr(CopiesAhead, "await_copy", lambda self: None)
+    assert not is_batch(DeviceInput()(arrays(0)), arrays(0))
+
+
+def test_the_device_notices_arrays_used_again_before_their_copy(monkeypatch):
+    """As they would be without a staged copy."""
+    to_tensor = paddle.to_tensor
+
+    def shared(array, place=None, **rest):
+        return to_tensor(array, place=place, **rest) if place is None else paddle.utils.dlpack.from_dlpack(array)
+
+    given = arrays(0)
+    to_device = DeviceInput()
+    monkeypatch.setattr(paddle, "to_tensor", shared)
+    to_device.start(given)
+    monkeypatch.undo()
+    given["image"][...] = 0
+    assert not is_batch(to_device.finish(), arrays(0))
