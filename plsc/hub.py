@@ -95,9 +95,10 @@ def readme(
 
 def _facts(card: ModelCard) -> dict[str, Any]:
     size = card.img_size
-    facts = {"input size": f"{size[0]} x {size[1]} pixels"} if size else {}
-    for title, field in _FACTS:
-        value = card.spec.get(field)
+    rows = [("input size", "img_size", size and f"{size[0]} x {size[1]} pixels")]
+    rows += [(title, field, card.spec.get(field)) for title, field in _FACTS]
+    facts: dict[str, Any] = {}
+    for title, field, value in rows:
         if value is not None and (value or field == "class_num"):
             assumed = " (assumed: the weights do not state it)" if field in card.assumed else ""
             facts[title] = f"{_shown(value)}{assumed}"

@@ -161,7 +161,7 @@ def _say_assumed(source: Source) -> None:
         log.warning(
             "%s: assumed, as neither the file nor its name states it: %s; a recipe (-c RECIPE) may state it",
             source.path,
-            ", ".join(f"{name} {source.card.spec[name]}" for name in sorted(source.card.assumed)),
+            source.card.assumptions,
         )
 
 

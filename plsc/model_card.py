@@ -74,6 +74,12 @@ class ModelCard:
             size = None if isinstance(size, int) else size  # a short side leaves the other one open
         return (size, size) if isinstance(size, int) else size and (size[0], size[1])
 
+    @property
+    def assumptions(self) -> str:
+        """The fields that are assumed with their values, as messages list them; empty where there are none."""
+        notes = {"img_size": " (pictures taken as square)"}
+        return ", ".join(f"{name} {self.spec[name]}{notes.get(name, '')}" for name in sorted(self.assumed))
+
     def class_name(self, index: int) -> str:
         """A class's name, else its number. Of 1000 classes that have no names they are taken to be ImageNet's."""
         names: Sequence[str] = self.class_names or ()

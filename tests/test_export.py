@@ -156,6 +156,20 @@ def test_other_architectures_agree(tmp_path, fields):
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
 
 
+def test_a_model_of_one_size(tmp_path, capsys):
+    """Rotary positions are of one size: the export's message says so, and other sizes are refused with the reason."""
+    path = write_model(tmp_path / "rope.safetensors", rope="axial", pos_embed="none", no_embed_class=True)
+    arguments = ["export", "--weights", str(path), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--resolution", "dynamic"]) == 2
+    assert "rotary embeddings or biases by relative position, which are of one size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "--resolution", "48"]) == 0
+    message = "takes pictures of 48x48 pixels alone, as its positions are rotary or relative; for another size export"
+    assert message in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="takes pictures of 48x48 pixels only"):
+        predictor.load_predictor(tmp_path / "out", img_size=32)
+
+
 @pytest.mark.slow
 def test_jeonsworlds_hybrid_of_any_size(tmp_path):
     """Its padding is the same whatever the size."""

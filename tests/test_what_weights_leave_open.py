@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+import plsc
 from plsc import loading
 from plsc.cli import main
 from plsc.data.preprocess import Preprocess
@@ -216,7 +219,95 @@ def test_assumptions_are_listed(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, "plsc"):
         loading.load_model(tmp_path / "out.safetensors")
-    assert "neither the file nor its name states it: act gelu, epsilon 1e-06, pool token, qk_scale None" in caplog.text
+    listed = "act gelu, epsilon 1e-06, img_size 32 (pictures taken as square), pool token, qk_scale None"
+    assert f"neither the file nor its name states it: {listed}" in caplog.text
+
+
+def bare(folder, name="w.safetensors", **fields) -> Path:
+    """Weights in timm's names, without card and config.json."""
+    spec = ViTSpec(**{**dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_num=2), **fields})
+    written = write(of_spec(spec), "timm", folder / "written.safetensors")[0]
+    return saved(folder / name, load_file(written))
+
+
+def test_arrays_of_two_models_are_an_assumption(tmp_path):
+    """Meta's DeiT III has the arrays of timm's rope_ape; a name or config.json decides."""
+    arrays = load_file(bare(tmp_path, layer_scale=0.1, no_embed_class=True))
+    metas = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", name): array for name, array in arrays.items()}
+    card = read(saved(tmp_path / "metas.safetensors", metas)).card
+    assert card.spec["rope"] is None and "rope" in card.assumed and "rope None" in card.assumptions
+    (tmp_path / "folder").mkdir()
+    path = saved(tmp_path / "folder" / "model.safetensors", metas)
+    config = {"architecture": "vit_small_patch16_rope_ape_224", "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
+    card = read(path).card
+    assert card.spec["rope"] == "axial" and "rope" not in card.assumed
+    assert "rope" not in read(saved(tmp_path / "timms.safetensors", arrays)).card.assumed, "timm's DeiT III says ls1"
+
+
+def test_pooling_of_dinov3_is_an_assumption(tmp_path):
+    """timm takes the mean of patches, others the class token. No array is of one image size, either."""
+    path = bare(tmp_path, rope="centred", pos_embed="none", reg_tokens=4, layer_scale=1e-5, k_bias=False, pool="avg")
+    card = read(path).card
+    assert (card.spec["pool"], card.spec["img_size"]) == ("avg", 224) and {"pool", "img_size"} <= card.assumed
+    made = plsc.convert_weights(path, "safetensors", tmp_path / "own.safetensors", num_heads=3)
+    assert {"pool", "img_size"} <= made.card.assumed & read(tmp_path / "own.safetensors").card.assumed
+
+
+def test_a_square_is_an_assumption(tmp_path):
+    """16 patches are those of 32 x 32 pixels and of 16 x 64; named files and Google's are of squares."""
+    card = read(bare(tmp_path, img_size=(16, 64))).card
+    assert card.spec["img_size"] == 32 and "img_size" in card.assumed
+    np.savez(tmp_path / "google.npz", **google_names(drawn(), 2))
+    assert "img_size" not in read(tmp_path / "google.npz").card.assumed
+    spec = dict(embed_dim=192, num_heads=3, depth=12, patch_size=16)
+    assert "img_size" not in read(bare(tmp_path, "deit_tiny_patch16_224.safetensors", **spec)).card.assumed
+
+
+def test_clip_as_timm_has_its_config(tmp_path):
+    """timm's architectures of CLIP alone have epsilon 1e-5."""
+    spec = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_num=2)
+    source = of_spec(ViTSpec(**spec, norm_pre=True, patch_bias=False, epsilon=1e-5, act="quick_gelu"))
+    written = write(source, "timm", f"{tmp_path}/mine/")
+    config = json.loads(written[1].read_text())
+    assert config["architecture"] == "vit_base_patch16_clip_224" and config["model_args"]["pre_norm"] is True
+    assert unsaid(source.card, "timm", written[0]) == []
+    saved(written[0], load_file(written[0]))  # without the card
+    card = read(tmp_path / "mine").card
+    assert (card.spec["epsilon"], card.spec["act"], card.assumed - {"qk_scale"}) == (1e-5, "quick_gelu", set())
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        (dict(class_num=0, representation_size=24), "ViTModel"),
+        (
+            dict(pool="avg", norm_pre=True, patch_bias=False, final_norm=False, epsilon=1e-5),
+            "CLIPForImageClassification",
+        ),
+    ],
+)
+def test_more_ways_back_to_transformers(tmp_path, fields, kind):
+    """A ViT's pooler, and CLIP's classifier on the mean of its patches."""
+    spec = ViTSpec(**{**dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_num=2), **fields})
+    source = of_spec(spec)
+    written = write(source, "huggingface", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == [kind]
+    if kind == "ViTModel":
+        assert (config["pooler_output_size"], config["pooler_act"]) == (24, "tanh")
+        assert not any(name.startswith("vit.") for name in load_file(written[0]))
+        with pytest.raises(CheckpointError, match="pre-logits before a head; --backbone leaves both out"):
+            write(of_spec(dataclasses.replace(spec, class_num=2)), "huggingface", tmp_path / "with_head")
+    else:
+        assert config["vision_config"]["hidden_size"] == 24 and "hidden_size" not in config
+    saved(written[0], load_file(written[0]))  # without the card
+    back = read(tmp_path / "hf")
+    assert {**back.card.spec, "img_size": 32} == {**back.card.spec}
+    for name, array in source.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array, err_msg=name)
+    again = ViTSpec(**back.card.spec)
+    assert all(getattr(again, name) == getattr(spec, name) for name in ("pool", "final_norm", "representation_size"))
 
 
 # -- the card travels ---------------------------------------------------------------------
@@ -303,19 +394,19 @@ def test_timm_folder_has_its_config(tmp_path):
 
 
 def test_what_a_format_does_not_state_is_listed(tmp_path, capsys):
-    spec = ViTSpec(img_size=32, patch_size=8, embed_dim=24, num_heads=8, depth=1, class_num=2, epsilon=1e-5)
+    spec = ViTSpec(img_size=32, patch_size=8, embed_dim=24, num_heads=8, depth=1, class_num=2, epsilon=2e-6)
     source = of_spec(spec, preprocess=PREPROCESS)
 
     def listed(to, output, card=source.card):
         return unsaid(card, to, write(source.with_card(), to, output)[0])
 
     assert listed("safetensors", tmp_path / "x") == []
-    bare = ["num_heads 8 (timm's num_heads)", "epsilon 1e-05", "preprocessing"]
+    bare = ["num_heads 8 (timm's num_heads)", "epsilon 2e-06", "preprocessing"]
     assert listed("timm", tmp_path / "x.safetensors") == bare
-    assert listed("timm", f"{tmp_path}/folder/") == ["epsilon 1e-05"]
+    assert listed("timm", f"{tmp_path}/folder/") == ["epsilon 2e-06"]
     assert listed("huggingface", tmp_path / "hf") == ["preprocessing"], "transformers rounds otherwise"
-    assert listed("google", tmp_path / "x.npz") == ["act gelu", "epsilon 1e-05", "preprocessing"]
-    assert listed("pdparams", tmp_path / "x.pdparams")[:2] == ["num_heads 8", "epsilon 1e-05"]
+    assert listed("google", tmp_path / "x.npz") == ["act gelu", "epsilon 2e-06", "preprocessing"]
+    assert listed("pdparams", tmp_path / "x.pdparams")[:2] == ["num_heads 8", "epsilon 2e-06"]
     write(source, "safetensors", tmp_path / "own.safetensors")
     output = str(tmp_path / "out.safetensors")
     assert main(["convert", str(tmp_path / "own.safetensors"), "--to", "timm", "--output", output]) == 0

@@ -77,8 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     by_name = f" (its name: {made.card.architecture})" if made.card.architecture else ""
     print(f"{made.source}: {made.arrays} arrays in the names of {made.layout}; {', '.join(facts)}{by_name}")
     if made.card.assumed:
-        assumed = ", ".join(f"{name} {made.card.spec[name]}" for name in sorted(made.card.assumed))
-        print(f"  assumed, as neither the file nor its name states it: {assumed}")
+        print(f"  assumed, as neither the file nor its name states it: {made.card.assumptions}")
     for name, shape in made.unknown.items():
         print(f"  left out, unknown: {name} {list(shape)}")
     if made.unsaid:

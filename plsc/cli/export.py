@@ -89,6 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{made.source}, checked in {runtimes.NAMES[made.format]} on two photos and the same moved sideways:")
     for comparison in made.checks:
         print(f"  {comparison}")
+    if made.img_size is not None:
+        other = " (any with --resolution dynamic)"
+        if not made.can_be_dynamic:
+            other = ", as its positions are rotary or relative; for another size export again with --resolution PIXELS"
+        print(f"  takes pictures of {made.img_size[0]}x{made.img_size[1]} pixels alone{other}")
     if made.precision == "fp16":
         print(
             "  weights are float16, for which CPU runtimes have no kernels: the graph casts, the check ran in float32"

@@ -20,7 +20,7 @@ from plsc.files import replacing_folder, write_json
 from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
 from plsc.models.base import Deployable
-from plsc.models.deploy import store_half
+from plsc.models.deploy import is_of_one_size, store_half
 from plsc.places import EXPORT_DESCRIPTION
 from plsc.registry import missing_members
 
@@ -38,6 +38,8 @@ class Export:
         folder: where it is. source: the file of weights that it was made of.
         format: paddle or onnx. precision: fp32 or fp16.
         checks: the comparisons with the model, all within their tolerance.
+        img_size: the only (height, width) that it takes; None where it takes any.
+        can_be_dynamic: whether the model can be exported for any size, too.
     """
 
     folder: Path
@@ -45,6 +47,8 @@ class Export:
     format: str
     precision: str
     checks: list[Comparison]
+    img_size: tuple[int, int] | None = None
+    can_be_dynamic: bool = True
 
 
 def export_model(
@@ -110,6 +114,7 @@ def export_model(
     with on_device("cpu"):  # where the check runs
         part = "ema" if ema else "model"
         loaded = loading.load_model(given, weights=part, img_size=img_size, config=config, verify=verify)
+        own_size, can_be_dynamic = loaded.card.img_size, not is_of_one_size(loaded.network.spec)
         checks = export(
             loaded,
             folder,
@@ -120,7 +125,7 @@ def export_model(
             batch=batch,
             tolerance=tolerance,
         )
-    return Export(folder, loaded.path, format, precision, checks)
+    return Export(folder, loaded.path, format, precision, checks, None if dynamic else own_size, can_be_dynamic)
 
 
 def _input_shape(config: Config) -> tuple[int | None, int | Literal["dynamic"] | None]:

@@ -16,6 +16,7 @@ from paddle import nn
 from plsc.errors import ConfigError
 from plsc.models.layers import Rotary
 from plsc.models.resnet import StdConv2D, Stem, convolution_padding, pooling_padding
+from plsc.models.spec import ViTSpec
 
 if TYPE_CHECKING:
     from plsc.models.vision_transformer import VisionTransformer
@@ -37,7 +38,7 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
     Raises:
         ConfigError: dynamic, where attention itself knows the grid of patches.
     """
-    if dynamic and (network.spec.rope or network.spec.rel_pos_bias or network.spec.pos_embed == "none"):
+    if dynamic and is_of_one_size(network.spec):
         raise ConfigError(
             "an export for any image size resizes a position embedding; this model has rotary embeddings or biases by "
             "relative position, which are of one size: give --resolution PIXELS"
@@ -56,6 +57,11 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
                 setattr(parent, name, TanhGelu())
     if dynamic:
         _fold_positions(network)
+
+
+def is_of_one_size(spec: Any) -> bool:
+    """Whether a model with this spec can be exported for one image size alone: its attention knows the grid."""
+    return isinstance(spec, ViTSpec) and bool(spec.rope or spec.rel_pos_bias or spec.pos_embed == "none")
 
 
 def store_half(network: nn.Layer) -> None:

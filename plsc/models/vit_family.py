@@ -80,8 +80,6 @@ def infer_spec(shapes: Mapping[str, tuple], stated: Mapping[str, Any]) -> dict[s
         spec["pool_mlp_ratio"] = pool[1] / kernel[0]
     if "attn_pool.latent" in shapes and "norm_pre.weight" not in shapes and _has_prefix(spec):
         spec["pool_prefix"] = False  # as timm does, but for Perception Encoder
-    if spec["class_token"] and "reg_token" in shapes and "pos_embed" not in shapes and spec.get("pool") is None:
-        spec["pool"] = "avg"  # DINOv3's, as timm pools it
     spec.update(stated)
     table = shapes.get("blocks.0.attn.rel_pos_bias.table")
     if "img_size" in spec and "pos_embed" in shapes and kernel:

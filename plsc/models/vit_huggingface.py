@@ -6,6 +6,8 @@ A model is written as the first of them that can hold it.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from plsc.errors import CheckpointError
 from plsc.models.vit_parts import (
     POSITION,
@@ -13,10 +15,12 @@ from plsc.models.vit_parts import (
     ROWS,
     TOKEN,
     Need,
+    PreLogits,
     depth_of,
     fold_class_position,
     lacks,
     qkv,
+    size_of_none,
     stated,
     unfold_class_position,
     without_zeros,
@@ -101,6 +105,12 @@ _BLOCKS = (
     Rule("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
 )
 
+
+def _pooler(spec: Spec) -> dict[str, Any]:
+    width = spec.get("representation_size")
+    return {} if width is None else {"pooler_output_size": width, "pooler_act": "tanh"}
+
+
 HUGGINGFACE = Layout(
     name="huggingface",
     title="Hugging Face's ViT",
@@ -109,7 +119,10 @@ HUGGINGFACE = Layout(
     container="folder",
     facts=stated,
     fixed={"qk_scale": None},
-    lacks=lacks("qkv_bias", "act", "epsilon"),
+    lacks=(
+        *(lack for lack in lacks("qkv_bias", "act", "epsilon") if lack.field != "representation_size"),
+        PreLogits("representation_size", "pre-logits before a head; --backbone leaves both out"),
+    ),
     rules=(
         *_EMBEDDINGS,
         *_BLOCKS,
@@ -126,7 +139,7 @@ HUGGINGFACE = Layout(
     huggingface=HuggingFace(
         architectures=("ViTForImageClassification", "ViTModel"),
         constants={"model_type": "vit", **_NO_DROPOUT},
-        derived=_width_of_mlp,
+        derived=lambda spec: {**_width_of_mlp(spec), **_pooler(spec)},
         settings=_settings(1e-6, _QKV_BIAS),
     ),
 )
@@ -380,6 +393,7 @@ def _dinov3_layout(*, gated: bool) -> Layout:
         close=lambda tensors, spec: {**tensors, "embeddings.mask_token": zeros(1, 1, spec["embed_dim"])},
         container="folder",
         facts=_dinov3_facts,
+        guesses=size_of_none,
         fixed={"qk_scale": None},
         lacks=(*_DINOV3_LACKS, Lack("mlp", "this kind of MLP", ("swiglu",) if gated else ("plain",))),
         rules=(
@@ -457,6 +471,12 @@ def _clip_config(spec: Spec) -> dict[str, Any]:
     return vision | {"architectures": ["CLIPVisionModelWithProjection" if spec["class_num"] else "CLIPVisionModel"]}
 
 
+_CLIP_RULES = (
+    Rule("cls_token", "embeddings.class_embedding", TOKEN),
+    Rule("norm_pre.{p}", "pre_layrnorm.{p}"),
+    *_TOWER,
+)
+
 CLIP = Layout(
     name="huggingface",
     title="Hugging Face's CLIP",
@@ -467,9 +487,7 @@ CLIP = Layout(
     fixed={"qk_scale": None},
     lacks=lacks("act", "epsilon", norm_pre=(True,), patch_bias=(False,)),
     rules=(
-        Rule("cls_token", "embeddings.class_embedding", TOKEN),
-        Rule("norm_pre.{p}", "pre_layrnorm.{p}"),
-        *_TOWER,
+        *_CLIP_RULES,
         Rule("head.{p}", "visual_projection.{p}"),
         Rule("head.{p}", "classifier.{p}", written=never),
     ),
@@ -478,6 +496,34 @@ CLIP = Layout(
         constants={"model_type": "clip_vision_model", "attention_dropout": 0.0, "dtype": "float32"},
         derived=_clip_config,
         settings=_settings(1e-5),
+    ),
+)
+
+
+def _close_clip_classifier(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    """The tower's last norm is there, though nothing that this class computes goes through it."""
+    width = spec["embed_dim"]
+    unused = {"post_layernorm.weight": Tensor.of(np.ones(width, "float32")), "post_layernorm.bias": zeros(width)}
+    return {k if k.startswith("classifier.") else f"vision_model.{k}": t for k, t in {**tensors, **unused}.items()}
+
+
+CLIP_CLASSIFIER = Layout(
+    name="huggingface",
+    title="Hugging Face's CLIP for classification",
+    open=lambda tensors: None,  # read as a CLIP
+    close=_close_clip_classifier,
+    container="folder",
+    lacks=(
+        *lacks("act", "epsilon", norm_pre=(True,), patch_bias=(False,), pool=("avg",), final_norm=(False,)),
+        Need("class_num", "a classifier"),
+    ),
+    rules=(*_CLIP_RULES, Rule("head.{p}", "classifier.{p}")),
+    huggingface=HuggingFace(
+        architectures=("CLIPForImageClassification", "CLIPForImageClassification"),
+        constants={"model_type": "clip", "dtype": "float32"},
+        derived=_width_of_mlp,
+        settings=_settings(1e-5),
+        tower="vision_config",
     ),
 )
 
@@ -540,4 +586,16 @@ SIGLIP = Layout(  # and SigLIP 2 of fixed size
     ),
 )
 
-LAYOUTS = (HUGGINGFACE, IJEPA, DEIT, DINOV2, DINOV2_REGISTERS, BEIT, DINOV3, DINOV3_GATED, CLIP, SIGLIP)
+LAYOUTS = (
+    HUGGINGFACE,
+    IJEPA,
+    DEIT,
+    DINOV2,
+    DINOV2_REGISTERS,
+    BEIT,
+    DINOV3,
+    DINOV3_GATED,
+    CLIP,
+    CLIP_CLASSIFIER,
+    SIGLIP,
+)

@@ -65,6 +65,7 @@ def _google_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
 GOOGLE = Layout(
     name="google",
     title="Google's npz",
+    square=True,
     open=_open_google,
     linear="in_out",
     container="npz",
@@ -133,6 +134,7 @@ def _coyo_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
 COYO = Layout(
     name="coyo",
     title="coyo-vit's checkpoint",
+    square=True,
     open=_open_coyo,
     linear="in_out",
     container=None,
@@ -165,6 +167,7 @@ _TORCHVISION_BLOCK = "encoder.layers.encoder_layer_{i}"
 TORCHVISION = Layout(
     name="torchvision",
     title="torchvision's ViT",
+    square=True,
     probe="conv_proj.weight",
     facts=stated,
     fixed=_FIXED,

@@ -130,6 +130,15 @@ class Need(Lack):
             raise CheckpointError(f"{format} has no place for a model without {self.what}")
 
 
+class PreLogits(Lack):
+    """A layer after pooling, which a model without a head may have: ViTModel's pooler."""
+
+    def refuse(self, spec: Spec, format: str) -> None:
+        """Raise CheckpointError where a head comes after it."""
+        if spec.get("class_num"):
+            super().refuse(spec, format)
+
+
 def lacks(*held: str, **harmless: tuple) -> tuple[Lack, ...]:
     """What a format cannot hold of a ViTSpec: all but a plain Vision Transformer's, `held`, and `harmless` values."""
     unknown = {*held, *harmless} - _LACKS.keys()
@@ -151,6 +160,11 @@ def stated(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
     elif "fc_norm.weight" in ours or "cls_token" not in ours:
         facts["pool"] = "avg"
     return facts
+
+
+def size_of_none(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    """A guess of the image size, where no array is of one size."""
+    return {} if "pos_embed" in ours or "blocks.0.attn.rel_pos_bias.table" in ours else {"img_size": 224}
 
 
 def depth_of(tensors: Tensors, pattern: str) -> int:

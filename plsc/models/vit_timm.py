@@ -15,6 +15,7 @@ from plsc.models.vit_parts import (
     fold_class_position,
     lacks,
     qkv,
+    size_of_none,
     stated,
     zeros,
 )
@@ -127,6 +128,16 @@ def _facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
     if "norm_pre.weight" in ours and "norm_pre.bias" in ours:
         facts["epsilon"] = 1e-5
     return facts
+
+
+def _guesses(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    """What a model of these names may have otherwise, without an array that shows it."""
+    guesses = size_of_none(theirs, ours)
+    if "pos_embed" not in ours and {"cls_token", "reg_token"} <= ours.keys() and "attn_pool.latent" not in ours:
+        guesses["pool"] = "avg"  # DINOv3, as timm pools it
+    if "pos_embed" in ours and "blocks.0.gamma_1" in theirs and "blocks.0.attn.rope.freqs" not in ours:
+        guesses["rope"] = None  # Meta's DeiT III; timm's rope_ape has the same arrays
+    return guesses
 
 
 def _is_gated(ours: Tensors) -> bool:
@@ -259,7 +270,10 @@ def _architecture(spec: Spec) -> str | None:
         return "vit_base_patch16_rpn_224" if block == "post" and layers is None else None
     if spec.get("distillation"):
         return "deit_base_distilled_patch16_224" if layers is None else None
-    return "vit_base_patch16_224" if layers is None else _HYBRIDS.get(tuple(layers))
+    if layers is not None:
+        return _HYBRIDS.get(tuple(layers))
+    of_clip = spec.get("epsilon", 1e-6) > 3e-6  # 1e-5, which no argument of timm's states, and not 1e-6
+    return "vit_base_patch16_clip_224" if of_clip else "vit_base_patch16_224"
 
 
 def _stated(fields: dict[str, Any]) -> dict[str, Any]:
@@ -308,6 +322,7 @@ TIMM = Layout(
     close=_close,
     own_names=True,
     facts=_facts,
+    guesses=_guesses,
     refuse=_refusal,
     timm=CONFIG,
     lacks=lacks(

@@ -75,10 +75,12 @@ def documents(layout: HuggingFace, card: ModelCard, spec: Spec, *, has_head: boo
         KeyError: the spec lacks a field.
     """
     config: dict[str, Any] = {"architectures": [layout.architectures[0 if has_head else 1]], **layout.constants}
+    settings: dict[str, Any] = {}
     for setting in layout.settings:
         value = spec[setting.ours] if setting.default is None else spec.get(setting.ours, setting.default)
-        config[setting.theirs] = setting.write(value)
-    config.update(layout.derived(spec))
+        settings[setting.theirs] = setting.write(value)
+    settings.update(layout.derived(spec))
+    config.update(settings if layout.tower is None else {layout.tower: settings})
     if has_head:
         names = card.class_names or [f"LABEL_{i}" for i in range(spec["class_num"])]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}

@@ -169,12 +169,15 @@ class HuggingFace:
         settings: fields of the spec in config.json. constants: what else stands there.
         architectures: transformers' classes with a head and without.
         derived: spec → further entries.
+        tower: the entry in which the settings stand, of models that have another tower besides; None where they stand
+            among the other entries.
     """
 
     settings: tuple[Setting, ...]
     constants: Mapping[str, Any]
     architectures: tuple[str, str]
     derived: Callable[[Spec], dict[str, Any]] = lambda spec: {}
+    tower: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,8 @@ class Layout:
         linear: whether matrices of linear layers stand as [in, out] or as [out, in]. Files of the latter kind are asked
             for their orientation when they are read, since Paddle's own have these names, too.
         facts: (the file's arrays, the model's arrays) → fields of the spec that they state.
+        guesses: the same → fields that nothing states, as most files of such arrays have them: they are assumed.
+        square: whether its code has square pictures only, so that the number of positions states the image size.
         prefix: of all names but the head's, in files of a model with a head.
         fixed: fields of the spec of which the codebase has one value only.
         refuse: the file's arrays → why they are of no model of the family, where they are not.
@@ -225,6 +230,8 @@ class Layout:
     own_names: bool = False
     linear: Literal["in_out", "out_in"] = "out_in"
     facts: Callable[[Tensors, Tensors], dict[str, Any]] = lambda theirs, ours: {}
+    guesses: Callable[[Tensors, Tensors], dict[str, Any]] = lambda theirs, ours: {}
+    square: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
     refuse: Callable[[Tensors], str | None] = lambda theirs: None
     prefix: str = ""
@@ -365,7 +372,7 @@ def write_arrays(
 
     Args:
         is_own: whether a name is one of the model's.
-        head: how names of the head begin.
+        head: how names of the classifier begin.
 
     Raises:
         CheckpointError: the layout has no place for something.

@@ -201,8 +201,11 @@ def _by_layout(container: Container, tensors: dict[str, Tensor], family: Family,
         stated = {**of_name, **stated}
     known_fields = {**of_name, **layout.fixed, **stated}
     known_fields |= {name: own.spec[name] for name in own.inferred - own.assumed if name in own.spec}
-    spec = family.infer(shapes, known_fields)
-    guessed = {name for name in family.needed if name in spec and name not in known_fields}
+    guesses = {name: value for name, value in layout.guesses(tensors, known).items() if name not in known_fields}
+    spec = family.infer(shapes, {**guesses, **known_fields})
+    guessed = {name for name in family.needed if name in spec and name not in known_fields} | guesses.keys()
+    if "img_size" in spec and "img_size" not in known_fields and not layout.square and not of_name:
+        guessed.add("img_size")  # pictures are taken as square
     assumed = frozenset(family.usual.keys() - spec.keys() | guessed)
     spec = {**family.usual, **spec, **{name: own.spec[name] for name in own.assumed & assumed if name in own.spec}}
     card = ModelCard(

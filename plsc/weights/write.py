@@ -69,7 +69,8 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
         if to == "pdparams":
             return _write_pdparams(tensors | {CARD: Tensor.of(card_array(text))}, output)
         layout = layouts[to]
-        named = write_arrays(layout, tensors, card.spec, is_own=family.is_own, head=family.head)
+        classifiers = family.classifiers or family.head[:1]
+        named = write_arrays(layout, tensors, card.spec, is_own=family.is_own, head=classifiers)
         if layout.container == "npz":
             return _write_npz(named | {CARD: Tensor.of(card_array(text))}, output)
         has_head = any(name.startswith(family.head[0]) for name in tensors)

@@ -58,8 +58,7 @@ def test_name_of_a_file(name):
 BACK = [
     name
     for name in architectures.HUGGINGFACE
-    if name not in ("ViTModel", "CLIPForImageClassification", "SiglipModel", "Siglip2VisionModel")
-    and "gated GELU" not in name
+    if name not in ("SiglipModel", "Siglip2VisionModel") and "gated GELU" not in name
 ]
 
 

@@ -55,6 +55,7 @@ MODELS = {
     "registers": {"reg_tokens": 2, "no_embed_class": True, "layer_scale": 0.1, "pool": "avg", "fc_norm": True},
     "attention pooling over registers": {"pool": "map", "reg_tokens": 2},
     "a norm before the blocks": {"norm_pre": True, "patch_bias": False, "act": "quick_gelu"},
+    "CLIP": {"norm_pre": True, "patch_bias": False, "epsilon": 1e-5},
     "norms after": {"block": "post", "class_token": False, "pool": "avg", "qkv_bias": False},
 }
 
