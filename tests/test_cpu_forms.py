@@ -14,19 +14,19 @@ from plsc.engine import blocks
 from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.models import cpu_forms
-from plsc.models.layers import Attention
+from plsc.models.layers import Attention, PatchEmbed
 from tests.helpers import tiny_digits
 from tests.test_model_parts import KINDS, build, images
 
 CLOSE = 1e-5  # of the largest value
 
 
-def results(model, *, training: bool = False) -> dict[str, np.ndarray]:
-    """Logits, and the gradients of images and parameters; None where there is no gradient."""
+def results(model, *, training: bool = False, of_images: bool = False) -> dict[str, np.ndarray]:
+    """Logits, and the gradients of parameters and images; None where there is no gradient."""
     model.train() if training else model.eval()
     paddle.seed(3)
     x = images()
-    x.stop_gradient = False
+    x.stop_gradient = not of_images
     logits = model(x)
     (logits * paddle.to_tensor([1.0, -2.0, 3.0])).sum().backward()
     gradients = {name: None if p.grad is None else p.grad.numpy() for name, p in model.named_parameters()}
@@ -50,9 +50,10 @@ def assert_close(quick: dict, plain: dict) -> None:
 def test_logits_and_gradients_are_the_plain_ones(kind):
     fields = KINDS.get(kind, {})
     model = build(**fields)
-    plain = results(model)
+    plain = results(model), results(model, of_images=True)
     assert cpu_forms.use(model) > 0
-    assert_close(results(model), plain)
+    assert_close(results(model), plain[0])
+    assert_close(results(model, of_images=True), plain[1])
 
 
 def test_dropout_draws_what_the_plain_form_draws():
@@ -72,7 +73,7 @@ def test_frozen_parameters_get_no_gradient_and_change_no_other():
     for endings in (("norm1.bias", "proj.weight"), ("norm2.weight", "fc1.bias", "head.weight"), ("cls_token",)):
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = not name.endswith(endings)
-        trained = {name: v for name, v in everything.items() if name.endswith((*endings, "logits", "images"))}
+        trained = {name: v for name, v in everything.items() if name.endswith((*endings, "logits"))}
         quick = results(model)
         assert_close(quick, dict.fromkeys(quick) | trained)
 
@@ -172,6 +173,17 @@ def test_attention_of_other_batch_sizes_and_lengths_uses_no_stale_order():
         np.testing.assert_allclose(attention(x).numpy(), y, rtol=0, atol=1e-6)
 
 
+def test_patches_of_pictures_that_are_not_square():
+    layer = PatchEmbed((12, 8), (4, 2), 3, 5)
+    x = paddle.to_tensor(np.random.default_rng(2).normal(size=(2, 3, 12, 8)).astype("float32"))
+    expected = layer(x).numpy()
+    cpu_forms.use(layer)
+    assert layer(x).shape == [2, 12, 5]
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="12x8 pixels"):
+        layer(x[:, :, :8])
+
+
 def test_bias_gradient_is_the_sum_over_all_leading_axes():
     layer = nn.Linear(3, 2)
     cpu_forms.use(layer)
@@ -210,7 +222,7 @@ def forms(made) -> set[str]:
 
 def test_training_on_cpu_takes_them_by_itself_and_learns_the_same(tmp_path):
     quick, plain = trainer(tmp_path / "quick"), trainer(tmp_path / "plain", cpu_forms=False)
-    assert forms(quick) == {"CpuAttention", "CpuLayerNorm", "CpuLinear"} and not forms(plain)
+    assert forms(quick) == {"CpuAttention", "CpuLayerNorm", "CpuLinear", "CpuPatchEmbed"} and not forms(plain)
     np.testing.assert_allclose(updates(quick, 5), updates(plain, 5), rtol=1e-5)
     for name, weight in plain.model.state_dict().items():
         np.testing.assert_allclose(quick.model.state_dict()[name].numpy(), weight.numpy(), atol=1e-5, err_msg=name)

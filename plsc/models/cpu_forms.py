@@ -19,11 +19,11 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from plsc.models.layers import Attention
+from plsc.models.layers import Attention, PatchEmbed, check_size
 
 
 def use(model: nn.Layer) -> int:
-    """Let the model's linear layers, layer norms and attention compute by the kernels of this file.
+    """Let the model's linear layers, layer norms, attention and patch embedding compute by the kernels of this file.
 
     Returns how many layers.
     """
@@ -71,10 +71,25 @@ class CpuAttention(Attention):
         return self._out(_MergeHeads.apply(paddle.matmul(weights, v), heads))
 
 
+class CpuPatchEmbed(PatchEmbed):
+    """Patches by rows, and one product for all pictures instead of a convolution."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.proj.bias is None or not x.stop_gradient or not paddle.in_dynamic_mode():
+            return super().forward(x)
+        check_size(x, self.img_size)
+        order = _patch_order(x.shape[0], x.shape[1], *self.grid, self.patch_size[0])
+        rows = paddle.gather(x.reshape([-1, self.patch_size[1]]), order)
+        weight = self.proj.weight.flatten(1)
+        patches = rows.reshape([x.shape[0], self.grid[0] * self.grid[1], weight.shape[1]])
+        return _Linear.apply(patches, weight.t(), self.proj.bias)
+
+
 _FORMS: dict[type[nn.Layer], type[nn.Layer]] = {
     nn.Linear: CpuLinear,
     nn.LayerNorm: CpuLayerNorm,
     Attention: CpuAttention,
+    PatchEmbed: CpuPatchEmbed,
 }
 
 
@@ -197,3 +212,9 @@ def _split_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, pa
 @lru_cache(maxsize=8)
 def _merge_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
     return _order(np.arange(batch * heads * tokens, dtype="int64").reshape(batch, heads, tokens).transpose(0, 2, 1))
+
+
+@lru_cache(maxsize=8)
+def _patch_order(batch: int, channels: int, down: int, across: int, height: int) -> paddle.Tensor:
+    rows = np.arange(batch * channels * down * height * across, dtype="int64")
+    return _order(rows.reshape(batch, channels, down, height, across).transpose(0, 2, 4, 1, 3))[0]
