@@ -50,7 +50,8 @@ class Site:
         half: the first half-precision type whose kernels are right; None without one.
         tflops: measured rate of matrix products. bytes_per_second: measured rate of all_reduce.
         shared: whether all processes see the run directory.
-        trainer, batches: of the training step. images_per_second: of this process, its input aside.
+        trainer, batches: of the training step. images_per_second: of this process, its input
+            aside. waiting: share of the steps that it waited for pictures.
         scratch: a folder in the run directory for the time of the checks.
         stuck: whether a thread still waits for a check that hangs.
     """
@@ -67,6 +68,7 @@ class Site:
     shared: bool = False
     trainer: "Trainer | None" = None
     images_per_second: float | None = None
+    waiting: float = 0.0
     batches: "Iterator[dict[str, np.ndarray]] | None" = None
     scratch: Path | None = None
     stuck: bool = False

@@ -1,9 +1,9 @@
 """plsc.diagnose: every check in turn, each within its time, on all processes; one table of them."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
+import logging
 import queue
 import shutil
 import threading
@@ -22,6 +22,8 @@ from plsc.doctor import communication, hardware, software, training
 from plsc.doctor.checks import BY_WEIGHT, CHECKS, Check, Finding, Site, Verdict, reason, skip, worst
 from plsc.models import spec_of
 from plsc.runs.tables import text_table
+
+log = logging.getLogger("plsc")
 
 # what comes later uses what came before; checks of others follow
 _ORDER = (
@@ -51,23 +53,16 @@ _NEEDED = (hardware.device.name, communication.processes.name)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One check of all processes.
+class Row(Finding):
+    """One check of all processes: the worst finding, or what was made of all.
 
     Attributes:
-        name: of the check. verdict: pass, warn, fail or skip. measured, expected, remedy: for the reader.
-        seconds: that it took on the first process. figures: of the processes that have one, by rank. data: the first
-            process's, or what was made of all.
+        name: of the check. seconds: that it took on the first process. figures: by rank, where processes have one.
     """
 
-    name: str
-    verdict: Verdict
-    measured: str
-    expected: str = ""
-    remedy: str = ""
+    name: str = ""
     seconds: float = 0.0
-    figures: Mapping[int, float] = field(default_factory=dict)
-    data: Any = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,8 @@ class Diagnosis:
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> "Diagnosis":
         """What `to_dict` has made, as read from JSON."""
-        rows = [
-            Row(**{**row, "figures": {int(rank): value for rank, value in row["figures"].items()}})
-            for row in content["rows"]
-        ]
-        return cls(content["device"], content["processes"], content["seconds"], tuple(rows))
+        rows = tuple(Row(**row) for row in content["rows"])
+        return cls(content["device"], content["processes"], content["seconds"], rows)
 
 
 class _Worker:
@@ -177,8 +169,10 @@ def diagnose(
         for name, finding, seconds in _results(site, progress):
             results[name] = {**dataclasses.asdict(finding), "seconds": round(seconds, 2)}
     finally:
-        with contextlib.suppress(OSError):
+        try:
             _leave(site, existed)
+        except OSError as error:
+            log.warning("%s: what was written there for a while cannot be removed: %s", site.run_directory, error)
         if not site.stuck:
             paddle.set_device(before)
     return _agreed(site, results, time.monotonic() - began)
@@ -265,20 +259,10 @@ def _merged(site: Site, everyone: Mapping[int, Mapping[str, Any]], seconds: floa
         findings = {rank: Finding(**result) for rank, result in results.items()}
         failed = any(finding.verdict == "fail" for finding in findings.values())
         finding = worst(findings) if failed else check.compare(findings)
-        rows.append(
-            Row(
-                name=check.name,
-                verdict=finding.verdict,
-                measured=finding.measured,
-                expected=finding.expected,
-                remedy=finding.remedy,
-                seconds=taken[min(taken)],
-                figures={rank: f.figure for rank, f in findings.items() if f.figure is not None},
-                data=finding.data,
-            )
-        )
+        figures = {str(rank): f.figure for rank, f in findings.items() if f.figure is not None}
+        rows.append(Row(**vars(finding), name=check.name, seconds=taken[min(taken)], figures=figures))
     missing = sorted(set(range(site.size)) - set(everyone)) if site.meetings is not None else []
     if missing:
         text = f"no answer of {', '.join(map(str, missing))} of {site.size}"
-        rows.append(Row("answers", "fail", text, "all processes answer", "look at their logs"))
+        rows.append(Row("fail", text, "all processes answer", "look at their logs", name="answers"))
     return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows))

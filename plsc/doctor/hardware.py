@@ -268,7 +268,7 @@ def flash_attention(site: Site) -> Finding:
     if site.device.startswith("gpu"):
         capability = "{}.{}".format(*paddle.device.cuda.get_device_capability())
         why = f"compute capability {capability}, head width {width}"
-        remedy = f"flash attention needs capability 8.0, a width that 8 divides, at most 256; {remedy}"
+        remedy = f"flash attention needs capability 8.0 to 12.1, a width that 8 divides, at most 256; {remedy}"
     else:
         why = f"Paddle has none for {site.device}"
     return Finding("warn", f"not taken: {why}; backward goes through {', '.join(operations[:4])}", expected, remedy)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import paddle
 
-from plsc import environment
+from plsc import compat, environment
 from plsc.api import load_config
 from plsc.data.sampler import Draw
 from plsc.doctor.checks import Finding, Site, check, skip
@@ -31,7 +31,7 @@ _PICTURES, _CLASSES = 32, 1000
 _LARGEST_BATCH, _STEP_SECONDS, _ASSUMED_SHARE = 128, 0.5, 0.4  # of the rate of products
 _STEPS, _UNTIMED = 3, 2
 _LOW_SHARE = {"data sheet": 0.25, "matrix rate above": 0.2}
-_MOST_INPUT, _MOST_REDUCTION = 0.1, 0.15  # of a step
+_MOST_WAITING, _MOST_REDUCTION = 0.1, 0.15  # of a step
 _DECODING_SECONDS = 0.5
 
 
@@ -133,7 +133,7 @@ def write_pictures(folder: Path) -> int:
     (folder / "one").mkdir(parents=True)
     for k in range(_PICTURES):
         coarse = cv2.resize(rng.uniform(0, 255, (24, 32, 3)), (500, 375), interpolation=cv2.INTER_CUBIC)
-        pixels = np.clip(coarse + rng.normal(0, 14, coarse.shape), 0, 255).astype("uint8")
+        pixels = np.clip(coarse + rng.normal(0, 17, coarse.shape), 0, 255).astype("uint8")
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
         (folder / "one" / f"{k:02d}.jpg").write_bytes(encoded.tobytes())
         size += len(encoded)
@@ -175,8 +175,11 @@ def training_step(site: Site) -> Finding:
         trainer.advance(batches).item()
     record = trainer.meter.read()
     of_one = record["images_per_second"] / world.size
-    site.images_per_second = of_one / max(1e-9, 1.0 - record["data_time_fraction"])
-    shown = f"{of_one:.3g} images/s a process, batches of {batch_size} in {trainer.precision}"
+    site.waiting = record["data_time_fraction"]
+    site.images_per_second = of_one / max(1e-9, 1.0 - site.waiting)
+    memory = compat.peak_memory_bytes(site.device)
+    held = "" if memory is None else f", {memory / 2**30:.1f} GiB at most"
+    shown = f"{of_one:.3g} images/s a process, batches of {batch_size} in {trainer.precision}{held}"
     peak, source = device_peak(site.device, half=trainer.precision.active), "data sheet"
     if peak is None:
         peak, source = site.tflops, "matrix rate above"
@@ -195,18 +198,17 @@ def training_step(site: Site) -> Finding:
 
 @check("input", seconds=60)
 def input_rate(site: Site) -> Finding:
-    """Whether the cores of a process decode as many pictures as its device learns from."""
+    """Whether a process waits for pictures, and how many of its cores its device asks for."""
     trainer = site.trainer
     if trainer is None or site.images_per_second is None:
         return skip("there was no training step")
-    loader = trainer.feed.loader
     rate = decoding_rate(trainer)
     cores = environment.available_cores() / environment.local_size()
     needed = site.images_per_second / rate
-    shown = f"one core prepares {rate:,.0f} pictures/s, the device asks for {needed:.2g} of {cores:g} cores"
-    shown += f" ({loader.num_workers} workers)"
-    expected = "fewer cores than a process has"
-    if needed <= 0.8 * cores:
+    shown = f"one core prepares {rate:,.0f} pictures/s, the device asks for {needed:.2g} of {cores:g} cores; waiting "
+    shown += f"took {100 * site.waiting:.1f} % of the steps"
+    expected = f"fewer cores than a process has, waiting at most {100 * _MOST_WAITING:.0f} %"
+    if needed <= 0.8 * cores and site.waiting <= _MOST_WAITING:
         return Finding("pass", shown, expected, figure=rate)
     remedy = "more cores a device, smaller pictures on disk, or shards; docs/data.md has what each costs"
     return Finding("warn", shown, expected, remedy, rate)
