@@ -10,9 +10,9 @@ zlib's, which the standard library has and which lets other threads run; docs/tr
 import contextlib
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -22,6 +22,7 @@ from plsc.errors import CheckpointError
 
 FILE = "checksums.json"
 FORMAT: Literal[3] = 3  # of trainer.json in checkpoints that have checksums
+SHARED_FORMAT: Literal[4] = 4  # of those whose arrays several processes have written, see plsc.engine.shares
 
 _PIECE = 2**20  # bytes that are summed and written at a time
 _REMEDY = "copy the checkpoint again or name another one; --no-verify reads it without comparing checksums"
@@ -85,6 +86,15 @@ class SummedFolder:
         with self.open(name) as file:
             file.write(text.encode("utf-8"))
 
+    @property
+    def sums(self) -> dict[str, dict[str, Any]]:
+        """Length and CRC-32 of the files so far, by name."""
+        return {name: written.model_dump() for name, written in self._sums.items()}
+
+    def add(self, sums: Mapping[str, Any]) -> None:
+        """Files that another process has written into the folder, as its `sums` are."""
+        self._sums |= {name: _Sum.model_validate(written) for name, written in sums.items()}
+
     def finish(self, step: int) -> None:
         """Write checksums.json of a checkpoint of `step`."""
         files.write_json(self._folder / FILE, _Checksums(step=step, files=self._sums).model_dump())
@@ -104,7 +114,7 @@ def verify(folder: Path, arrays: Collection[str] | None = None) -> None:
     content = files.read_json(folder / FILE, dict, error=CheckpointError)
     if content is None:
         trainer = files.read_json(folder / "trainer.json", dict, error=CheckpointError) or {}
-        if trainer.get("format") == FORMAT:
+        if trainer.get("format") in (FORMAT, SHARED_FORMAT):
             raise CheckpointError(f"{folder}: incomplete: {FILE} {files.absence(folder / FILE)}; {_REMEDY}")
         return
     try:

@@ -118,6 +118,11 @@ def replacing_file(path: Path) -> Iterator[Path]:
         writing.unlink(missing_ok=True)
 
 
+def writing_folder(path: Path) -> Path:
+    """Where replacing_folder lets a folder be filled."""
+    return path.with_name(f"{WRITING}{path.name}")
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Context that yields an empty folder to fill; at its end it is synced and takes the place of `path`.
@@ -126,7 +131,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     new one cannot be put there, nothing of it stays, and the old one is back in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f"{WRITING}{path.name}")
+    writing = writing_folder(path)
     replaced = path.with_name(f"{WRITING}replaced-{path.name}")
     moved = False
     try:

@@ -29,7 +29,8 @@ EXPORT_DESCRIPTION = "export.json"
 PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx"  # what an export has one of
 
 _STEP = re.compile(r"step-(\d{8,})")
-_INDEX = "model.safetensors.index.json"
+_INDEX_ENDING = ".safetensors.index.json"  # of a list of the files that arrays are spread over
+_INDEX = f"model{_INDEX_ENDING}"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
 _OTHER_WEIGHTS = (".safetensors", ".npz", ".pth")  # whatever their names, where a folder holds one alone
 _PADDLE_GRAPHS = (".json", ".pdmodel")
@@ -193,7 +194,7 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
         if folder is None or folder.name != named:
             raise CheckpointError(f"{path}: names {named or 'nothing'}, which is not there")
         path = folder
-    if path.is_file() and weights != "model" and path.name == _WEIGHTS[0]:
+    if path.is_file() and weights != "model" and path.name in (_WEIGHTS[0], _INDEX):
         path = path.parent  # the folder shows whether it has the weights asked for
     if path.is_dir():
         return _file_in(path, weights)
@@ -202,7 +203,7 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
         return index
     if path.is_file():
         _refuse_export(path)
-        if weights != "model" and path.name != f"{weights}.safetensors":
+        if weights != "model" and path.name not in (f"{weights}.safetensors", f"{weights}{_INDEX_ENDING}"):
             raise CheckpointError(
                 f"{path}: holds no averaged weights; those are in a plsc checkpoint's {weights}.safetensors"
             )
@@ -221,9 +222,11 @@ def _file_in(folder: Path, weights: str) -> Path:
     """The file of weights in a folder: one of plsc, of others, or a run directory's."""
     own = checkpoint(folder, prefer=("best", "latest")) or folder
     if weights != "model":
-        if (own / f"{weights}.safetensors").is_file():
-            return own / f"{weights}.safetensors"
-        index = None if (own / _WEIGHTS[0]).is_file() else _tensorflow_index_in(own)
+        for name in (f"{weights}.safetensors", f"{weights}{_INDEX_ENDING}"):
+            if (own / name).is_file():
+                return own / name
+        of_plsc = is_checkpoint(own) or (own / _WEIGHTS[0]).is_file()
+        index = None if of_plsc else _tensorflow_index_in(own)
         if index is not None:
             return index
         raise CheckpointError(f"{own}: holds no averaged weights ({weights}.safetensors)")

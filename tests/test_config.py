@@ -637,8 +637,6 @@ def test_keys_without_effect_are_noted_once_with_place_and_reason(here, key, val
     [
         ("Global.use_dali", True, "DALI"),
         ("Global.task_type", "recognition", "classification only"),
-        ("DistributedStrategy.data_sharding", True, "not sharded"),
-        ("DistributedStrategy.sharding", {"stage": 1}, "not sharded"),
         ("Optimizer.lr_func", "lambda x: x", "no functions"),
         ("Model.num_classes", 10, "class_num"),
     ],

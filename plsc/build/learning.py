@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import paddle
@@ -14,7 +14,7 @@ from plsc.errors import ConfigError
 from plsc.losses import Loss, WeightedSum
 from plsc.metrics import Metric, WithActivation
 from plsc.models.base import Model
-from plsc.optim import GradientClip, Optimizer, Schedule, WithWarmup, parameter_groups
+from plsc.optim import GradientClip, Optimizer, Schedule, WithWarmup, groups_of, parameter_groups
 from plsc.registry import BATCH_TRANSFORMS, LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TASKS
 from plsc.targets import Activation
 from plsc.tasks import Task
@@ -141,8 +141,14 @@ def schedule(config: Config, total_steps: int, steps_per_epoch: int) -> Schedule
     return made
 
 
-def optimizer(config: Config, network: paddle.nn.Layer, multi_precision: bool) -> Optimizer:
-    """The optimizer over the model's trainable parameters, in groups, with clipping."""
+def optimizer(
+    config: Config, network: paddle.nn.Layer, multi_precision: bool, owned: Collection[str] | None = None
+) -> Optimizer:
+    """The optimizer over the model's trainable parameters, in groups, with clipping.
+
+    Args:
+        owned: names of the parameters that this process updates; None for all.
+    """
     options = config.optimizer_options
     try:
         groups = parameter_groups(
@@ -154,6 +160,8 @@ def optimizer(config: Config, network: paddle.nn.Layer, multi_precision: bool) -
         )
     except ConfigError as error:
         raise config.error(("Optimizer",), str(error)) from error
+    if owned is not None:
+        groups = groups_of(groups, owned)
     part = _present(config, config.Optimizer, "Optimizer")
     paddle_optimizer = component(config, OPTIMIZERS, part, groups=groups, multi_precision=multi_precision)
     if not isinstance(paddle_optimizer, paddle.optimizer.Optimizer):
@@ -168,4 +176,4 @@ def optimizer(config: Config, network: paddle.nn.Layer, multi_precision: bool) -
         if clip
         else GradientClip()
     )
-    return Optimizer(paddle_optimizer, network, clipping)
+    return Optimizer(paddle_optimizer, network, clipping, owned)

@@ -38,6 +38,7 @@ SECTION_ALIASES = {"AMP": "FP16"}
 SWITCHES: dict[tuple[str, str], tuple[tuple[str, str], dict[bool, Any]]] = {
     ("Global", "use_visualdl"): (("Global", "loggers"), {True: ["visualdl"], False: []}),
     ("Optimizer", "use_master_param"): (("FP16", "master_weight"), {True: True, False: False}),
+    ("DistributedStrategy", "data_sharding"): (("DistributedStrategy", "sharding"), {True: {"stage": 1}, False: None}),
 }
 
 # key path, * for Train and Eval → its words
@@ -55,13 +56,6 @@ SECTIONS: dict[tuple[str, ...], Words] = {
             "task_type": "plsc does classification only; other tasks are components of the section Task",
         },
         harmless={"use_dali": False, "task_type": "classification"},
-    ),
-    ("DistributedStrategy",): Words(
-        refused={
-            "data_sharding": "optimizer states are not sharded",
-            "sharding": "optimizer states are not sharded",
-        },
-        harmless={"data_sharding": False},
     ),
     ("Optimizer",): Words(refused={"lr_func": "YAML holds no functions; layer_decay, lr_scale and freeze set rates"}),
     ("DataLoader", "*", "dataset"): Words(

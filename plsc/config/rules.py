@@ -15,10 +15,27 @@ def check_rules(c: Checker, config: Config) -> None:
     _check_losses(c, config)
     _check_topk(c, config)
     _check_precision(c, config)
+    _check_sharding(c, config)
     if config.Global.to_static and config.DistributedStrategy.recompute:
         c.problem(
             ("Global", "to_static"),
             "is given with DistributedStrategy.recompute, which saves no memory in Paddle's compiled blocks; keep one",
+        )
+
+
+def _check_sharding(c: Checker, config: Config) -> None:
+    sharding = config.DistributedStrategy.sharding
+    if sharding is None:
+        return
+    if not config.DistributedStrategy.data_parallel:
+        c.problem(
+            ("DistributedStrategy", "data_parallel"), "is False, but sharding is data-parallel training; keep one"
+        )
+    if sharding.stage == 3 and config.Global.to_static:
+        c.problem(
+            ("Global", "to_static"),
+            "is given with stage 3 of DistributedStrategy.sharding, whose blocks release their weights; keep one, or "
+            "take stage 2",
         )
 
 

@@ -72,8 +72,14 @@ class Recompute(Section):
     names: tuple[str, ...] = ()  # more blocks, by name
 
 
+class Sharding(Section):
+    stage: Literal[1, 2, 3] = 1  # 1 spreads optimizer state, masters and averages, 2 gradients too, 3 weights too
+    degree: Annotated[int, Field(ge=2)] | None = None  # processes that share one copy; default: all of the run
+
+
 class DistributedStrategy(Section):
     data_parallel: bool = True
+    sharding: Sharding | None = None  # see docs/sharding.md
     recompute: Recompute | None = None
     timeout: PositiveFloat = 1800.0  # seconds until a process that gives no sign, or is late, ends the run
 

@@ -21,6 +21,8 @@ from plsc.engine.distributed import World
 from plsc.engine.ema import WeightAverage
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.precision import Precision
+from plsc.engine.sharding import ShardedAccumulation, Sharding, check_sharding
+from plsc.engine.shares import SharedCheckpointer
 from plsc.engine.state import Best, Copied, Progress, ProgressState, Stateful, Weights
 from plsc.engine.trainer import Trainer
 from plsc.errors import CheckpointError, ConfigError
@@ -65,12 +67,14 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
     )
     check_memory(config, world, precision, batch_size=feed.batch_size)
     model = _model(config, feed, pretrained)
-    optimizer, model = _optimizer(config, model, precision)
+    sharding = Sharding.of(config, model, world)
+    optimizer, model = _optimizer(config, model, precision, sharding)
     _prepare_blocks(config, model, world)
-    network = world.parallel(model)
+    network = world.parallel(model) if sharding is None else sharding.prepare(model)
     task, best = build.task(config, "Train", class_num=model.spec.class_num), Best()
 
-    parts: dict[str, Stateful] = {"model": Weights(model, optimizer), "optimizer": optimizer, "precision": precision}
+    weights = Weights(model, optimizer, saves=None if sharding is None else sharding.saves)
+    parts: dict[str, Stateful] = {"model": weights, "optimizer": optimizer, "precision": precision}
     parts |= {"progress": progress, "best": best}
     if isinstance(task, Stateful):
         parts["task"] = Copied(task)
@@ -78,9 +82,18 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         saved.restore(parts)
     average = None
     if config.EMA:  # it begins at the weights, so after they are restored
-        average = parts["ema"] = WeightAverage(optimizer.weights, config.EMA.decay, config.EMA.thres_steps)
+        average = parts["ema"] = WeightAverage(
+            optimizer.weights,
+            config.EMA.decay,
+            config.EMA.thres_steps,
+            changed=None if sharding is None else sharding.send_weights,
+        )
         if saved is not None:
             saved.restore({"ema": average})
+    state_bytes = None
+    if sharding is not None:
+        sharding.start()
+        state_bytes = _state_bytes(sharding, optimizer, world)
     checkpoints = _run_directory(config, saved, progress, best, world)
     _describe(config, model, precision, progress, world)
     return Trainer(
@@ -91,9 +104,7 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         task=task,
         model=model,
         forward=precision.forward(network),
-        accumulation=Accumulation(
-            network, optimizer.named, world, count=config.Global.accum_steps, apart=precision.accumulates_apart
-        ),
+        accumulation=_accumulation(config, network, optimizer, precision, sharding, world),
         precision=precision,
         optimizer=optimizer,
         schedule=build.schedule(config, schedule_steps, sampler.steps_per_epoch),
@@ -102,10 +113,11 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
         evaluator=evaluator,
         progress=progress,
         best=best,
-        checkpointer=Checkpointer(checkpoints, parts, _description(config, model, feed)),
+        checkpointer=_checkpointer(checkpoints, parts, _description(config, model, feed), sharding, world),
         callbacks=callbacks or Callbacks((), is_first=world.is_first),
         saved_step=progress.step if saved is not None and _is_own(saved, checkpoints) else 0,
         full_speed=_full_speed(config, model, precision, world),
+        optimizer_state_bytes=state_bytes,
     )
 
 
@@ -118,6 +130,7 @@ def _check_processes(config: Config, world: World) -> None:
     if world.size > 1 and not config.DistributedStrategy.data_parallel:
         path = ("DistributedStrategy", "data_parallel")
         raise config.error(path, f"is False, but there are {world.size} processes")
+    check_sharding(config, world)
     run_directory.check_shared(Path(config.Global.output_dir), world)
 
 
@@ -276,15 +289,36 @@ def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> paddl
     return model
 
 
-def _optimizer(config: Config, model: paddle.nn.Layer, precision: Precision) -> tuple[Optimizer, paddle.nn.Layer]:
+def _optimizer(
+    config: Config, model: paddle.nn.Layer, precision: Precision, sharding: Sharding | None
+) -> tuple[Optimizer, paddle.nn.Layer]:
     """The optimizer, and the model in the run's precision."""
-    optimizer = build.optimizer(config, model, precision.keeps_masters)
+    optimizer = build.optimizer(
+        config, model, precision.keeps_masters, owned=None if sharding is None else sharding.owned
+    )
+    if sharding is not None:
+        optimizer = sharding.optimizer(optimizer)
     exact = {name: to_numpy(p) for name, p in optimizer.named} if precision.keeps_masters else {}
     model, optimizer.paddle_optimizer = precision.decorate(model, optimizer.paddle_optimizer)
     if exact:  # else Paddle would make the masters of weights that half precision has rounded
         optimizer.create_state()
         optimizer.assign_masters(exact)
     return optimizer, model
+
+
+def _accumulation(
+    config: Config,
+    network: paddle.nn.Layer,
+    optimizer: Optimizer,
+    precision: Precision,
+    sharding: Sharding | None,
+    world: World,
+) -> Accumulation | ShardedAccumulation:
+    """The micro-batches, by whose end the gradients have travelled."""
+    count, apart = config.Global.accum_steps, precision.accumulates_apart
+    if sharding is not None and sharding.stage > 1:
+        return sharding.accumulation(optimizer, count=count, apart=apart)
+    return Accumulation(network, optimizer.trained, world, count=count, apart=apart)
 
 
 def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> None:
@@ -306,6 +340,27 @@ def _schedule_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 # -- for checkpoints and the log --------------------------------------------------------------
+
+
+def _checkpointer(
+    checkpoints: Checkpoints,
+    parts: dict[str, Stateful],
+    description: Description,
+    sharding: Sharding | None,
+    world: World,
+) -> Checkpointer:
+    """What saves the run: the first process, or each of those that own parameters its share."""
+    if sharding is None:
+        return Checkpointer(checkpoints, parts, description)
+    return SharedCheckpointer(
+        checkpoints,
+        parts,
+        description,
+        shared=("model", "optimizer", "ema"),
+        world=world,
+        number=sharding.index if sharding.copy == 0 else None,
+        count=sharding.degree,
+    )
 
 
 def _description(config: Config, model: paddle.nn.Layer, feed: build.Feed) -> Description:
@@ -347,6 +402,18 @@ def _full_speed(config: Config, model: paddle.nn.Layer, precision: Precision, wo
         tflops=config.Global.device_tflops or utilisation.device_peak(world.device, half=precision.active),
         devices=world.size,
     )
+
+
+def _state_bytes(sharding: Sharding, optimizer: Optimizer, world: World) -> int:
+    """What the optimizer keeps, on the process where it is most; it is made here and not in the first update."""
+    optimizer.create_state()
+    mine = optimizer.state_bytes()
+    total = sharding.total(paddle.to_tensor([mine], dtype="int64")).item()
+    most = int(world.all_reduce_max(paddle.to_tensor([mine], dtype="int64")).item())
+    log.info(
+        "sharding: %s; the optimizer's state has %s bytes, at most %s on a process", sharding, f"{total:,}", f"{most:,}"
+    )
+    return most
 
 
 def _describe(config: Config, model: paddle.nn.Layer, precision: Precision, progress: Progress, world: World) -> None:

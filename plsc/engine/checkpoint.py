@@ -1,31 +1,36 @@
 """Checkpoints: a folder a step, written beside its place and renamed, without any pickle.
 
-checkpoints/step-00001234/   a PART.safetensors for each part with arrays: model, optimizer, ema, …
+checkpoints/step-00001234/   a PART.safetensors for each part with arrays: model, optimizer, ema, …; where processes
+                             share them out, PART-00001-of-00004.safetensors, … and PART.safetensors.index.json
                              trainer.json, the JSON values of all parts
                              config.yaml, preprocess.json, classes.json
                              checksums.json, of all these files
 checkpoints/latest, best     text files that name such a folder
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from plsc import checksums, files, places
 from plsc.engine.state import BestRecord, Stateful
 from plsc.errors import CheckpointError
 from plsc.places import step_name
 from plsc.weights.containers import DAMAGE, write_safetensors
+from plsc.weights.index_files import ENDING, read_index
+from plsc.weights.read import LazyArrays
 
 log = logging.getLogger("plsc")
 
@@ -51,7 +56,7 @@ class Description:
 class _Trainer(BaseModel):
     """trainer.json: which parts have a .safetensors file, and the JSON values of all parts."""
 
-    format: Literal[2, 3] = checksums.FORMAT
+    format: Literal[2, 3, 4] = checksums.FORMAT
     files: list[Annotated[str, Field(pattern=r"^\w+$")]]
     parts: dict[str, dict[str, Any]]
 
@@ -61,7 +66,7 @@ class Saved:
     """A checkpoint that was read: the state of each part, by name."""
 
     path: Path
-    parts: Mapping[str, dict[str, Any]]
+    parts: Mapping[str, Mapping[str, Any]]
 
     def validated(self, part: str, kind: type[_Model]) -> _Model:
         """The state of a part as a model of pydantic. Raises CheckpointError where it does not fit."""
@@ -99,23 +104,51 @@ class Snapshot:
         step: updates done.
         arrays: of a part, by name, for each part that has some. metadata: of its file.
         texts: by file name.
+        share: (number from 0, of how many) where several processes write the arrays of one checkpoint.
     """
 
     step: int
     arrays: Mapping[str, Mapping[str, np.ndarray]]
     metadata: Mapping[str, Mapping[str, str]]
     texts: Mapping[str, str]
+    share: tuple[int, int] | None = None
 
     @classmethod
-    def take(cls, step: int, parts: Mapping[str, Stateful], description: Description) -> "Snapshot":
+    def take(
+        cls,
+        step: int,
+        parts: Mapping[str, Stateful],
+        description: Description,
+        share: tuple[int, int] | None = None,
+    ) -> "Snapshot":
         """The present state of the parts. Raises TypeError naming what is neither an array nor a JSON value."""
         states = {name: _split(name, part.state_dict()) for name, part in parts.items()}
         arrays = {name: arrays for name, (arrays, _) in states.items() if arrays}
-        trainer = _Trainer(files=list(arrays), parts={name: values for name, (_, values) in states.items()})
+        trainer = _Trainer(
+            format=checksums.FORMAT if share is None else checksums.SHARED_FORMAT,
+            files=list(arrays),
+            parts={name: values for name, (_, values) in states.items()},
+        )
         documents = {"trainer": trainer.model_dump(), **description.documents}
         texts = {f"{name}.json": _as_text(content) for name, content in documents.items()}
         metadata = {name: {"format": "plsc", **description.metadata.get(name, {})} for name in arrays}
-        return cls(step, arrays, metadata, {**texts, **description.texts})
+        return cls(step, arrays, metadata, {**texts, **description.texts}, share)
+
+    def file_of(self, part: str) -> str:
+        """Name of the file with a part's arrays."""
+        if self.share is None:
+            return f"{part}.safetensors"
+        number, count = self.share
+        return f"{part}-{number + 1:05d}-of-{count:05d}.safetensors"
+
+    def write_arrays(self, folder: checksums.SummedFolder) -> None:
+        for part, arrays in self.arrays.items():
+            with folder.open(self.file_of(part)) as file:
+                write_safetensors(arrays, file, self.metadata[part])
+
+    def write_texts(self, folder: checksums.SummedFolder) -> None:
+        for name, text in self.texts.items():
+            folder.write_text(name, text)
 
 
 class Checkpoints:
@@ -128,6 +161,10 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int = 0):
         self.folder, self.keep = Path(folder), keep
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or will be."""
+        return self.folder / step_name(step)
+
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, rising."""
         return places.steps(self.folder)
@@ -139,7 +176,7 @@ class Checkpoints:
     def wait_for_earlier_run(self) -> None:
         """Wait for a checkpoint that an earlier run of this process still writes here, interrupted while it waited."""
         for thread in threading.enumerate():
-            if isinstance(thread, _Writing) and thread.path.parent.resolve() == self.folder.resolve():
+            if isinstance(thread, Writing) and thread.path.parent.resolve() == self.folder.resolve():
                 log.info("waiting for %s, which an earlier run still writes", thread.path)
                 thread.join()
 
@@ -163,21 +200,28 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written; what was there before is still there.
         """
-        path = self.folder / step_name(snapshot.step)
+        with self.replacing(snapshot.step) as folder:
+            summed = checksums.SummedFolder(folder)
+            snapshot.write_arrays(summed)
+            snapshot.write_texts(summed)
+            summed.finish(snapshot.step)
+        self.point("latest", snapshot.step)
+        return self.folder / step_name(snapshot.step)
+
+    @contextlib.contextmanager
+    def replacing(self, step: int) -> Iterator[Path]:
+        """Context that yields an empty folder, which becomes the checkpoint of `step` at its end.
+
+        Raises:
+            CheckpointError: it could not be written; what was there before is still there.
+        """
+        path = self.folder / step_name(step)
         try:
             self._remove_leftovers()
             with files.replacing_folder(path) as folder:
-                summed = checksums.SummedFolder(folder)
-                for name, arrays in snapshot.arrays.items():
-                    with summed.open(f"{name}.safetensors") as file:
-                        write_safetensors(arrays, file, snapshot.metadata[name])
-                for name, text in snapshot.texts.items():
-                    summed.write_text(name, text)
-                summed.finish(snapshot.step)
+                yield folder
         except OSError as error:
             raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
-        self.point("latest", snapshot.step)
-        return path
 
     def _remove_leftovers(self) -> None:
         """Of a kill while writing, whether folder or pointer."""
@@ -247,7 +291,7 @@ class Checkpoints:
                     log.warning("%s could not be removed: %s", removed, error)
 
 
-class _Writing(threading.Thread):
+class Writing(threading.Thread):
     """One checkpoint on its way to the disk.
 
     What takes long here (writing, summing, syncing) lets other threads run meanwhile.
@@ -255,27 +299,33 @@ class _Writing(threading.Thread):
     Args:
         best: the record with which `best` is to name this checkpoint; None where it is not to.
         copy_seconds: what taking the snapshot took.
+        write: what puts the snapshot into its place.
 
     Attributes:
         error: why it could not be written. seconds: what writing took.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, snapshot: Snapshot, best: Mapping[str, Any] | None, copy_seconds: float
+        self,
+        checkpoints: Checkpoints,
+        snapshot: Snapshot,
+        best: Mapping[str, Any] | None,
+        copy_seconds: float,
+        write: Callable[[Snapshot], object],
     ):
         # a daemon: a process that is to end at once does not wait for it
         super().__init__(name="plsc-checkpoint", daemon=True)
         self.step, self.path = snapshot.step, checkpoints.folder / step_name(snapshot.step)
         self.copy_seconds, self.seconds = copy_seconds, 0.0
         self.error: Exception | None = None
-        self._checkpoints, self._best = checkpoints, best
+        self._checkpoints, self._best, self._write = checkpoints, best, write
         self._snapshot: Snapshot | None = snapshot
 
     def run(self) -> None:
         start, snapshot, self._snapshot = time.perf_counter(), self._snapshot, None
         assert snapshot is not None
         try:
-            self._checkpoints.write(snapshot)
+            self._write(snapshot)
             if self._best is not None:
                 self._checkpoints.point("best", self.step, self._best)
             self._checkpoints.prune()
@@ -309,7 +359,7 @@ class Checkpointer:
 
     def __init__(self, checkpoints: Checkpoints, parts: Mapping[str, Stateful], description: Description):
         self._checkpoints, self._parts, self._description = checkpoints, parts, description
-        self._writing: _Writing | None = None
+        self._writing: Writing | None = None
 
     def save(self, step: int, best: Mapping[str, Any] | None = None) -> None:
         """Copy the present state, and begin to write a checkpoint of it.
@@ -322,8 +372,15 @@ class Checkpointer:
         assert self._writing is None, "the checkpoint before was not waited for"
         start = time.perf_counter()
         snapshot = Snapshot.take(step, self._parts, self._description)
-        self._writing = _Writing(self._checkpoints, snapshot, best, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._writing = Writing(self._checkpoints, snapshot, best, seconds, self._checkpoints.write)
         self._writing.start()
+
+    def save_share(self, step: int) -> None:
+        """What each process does after the first one's `save`: nothing, where that one writes all."""
+
+    def meet(self) -> None:
+        """What each process does before the first one's `wait`: nothing, where that one writes all."""
 
     @property
     def ended(self) -> bool:
@@ -410,16 +467,53 @@ def read(path: str | Path, *, verify: bool = True) -> Saved:
     step = trainer.parts.get("progress", {}).get("step")
     if isinstance(step, int):
         checksums.check_name(path, step, file.name)
-    parts = trainer.parts
-    missing = [p for p in (path / f"{name}.safetensors" for name in trainer.files) if not p.is_file()]
-    if missing:
-        raise CheckpointError(f"{path}: incomplete: {', '.join(f'{p.name} {files.absence(p)}' for p in missing)}")
-    for name in trainer.files:
-        try:
-            parts[name] = {**parts.get(name, {}), **load_file(path / f"{name}.safetensors")}
-        except DAMAGE as error:
-            raise CheckpointError(f"{path / name}.safetensors: damaged: {error}") from error
+    parts: dict[str, Mapping[str, Any]] = dict(trainer.parts)
+    for name, arrays in _arrays(path, trainer.files).items():
+        parts[name] = LazyArrays({**{k: partial(_given, v) for k, v in trainer.parts.get(name, {}).items()}, **arrays})
     return Saved(path, parts)
+
+
+def _given(value: Any) -> Any:
+    return value
+
+
+def _arrays(folder: Path, parts: list[str]) -> dict[str, dict[str, Callable[[], np.ndarray]]]:
+    """Of each part: its arrays by name, each read when asked for: of what is spread, a process takes its own.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    indices = {part: folder / f"{part}.safetensors{ENDING}" for part in parts}
+    spread = {part: read_index(index) for part, index in indices.items() if index.is_file()}
+    whole = {part: f"{part}.safetensors" for part in parts if part not in spread}
+    names = [*whole.values(), *sorted({name for index in spread.values() for name in index.values()})]
+    missing = [path for path in (folder / name for name in names) if not path.is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: incomplete: {', '.join(f'{p.name} {files.absence(p)}' for p in missing)}")
+    opened = {name: _opened(folder / name) for name in names}
+    arrays = {part: opened[name] for part, name in whole.items()}
+    for part, index in spread.items():
+        lacking = [f"{array} in {name}" for array, name in index.items() if array not in opened[name]]
+        if lacking:
+            raise CheckpointError(f"{indices[part]}: damaged: there is no {', no '.join(lacking[:3])}")
+        arrays[part] = {array: opened[name][array] for array, name in index.items()}
+    return arrays
+
+
+def _opened(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """The arrays of a .safetensors file by name."""
+
+    def read_array(name: str) -> np.ndarray:
+        try:
+            return opened.get_tensor(name)
+        except DAMAGE as error:
+            raise CheckpointError(f"{path}: damaged: {name}: {error}") from error
+
+    try:
+        opened = safe_open(path, framework="np")
+        return {name: partial(read_array, name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
 
 
 def _from_format_1(trainer: Mapping[str, Any]) -> dict[str, Any]:

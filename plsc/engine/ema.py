@@ -22,10 +22,17 @@ class WeightAverage:
         weights: function returning name → the tensor to average (masters appear after the first update).
         decay: upper bound of the decay.
         ramp: decay at update t is min(decay, (1 + t) / (10 + t)), as TensorFlow's and PLSC's thres_steps.
+        changed: called when the model was given other weights, where other processes are to get them.
     """
 
-    def __init__(self, weights: Callable[[], dict[str, paddle.Tensor]], decay: float, ramp: bool):
-        self._weights, self.decay, self.ramp = weights, decay, ramp
+    def __init__(
+        self,
+        weights: Callable[[], dict[str, paddle.Tensor]],
+        decay: float,
+        ramp: bool,
+        changed: Callable[[], None] | None = None,
+    ):
+        self._weights, self.decay, self.ramp, self._changed = weights, decay, ramp, changed
         self.updates = 0
         self._average = {name: w.astype("float32").clone() for name, w in weights().items()}
         for tensor in self._average.values():
@@ -52,11 +59,12 @@ class WeightAverage:
         finally:
             self._assign(parameters, kept)
 
-    @staticmethod
     @paddle.no_grad()
-    def _assign(parameters: dict[str, paddle.Tensor], values: dict[str, paddle.Tensor]) -> None:
+    def _assign(self, parameters: dict[str, paddle.Tensor], values: dict[str, paddle.Tensor]) -> None:
         for name, parameter in parameters.items():
             paddle.assign(values[name].astype(parameter.dtype), output=parameter)
+        if self._changed is not None:
+            self._changed()
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by the parameters' names, and how often they were updated."""

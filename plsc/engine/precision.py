@@ -175,7 +175,7 @@ class Precision:
         """Divide the gradients by the loss scale, once per update and before clipping."""
         if self.scaler is None:
             return
-        self.scaler.unscale_(optimizer.paddle_optimizer)
+        optimizer.unscale(self.scaler)
         kept = self.fp16.GradScaler.no_unscale_list
         for name, parameter in optimizer.named if kept else ():
             if parameter.grad is not None and any(part in name for part in kept):

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -49,14 +49,20 @@ class Copied:
 
 
 class Weights:
-    """The model's parameters, as float32 masters where there are any, and its buffers."""
+    """The model's parameters, as float32 masters where there are any, and its buffers.
 
-    def __init__(self, model: paddle.nn.Layer, optimizer: Optimizer):
-        self._model, self._optimizer = model, optimizer
+    Args:
+        saves: whether this process saves an array, by its name; None for all.
+    """
+
+    def __init__(self, model: paddle.nn.Layer, optimizer: Optimizer, saves: Callable[[str], bool] | None = None):
+        self._model, self._optimizer, self._saves = model, optimizer, saves
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        exact = self._optimizer.weights()
-        return {name: to_numpy(exact.get(name, tensor)) for name, tensor in named_tensors(self._model).items()}
+        exact, tensors = self._optimizer.weights(), named_tensors(self._model)
+        if self._saves is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if self._saves(name)}
+        return {name: to_numpy(exact.get(name, tensor)) for name, tensor in tensors.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         tensors = named_tensors(self._model)

@@ -23,6 +23,7 @@ from plsc.engine.guard import FiniteGuard
 from plsc.engine.loggers import recorded_evaluations
 from plsc.engine.precision import Precision
 from plsc.engine.profiling import Profile
+from plsc.engine.sharding import ShardedAccumulation
 from plsc.engine.state import Best, Progress, evaluation_record
 from plsc.engine.stopping import StopRequest
 from plsc.engine.tracking import Meter, progress_bar
@@ -50,6 +51,7 @@ class Trainer:
         saved_step: the step of the newest checkpoint in the run's own folder; 0 without any.
         last: figures of the last evaluation, those of averaged weights with the prefix ema_.
         full_speed: images a second at the devices' peak; None where it is unknown.
+        optimizer_state_bytes: on the process that keeps most, where it is sharded.
     """
 
     config: Config
@@ -59,7 +61,7 @@ class Trainer:
     task: Task
     model: paddle.nn.Layer
     forward: Callable[[paddle.Tensor], paddle.Tensor]
-    accumulation: Accumulation
+    accumulation: Accumulation | ShardedAccumulation
     precision: Precision
     optimizer: Optimizer
     schedule: Schedule
@@ -73,6 +75,7 @@ class Trainer:
     saved_step: int = 0
     last: dict[str, float] = dataclasses.field(default_factory=dict)
     full_speed: float | None = None
+    optimizer_state_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.stop, self.meter, self.mean_loss = StopRequest(self.world), Meter(self.full_speed), Mean("loss")
@@ -163,7 +166,7 @@ class Trainer:
         self.precision.unscale(self.optimizer)
         norm = self.optimizer.clip_gradients()
         self.precision.step(self.optimizer)
-        self.optimizer.clear_gradients()
+        self.optimizer.end_update()
         if self.average is not None:
             self.average.update()
         return norm
@@ -191,6 +194,7 @@ class Trainer:
             "grad_norm": None if self.precision.skipped_in_a_row else norm.item(),
             "loss_scale": self.precision.loss_scale,
             "memory_bytes": compat.peak_memory_bytes(self.world.device),
+            "optimizer_state_bytes": self.optimizer_state_bytes,
             "skipped_updates": self.precision.skipped or None,
             "skipped_images": skipped_images or None,
             **self._saving_seconds,
@@ -234,6 +238,7 @@ class Trainer:
         self.world.average_statistics(self.model)
         results: dict[str, dict[str, float]] = {}
         with self.meter.pause():
+            self.checkpointer.meet()
             with self.world.first_only() as mine:
                 if mine and self.evaluator.loader.starts_workers:  # they would keep the copy that is being written
                     self._after_save()
@@ -291,20 +296,26 @@ class Trainer:
         if not saved:
             self.check_finite()
             self.world.average_statistics(self.model)
-        with self.meter.pause(), self.world.first_only() as mine:
-            if mine:
-                self._after_save()
-                if not saved:
-                    self.checkpointer.save(step, best)
-                elif best is not None:
-                    self.checkpointer.point_best(best)
+        with self.meter.pause():
+            self.checkpointer.meet()
+            with self.world.first_only() as mine:
+                if mine:
+                    self._after_save()
+                    if not saved:
+                        self.checkpointer.save(step, best)
+                    elif best is not None:
+                        self.checkpointer.point_best(best)
+            if not saved:
+                self.checkpointer.save_share(step)
         self.saved_step = step
 
     def finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if any. Raises CheckpointError where it could not be."""
-        with self.meter.pause(), self.world.first_only() as mine:
-            if mine:
-                self._after_save()
+        with self.meter.pause():
+            self.checkpointer.meet()
+            with self.world.first_only() as mine:
+                if mine:
+                    self._after_save()
 
     def _after_save(self) -> None:
         """Wait for the checkpoint that is being written, if any, and tell the callbacks. On the first process."""

@@ -3,7 +3,7 @@
 from plsc.optim import optimizers, schedules  # noqa: F401 - registration
 from plsc.optim.base import OptimizerFactory, Schedule, WithWarmup
 from plsc.optim.clipping import GradientClip
-from plsc.optim.groups import Group, paddle_groups, parameter_groups
+from plsc.optim.groups import Group, groups_of, paddle_groups, parameter_groups
 from plsc.optim.update import Optimizer
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "OptimizerFactory",
     "Schedule",
     "WithWarmup",
+    "groups_of",
     "paddle_groups",
     "parameter_groups",
 ]

@@ -37,9 +37,7 @@ class GradientClip:
             for name, p in named_parameters
             if p.grad is not None and not any(part in name for part in self.no_clip_list)
         ]
-        if not gradients:
-            return paddle.zeros([])
-        norm = paddle.stack([squared_norm(g) for g in gradients]).sum().sqrt()
+        norm = self.total(gradients).sqrt()
         if self.clip_norm is not None:
             factor = self.clip_norm / (norm + 1e-6)
             if self.clip_norm_max is not None:
@@ -49,3 +47,7 @@ class GradientClip:
             for gradient in gradients:
                 gradient.multiply_(factor.astype(gradient.dtype))
         return norm
+
+    def total(self, gradients: list[paddle.Tensor]) -> paddle.Tensor:
+        """The sum of all their squares, float32, shape []."""
+        return paddle.stack([squared_norm(g) for g in gradients]).sum() if gradients else paddle.zeros([])

@@ -22,6 +22,16 @@ class Group:
     parameters: list[paddle.Tensor] = field(default_factory=list)
 
 
+def groups_of(groups: list[Group], owned: Collection[str]) -> list[Group]:
+    """The groups with the parameters of these names alone; groups that are left without any are left out."""
+    kept = []
+    for group in groups:
+        pairs = [(n, p) for n, p in zip(group.names, group.parameters, strict=True) if n in owned]
+        if pairs:
+            kept.append(Group(group.decay, group.lr_scale, [n for n, _ in pairs], [p for _, p in pairs]))
+    return kept
+
+
 def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_decay") -> list[Any]:
     """Parameter groups in the form that Paddle's optimizers take.
 

@@ -1,7 +1,7 @@
 """One update of all parameters: measure and clip the gradients, step, and keep state by name."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import paddle
@@ -22,16 +22,24 @@ class Optimizer:
     process has built; here it is `blocks.0.attn.qkv.weight|moment1`.
 
     Args:
-        paddle_optimizer: over the trainable parameters of `model`.
+        paddle_optimizer: over the trainable parameters of `model`, or those of `owned`.
+        owned: names of the parameters that this process updates, where others update the rest (plsc.engine.sharding).
 
     Attributes:
-        named: (name, parameter) of each that is trained.
+        trained: (name, parameter) of each that is trained. named: of each that this process updates, mostly the same.
     """
 
-    def __init__(self, paddle_optimizer: paddle.optimizer.Optimizer, model: nn.Layer, clip: GradientClip):
+    def __init__(
+        self,
+        paddle_optimizer: paddle.optimizer.Optimizer,
+        model: nn.Layer,
+        clip: GradientClip,
+        owned: Collection[str] | None = None,
+    ):
         self.paddle_optimizer = paddle_optimizer
         self.clip = clip
-        self.named = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
+        self.trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
+        self.named = self.trained if owned is None else [(name, p) for name, p in self.trained if name in owned]
 
     def set_lr(self, lr: float) -> None:
         self.paddle_optimizer.set_lr(lr)
@@ -40,8 +48,22 @@ class Optimizer:
         """Clip in place; returns the global norm before, a scalar on the device."""
         return self.clip(self.named)
 
+    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
+        """Divide the gradients by the loss scale; the scaler then knows whether one is not finite."""
+        scaler.unscale_(self.paddle_optimizer)
+
     def clear_gradients(self) -> None:
         self.paddle_optimizer.clear_grad(set_to_zero=False)
+
+    def end_update(self) -> None:
+        """What follows the step, once per update."""
+        self.clear_gradients()
+
+    def state_bytes(self) -> int:
+        """Bytes of accumulators and float32 masters on this process."""
+        masters = getattr(self.paddle_optimizer, "_master_weights", None) or {}
+        states = [tensor for tensors in self.paddle_optimizer._accumulators.values() for tensor in tensors.values()]
+        return sum(tensor.size * tensor.element_size() for tensor in [*states, *masters.values()])
 
     def weights(self) -> dict[str, paddle.Tensor]:
         """Name → the tensor that the optimizer really updates: the float32 master where there is one."""
@@ -76,10 +98,12 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Restore what state_dict returned. Raises CheckpointError where the two do not match."""
-        present = {key.rsplit("|", 1)[0] for key in state}
-        unknown = sorted(present - {name for name, _ in self.named})
+        own, trained = {name for name, _ in self.named}, {name for name, _ in self.trained}
+        unknown = sorted({key.rsplit("|", 1)[0] for key in state} - trained)
         if unknown:
             raise CheckpointError(f"the optimizer state has parameters that are not trained here: {_some(unknown)}")
+        keys = {key for key in state if key.rsplit("|", 1)[0] in own}
+        present = {key.rsplit("|", 1)[0] for key in keys}
         self.create_state()
         names = self._names()
         fresh = [name for name, _ in self.named if name not in present]
@@ -90,15 +114,16 @@ class Optimizer:
             for owner, tensor in accumulators.items():
                 if names[owner] in present:
                     wanted[f"{names[owner]}|{kind}"] = tensor
-        if wanted.keys() != state.keys():
-            different = sorted(wanted.keys() ^ state.keys())
+        if wanted.keys() != keys:
+            different = sorted(wanted.keys() ^ keys)
             raise CheckpointError(
                 f"the optimizer state is of another kind of optimizer; it differs in {_some(different)}"
             )
         for key, tensor in wanted.items():
-            if list(tensor.shape) != list(state[key].shape):
-                raise CheckpointError(f"the optimizer state {key} has shape {state[key].shape}, not {tensor.shape}")
-            assign(tensor, state[key])
+            array = state[key]
+            if list(tensor.shape) != list(array.shape):
+                raise CheckpointError(f"the optimizer state {key} has shape {array.shape}, not {tensor.shape}")
+            assign(tensor, array)
 
 
 def _some(names: list[str]) -> str:

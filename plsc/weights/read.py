@@ -12,11 +12,12 @@ import numpy as np
 
 from plsc import checksums, places
 from plsc.errors import CheckpointError
-from plsc.files import parse_json, read_json
+from plsc.files import parse_json
 from plsc.model_card import ModelCard
 from plsc.weights import huggingface, timm
 from plsc.weights.containers import CARD, DAMAGE, Container, open_container
 from plsc.weights.families import Family, families, family_of
+from plsc.weights.index_files import ENDING, read_index
 from plsc.weights.layouts import Layout, read_arrays, recognised
 from plsc.weights.tensors import Tensor
 
@@ -105,16 +106,16 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
 
 def _open(file: Path) -> Container:
-    if not file.name.endswith(".index.json"):
+    if not file.name.endswith(ENDING):
         return open_container(file)
-    named = (read_json(file, dict, error=CheckpointError) or {}).get("weight_map")
-    names = set(named.values()) if isinstance(named, dict) and all(map(_is_text, named.values())) else None
-    if not names:
-        raise CheckpointError(f"{file}: damaged: it has no weight_map of file names")
-    if any(Path(name).name != name or name in ("", ".", "..") for name in names):
-        raise CheckpointError(f"{file}: names a file outside its folder")
-    parts = [open_container(file.parent / name) for name in sorted(names)]
-    return Container(file, "safetensors", {k: t for part in parts for k, t in part.tensors.items()}, {})
+    parts = [open_container(file.parent / name) for name in _files(file)]
+    notes = parts[0].notes if all(part.notes.get("format") == "plsc" for part in parts) else {}
+    return Container(file, "safetensors", {k: t for part in parts for k, t in part.tensors.items()}, notes)
+
+
+def _files(file: Path) -> list[str]:
+    """Names of the files with the arrays: itself, or those of an index."""
+    return sorted(set(read_index(file).values())) if file.name.endswith(ENDING) else [file.name]
 
 
 def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (), verify: bool = True) -> Source:
@@ -137,7 +138,7 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
     """
     file = places.weights_file(path, weights)
     if verify and places.is_checkpoint(file.parent):
-        checksums.verify(file.parent, [file.name])
+        checksums.verify(file.parent, _files(file))
     container = _open(file)
     if container.kind == "tensorflow" and weights == "ema":
         if not container.averaged:
@@ -146,7 +147,7 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
     if container.notes.get("format") != "plsc":
         return foreign(container, names)
     if weights == "ema":  # frozen weights and buffers stand in the model's own file, not averaged
-        own = read(file.parent / "model.safetensors", verify=verify)
+        own = read(file.parent, verify=verify)
         return dataclasses.replace(own, path=file, tensors=own.tensors | container.tensors)
     card = ModelCard.from_metadata(container.notes, file)
     family = family_of(card.model)
@@ -298,7 +299,3 @@ def _has(family: Family, field: str, value: Any) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)

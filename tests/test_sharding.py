@@ -1,0 +1,262 @@
+"""Optimizer state, gradients and weights spread over processes: the same run, less memory, checkpoints for all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+import plsc
+from plsc.cli import main
+from plsc.config import load
+from plsc.engine import checkpoint
+from plsc.engine.distributed import World
+from plsc.engine.sharding import Sharding, check_sharding, largest_share, owners
+from plsc.errors import ConfigError
+from plsc.places import step_name
+from plsc.weights import read
+from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits, write_config
+
+STAGES = (1, 2, 3)
+STEPS = 20
+PARTS = ("model", "optimizer", "ema")
+
+
+def recipe(processes: int, sharding: dict | None = None, **strategy) -> dict:
+    """All that meets sharded gradients and weights: clipping, averages, layer decay, micro-batches, random draws."""
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": STEPS, "accum_steps": 2, "max_num_latest_checkpoint": -1}
+    tree["Global"] |= {"eval_during_train": True, "eval_interval": 10, "eval_unit": "step"}
+    tree["Model"] |= {"drop_rate": 0.1, "drop_path_rate": 0.2}
+    # with Adam's own epsilon the gradient of keys' biases, which is 0 but for rounding, would move them
+    tree["Optimizer"] |= {"layer_decay": 0.8, "epsilon": 1e-4}
+    tree["Optimizer"]["grad_clip"]["clip_norm"] = 0.5  # below most norms
+    tree["DataLoader"]["Train"]["sampler"]["batch_size"] = 32 // processes
+    tree["DataLoader"]["Eval"]["dataset"]["slice"] = "[:64]"
+    tree["EMA"] = {"decay": 0.9, "ema_eval": True}
+    tree["DistributedStrategy"] = {**({} if sharding is None else {"sharding": sharding}), **strategy}
+    return tree
+
+
+def launched(folder: Path, jobs: list[tuple[str, dict]], processes: int) -> None:
+    """Train recipes one after the other in the same processes; each run's folder has the job's name."""
+    for name, tree in jobs:
+        tree["Global"] |= {"output_dir": str(folder / name), "resume": "auto"}
+    file = folder / f"jobs-{processes}.json"
+    file.write_text(json.dumps([{"train": tree} for _, tree in jobs]))
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*launch, "--log_dir", folder / f"launch-{processes}", CHECKOUT / "tests" / "amp" / "several.py", file],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def stopped(tree: dict, step: int) -> dict:
+    return {**tree, "Global": {**tree["Global"], "max_train_step": step}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder with all runs of two processes, made in one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [("whole", recipe(2))]
+    for stage in STAGES:
+        jobs.append((f"stage {stage}", recipe(2, {"stage": stage}, **({"recompute": {}} if stage == 3 else {}))))
+    for stage in (1, 3):  # continued in the same number of processes
+        jobs += [(f"broken {stage}", stopped(recipe(2, {"stage": stage}), step)) for step in (8, 12)]
+        jobs += [(f"straight {stage}", stopped(recipe(2, {"stage": stage}), 12))]
+    launched(folder, jobs, 2)
+    return folder
+
+
+def latest(run: Path) -> checkpoint.Saved:
+    return checkpoint.read(run)
+
+
+def assert_same_course(run: Path, whole: Path, bound: float = 1e-5) -> None:
+    for kind in ("train", "eval"):
+        one, other = metrics(run, kind), metrics(whole, kind)
+        assert len(one) == len(other) > 0
+        for name in ("loss", "grad_norm") if kind == "train" else ("loss",):
+            np.testing.assert_allclose([r[name] for r in one], [r[name] for r in other], rtol=bound)
+
+
+def assert_close(run: Path, whole: Path, bound: float = 1e-5) -> None:
+    """The arrays of two runs' latest checkpoints."""
+    a, b = latest(run).parts, latest(whole).parts
+    for part in PARTS:
+        assert a[part].keys() == b[part].keys()
+        for name in a[part]:
+            np.testing.assert_allclose(a[part][name], b[part][name], rtol=bound, atol=bound, err_msg=f"{part} {name}")
+
+
+def assert_bit_equal(run: Path, other: Path) -> None:
+    a, b = latest(run).parts, latest(other).parts
+    for part in PARTS:
+        assert a[part].keys() == b[part].keys()
+        for name in a[part]:
+            assert np.asarray(a[part][name]).tobytes() == np.asarray(b[part][name]).tobytes(), f"{part} {name}"
+
+
+# -- who owns what ------------------------------------------------------------------------
+
+
+def test_every_process_owns_about_as_much():
+    sizes = {f"{i}.{kind}": n for i in range(40) for kind, n in (("qkv", 3000), ("fc1", 4000), ("bias", 7))}
+    for count in (2, 3, 8, 32):
+        dealt = owners(sizes, count)
+        assert dealt.keys() == sizes.keys()
+        assert set(dealt.values()) == set(range(count))
+        assert largest_share(sizes, count) <= sum(sizes.values()) / count + max(sizes.values())
+    assert owners(sizes, 8) == owners(dict(reversed(sizes.items())), 8)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_course_is_that_of_data_parallel_training(runs, stage):
+    """Losses, norms and evaluations of twenty updates, raw and averaged weights, and all state at their end."""
+    assert_same_course(runs / f"stage {stage}", runs / "whole")
+    assert_close(runs / f"stage {stage}", runs / "whole")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_process_keeps_half_of_the_optimizer(runs, stage):
+    """Measured by the log, and by what each process saved."""
+    log = (runs / f"stage {stage}" / "train.log").read_text()
+    assert f"sharding: stage {stage} over 2 processes" in log
+    [record] = [r for r in metrics(runs / f"stage {stage}") if r["step"] == STEPS]
+    folder = runs / f"stage {stage}" / "checkpoints" / step_name(STEPS)
+    saved = sum(a.nbytes for a in latest(runs / "whole").parts["optimizer"].values())
+    assert 0.5 * saved <= record["optimizer_state_bytes"] < 0.55 * saved
+    for part in PARTS:
+        sizes = [(folder / f"{part}-0000{i}-of-00002.safetensors").stat().st_size for i in (1, 2)]
+        assert max(sizes) < 1.2 * min(sizes)
+    assert "optimizer_state_bytes" not in metrics(runs / "whole")[-1]
+
+
+# -- checkpoints --------------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", (1, 3))
+def test_a_resumed_run_ends_bit_equal(runs, stage):
+    straight, broken = runs / f"straight {stage}", runs / f"broken {stage}"
+    assert [r["step"] for r in metrics(broken)] == list(range(1, 13))
+    assert [r["loss"] for r in metrics(broken)] == [r["loss"] for r in metrics(straight)]
+    assert_bit_equal(broken, straight)
+
+
+@pytest.mark.distributed
+def test_one_process_goes_on_where_two_shared(runs, tmp_path):
+    """And writes whole files again. The masks of dropout are others, so that losses are near, not equal."""
+    tree = recipe(1, {"stage": 1})
+    begun = runs / "broken 1" / "checkpoints" / step_name(8)
+    tree["Global"] |= {"output_dir": str(tmp_path / "run"), "checkpoint": str(begun), "max_train_step": 12}
+    plsc.train(plsc.load_config(tree))
+    assert [r["step"] for r in metrics(tmp_path / "run")] == [9, 10, 11, 12]
+    losses = [[r["loss"] for r in metrics(run)[-4:]] for run in (tmp_path / "run", runs / "straight 1")]
+    np.testing.assert_allclose(*losses, rtol=0.15)
+    files = {file.name for file in (tmp_path / "run" / "checkpoints" / step_name(12)).iterdir()}
+    assert {"model.safetensors", "optimizer.safetensors", "ema.safetensors"} <= files
+
+
+@pytest.mark.distributed
+def test_what_reads_weights_reads_shares(runs, tmp_path):
+    run, whole = runs / "stage 2", runs / "whole"
+    for weights in ("model", "ema"):
+        source, other = read(run, weights), read(whole, weights)
+        assert source.layout == "plsc"
+        assert source.card == other.card
+        assert source.tensors.keys() == other.tensors.keys()
+    figures = [plsc.evaluate(path, ema=True) for path in (run, whole)]
+    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-5)
+    for name, arguments in {
+        "convert": ["convert", run, "--to", "safetensors", "--output", tmp_path / "one.safetensors"],
+        "export": ["export", run, "--output", tmp_path / "export"],
+        "predict": ["predict", "--weights", run, CHECKOUT / "docs" / "pictures" / "curves.png"],
+    }.items():
+        assert main([str(argument) for argument in arguments]) == 0, name
+    merged = read(tmp_path / "one.safetensors")
+    for name, array in read(run).arrays.items():
+        np.testing.assert_array_equal(merged.read(name), array)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: (folder / "optimizer-00002-of-00002.safetensors").unlink(), "optimizer-00002-of-00002"),
+        (lambda folder: os.truncate(folder / "model-00001-of-00002.safetensors", 100), "model-00001-of-00002"),
+        (lambda folder: (folder / "ema.safetensors.index.json").unlink(), "ema.safetensors"),
+        (lambda folder: (folder / "checksums.json").unlink(), "checksums.json"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"pos_embed": "../outside.safetensors"}})
+            ),
+            "model.safetensors.index.json",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"nobody": "model-00001-of-00002.safetensors"}})
+            ),
+            "model.safetensors.index.json",
+        ),
+    ],
+    ids=["a share is missing", "a share is cut", "no index", "no checksums", "outside", "an array is missing"],
+)
+def test_damaged_shares_are_refused(runs, tmp_path, damage, expected):
+    folder = tmp_path / step_name(STEPS)
+    shutil.copytree(runs / "stage 1" / "checkpoints" / step_name(STEPS), folder)
+    damage(folder)
+    for verify in (True, False):
+        if expected == "checksums.json" and not verify:
+            continue
+        with pytest.raises(plsc.CheckpointError, match=expected):
+            checkpoint.read(folder, verify=verify)
+
+
+# -- what cannot be -----------------------------------------------------------------------
+
+
+def config_of(tmp_path, sharding, **strategy):
+    return load(str(write_config(tmp_path / "c.yaml", recipe(1, sharding, **strategy))))
+
+
+def test_degrees_that_do_not_fit_are_refused(tmp_path):
+    config = config_of(tmp_path, {"stage": 2, "degree": 3})
+    with pytest.raises(ConfigError, match=r"sharding\.degree: 3 does not divide the run's 4 processes"):
+        check_sharding(config, World(size=4))
+    check_sharding(config, World(size=6))
+    check_sharding(config, World(size=1))
+    with pytest.raises(ConfigError, match="2 trained parameters cannot be spread over 4"):
+        Sharding(1, 4, paddle.nn.Linear(2, 2), World(size=4))
+
+
+def test_paddle_2_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("plsc.engine.sharding.IS_PADDLE_2", True)
+    with pytest.raises(ConfigError, match=r"DistributedStrategy\.sharding.*needs Paddle 3"):
+        check_sharding(config_of(tmp_path, {}), World(size=2))
+
+
+def test_plscs_name(tmp_path):
+    assert config_of(tmp_path, None, data_sharding=True).DistributedStrategy.sharding.stage == 1
+    assert config_of(tmp_path, None, data_sharding=False).DistributedStrategy.sharding is None
+    assert config_of(tmp_path, {}).DistributedStrategy.sharding.degree is None
+    assert config_of(tmp_path, {"stage": 3}).DistributedStrategy.sharding.stage == 3
+    with pytest.raises(ConfigError, match="stage 3"):
+        load(str(tmp_path / "c.yaml"), ["Global.to_static=True"])
+    for wrong in ({"stage": 4}, {"degree": 1}, {"degree": 0}):
+        with pytest.raises(ConfigError, match="sharding"):
+            config_of(tmp_path, wrong)
+    with pytest.raises(ConfigError, match="keep one"):
+        config_of(tmp_path, {"stage": 2}, data_sharding=True)
