@@ -22,7 +22,6 @@ from plsc.errors import CheckpointError
 
 FILE = "checksums.json"
 FORMAT: Literal[3] = 3  # of trainer.json in checkpoints that have checksums
-SHARED_FORMAT: Literal[4] = 4  # of those whose arrays several processes have written, see plsc.engine.shares
 
 _PIECE = 2**20  # bytes that are summed and written at a time
 _REMEDY = "copy the checkpoint again or name another one; --no-verify reads it without comparing checksums"
@@ -114,7 +113,7 @@ def verify(folder: Path, arrays: Collection[str] | None = None) -> None:
     content = files.read_json(folder / FILE, dict, error=CheckpointError)
     if content is None:
         trainer = files.read_json(folder / "trainer.json", dict, error=CheckpointError) or {}
-        if trainer.get("format") in (FORMAT, SHARED_FORMAT):
+        if trainer.get("format") == FORMAT:
             raise CheckpointError(f"{folder}: incomplete: {FILE} {files.absence(folder / FILE)}; {_REMEDY}")
         return
     try:

@@ -182,7 +182,7 @@ def test_what_reads_weights_reads_shares(runs, tmp_path):
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-5)
     for name, arguments in {
         "convert": ["convert", run, "--to", "safetensors", "--output", tmp_path / "one.safetensors"],
-        "export": ["export", run, "--output", tmp_path / "export"],
+        "export": ["export", "--weights", run, "--output", tmp_path / "export"],
         "predict": ["predict", "--weights", run, CHECKOUT / "docs" / "pictures" / "curves.png"],
     }.items():
         assert main([str(argument) for argument in arguments]) == 0, name

@@ -407,9 +407,8 @@ def _full_speed(config: Config, model: paddle.nn.Layer, precision: Precision, wo
 def _state_bytes(sharding: Sharding, optimizer: Optimizer, world: World) -> int:
     """What the optimizer keeps, on the process where it is most; it is made here and not in the first update."""
     optimizer.create_state()
-    mine = optimizer.state_bytes()
-    total = sharding.total(paddle.to_tensor([mine], dtype="int64")).item()
-    most = int(world.all_reduce_max(paddle.to_tensor([mine], dtype="int64")).item())
+    mine = paddle.to_tensor([optimizer.state_bytes()], dtype="int64")
+    total, most = sharding.total(mine.clone()).numpy().item(), world.all_reduce_max(mine).numpy().item()
     log.info(
         "sharding: %s; the optimizer's state has %s bytes, at most %s on a process", sharding, f"{total:,}", f"{most:,}"
     )

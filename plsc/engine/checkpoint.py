@@ -56,7 +56,7 @@ class Description:
 class _Trainer(BaseModel):
     """trainer.json: which parts have a .safetensors file, and the JSON values of all parts."""
 
-    format: Literal[2, 3, 4] = checksums.FORMAT
+    format: Literal[2, 3] = checksums.FORMAT
     files: list[Annotated[str, Field(pattern=r"^\w+$")]]
     parts: dict[str, dict[str, Any]]
 
@@ -124,11 +124,7 @@ class Snapshot:
         """The present state of the parts. Raises TypeError naming what is neither an array nor a JSON value."""
         states = {name: _split(name, part.state_dict()) for name, part in parts.items()}
         arrays = {name: arrays for name, (arrays, _) in states.items() if arrays}
-        trainer = _Trainer(
-            format=checksums.FORMAT if share is None else checksums.SHARED_FORMAT,
-            files=list(arrays),
-            parts={name: values for name, (_, values) in states.items()},
-        )
+        trainer = _Trainer(files=list(arrays), parts={name: values for name, (_, values) in states.items()})
         documents = {"trainer": trainer.model_dump(), **description.documents}
         texts = {f"{name}.json": _as_text(content) for name, content in documents.items()}
         metadata = {name: {"format": "plsc", **description.metadata.get(name, {})} for name in arrays}

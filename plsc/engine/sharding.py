@@ -201,9 +201,9 @@ class Sharding:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
-    def any(self, found: paddle.Tensor) -> paddle.Tensor:
+    def any(self, flag: paddle.Tensor) -> paddle.Tensor:
         """Whether a bool tensor is true on any process of the group."""
-        number = found.astype("int32")
+        number = flag.astype("int32")
         with self._world.heartbeat.collective():
             dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
         return number.astype("bool")
