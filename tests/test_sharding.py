@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -172,7 +173,8 @@ def test_one_process_goes_on_where_two_shared(runs, tmp_path):
 
 @pytest.mark.distributed
 def test_what_reads_weights_reads_shares(runs, tmp_path):
-    run, whole = runs / "stage 2", runs / "whole"
+    run, whole, picture = runs / "stage 2", runs / "whole", tmp_path / "grey.png"
+    cv2.imwrite(str(picture), np.arange(64, dtype=np.uint8).reshape(8, 8))
     for weights in ("model", "ema"):
         source, other = read(run, weights), read(whole, weights)
         assert source.layout == "plsc"
@@ -183,7 +185,7 @@ def test_what_reads_weights_reads_shares(runs, tmp_path):
     for name, arguments in {
         "convert": ["convert", run, "--to", "safetensors", "--output", tmp_path / "one.safetensors"],
         "export": ["export", "--weights", run, "--output", tmp_path / "export"],
-        "predict": ["predict", "--weights", run, CHECKOUT / "docs" / "pictures" / "curves.png"],
+        "predict": ["predict", "--weights", run, picture],
     }.items():
         assert main([str(argument) for argument in arguments]) == 0, name
     merged = read(tmp_path / "one.safetensors")

@@ -26,6 +26,7 @@ from plsc.engine.shares import SharedCheckpointer
 from plsc.engine.state import Best, Copied, Progress, ProgressState, Stateful, Weights
 from plsc.engine.trainer import Trainer
 from plsc.errors import CheckpointError, ConfigError
+from plsc.inference import Inference
 from plsc.model_card import ModelCard
 from plsc.models import cpu_forms
 from plsc.optim import Optimizer
@@ -262,7 +263,11 @@ def _evaluator(config: Config, feed: build.Feed, world: World, precision: Precis
     batch_size = config.DataLoader["Eval"].sampler.arguments["batch_size"]
     evaluation = build.feed(config, "Eval", batch_size=batch_size, data=data)
     build.compare_parts(config, feed.data, evaluation.data)
-    return Evaluator.of(config, evaluation, world, precision)
+    evaluator = Evaluator.of(config, evaluation, world, precision)
+    sharding = config.DistributedStrategy.sharding
+    if sharding is not None and sharding.stage == 3 and world.size > 1:  # no process has the weights that a graph needs
+        evaluator.inference = Inference("dygraph")
+    return evaluator
 
 
 def _model(config: Config, feed: build.Feed, pretrained: Source | None) -> paddle.nn.Layer:
