@@ -7,6 +7,7 @@ takes as long as some pictures do in dygraph.
 import copy
 import logging
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class Inference:
         self._graph: runtimes.Streams | None = None
         self._shape: list[int] = []  # [C, H, W] that the graph takes
         self._cost: float | None = None  # seconds that the last graph took
-        self._possible = mode != "dygraph"
+        self._spent = 0.0  # seconds in `answer`, in dygraph
+        self._possible, self._making = mode != "dygraph", threading.Lock()
 
     @property
     def undecided(self) -> bool:
@@ -70,6 +72,23 @@ class Inference:
         finally:
             _restore_threads()
 
+    def answer(self, network: Network, images: paddle.Tensor) -> paddle.Tensor:
+        """As a call, of weights that stay as they are and images whose number is unknown; in any thread.
+
+        Once dygraph has taken so long that a graph would have paid, as much again is expected and the graph made.
+        """
+        if not self.undecided:
+            return self(network, images)
+        started = time.perf_counter()
+        outputs = network(images)
+        self._spent += time.perf_counter() - started
+        if (self.mode == "graph" or self.repays(network, self._spent)) and self._making.acquire(blocking=False):
+            try:
+                self.convert(network, images)
+            finally:
+                self._making.release()
+        return outputs
+
     def pays(self, network: Network, images: paddle.Tensor, pictures: int) -> bool:
         """Whether a graph saves more time than it takes, by what some of these images take in dygraph.
 
@@ -85,7 +104,7 @@ class Inference:
         return self.repays(network, pictures * (time.perf_counter() - started) / len(some))
 
     def repays(self, network: Network, seconds: float) -> bool:
-        """Whether a graph saves more time than it takes, of so many seconds in dygraph."""
+        """Whether a graph saves more time than it takes, where dygraph takes so many seconds."""
         return self.undecided and _SAVED * seconds > (self._cost or _expected_seconds(network))
 
     def convert(self, network: Network, images: paddle.Tensor) -> None:

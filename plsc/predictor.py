@@ -27,6 +27,7 @@ from plsc.model_card import ModelCard
 from plsc.places import EXPORT_DESCRIPTION
 
 if TYPE_CHECKING:
+    from plsc.inference import Mode
     from plsc.loading import LoadedModel
 
 # a path, an encoded picture, pixels [H, W, C] or [H, W] uint8 (red, green, blue, or grey), or a picture of Pillow
@@ -256,6 +257,7 @@ def load_predictor(
     img_size: int | None = None,
     config: Config | None = None,
     device: str = "auto",
+    inference: "Mode | None" = None,
     verify: bool = True,
 ) -> Predictor:
     """The predictor of a checkpoint, a run directory, anybody's weights, or an export.
@@ -268,12 +270,17 @@ def load_predictor(
             only where that does not say it, from the recipe's DataLoader.Eval; where both differ, one warning says so.
         device: that the predictor runs on, and nothing else: cpu, gpu, gpu:1, …; auto is Paddle's present device, for
             an ONNX export CUDA where onnxruntime has it, and auto:1 the second of these.
+        inference: on CPU, of anything but an export: auto goes on in Paddle Inference's graph once enough pictures have
+            come to pay for making it; graph makes it with the first ones; dygraph goes without. Default: the recipe's
+            Global.inference, else auto.
         verify: compare a plsc checkpoint's files with their checksums.
 
     Raises:
         CheckpointError: the path cannot be read, or does not fit what is asked of it.
         ConfigError: the recipe does not fit.
         DeviceError: there is no such device, or a library that the export needs is not installed.
+
+    With inference: graph, predictions raise DeviceError where Paddle Inference cannot run the model.
 
     Example:
         >>> predictor = plsc.load_predictor("mine_onnx")
@@ -285,7 +292,7 @@ def load_predictor(
 
         with _on(device):
             loaded = loading.load_model(path, weights=weights, img_size=img_size, config=config, verify=verify)
-            return of_network(loaded)
+            return of_network(loaded, inference or (config.Global.inference if config else "auto"))
     if weights != "model":
         raise CheckpointError(
             f"{file}: an export holds one set of weights; `plsc export --ema` writes the averaged ones"
@@ -298,20 +305,25 @@ def _on(device: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext() if device.partition(":")[0] == "auto" else devices.on_device(device)
 
 
-def of_network(loaded: "LoadedModel") -> Predictor:
-    """The predictor of a LoadedModel, in dygraph on the present device. Raises CheckpointError where it has no head."""
+def of_network(loaded: "LoadedModel", inference: "Mode" = "dygraph") -> Predictor:
+    """The predictor of a LoadedModel on the present device, whose weights must stay as they are but in dygraph.
+
+    Raises CheckpointError where it has no head.
+    """
     import paddle
 
+    from plsc.inference import Inference
     from plsc.models.spec import pair
 
     network, spec = loaded.network, loaded.card.spec
     loaded.check_head()
     device = paddle.get_device()  # where its parameters are
+    computed = Inference(inference if device == "cpu" else "dygraph", use="prediction")
 
     @paddle.no_grad()
     def forward(images: np.ndarray) -> np.ndarray:
         with devices.on_device(device):
-            return network(paddle.to_tensor(images)).astype("float32").numpy()
+            return computed.answer(network, paddle.to_tensor(images)).astype("float32").numpy()
 
     return Predictor(
         kind="checkpoint",
