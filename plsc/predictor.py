@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from plsc import devices, environment, places, runtimes
 from plsc.config import Config
+from plsc.data import normalising
 from plsc.data.class_names import read_class_names
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError
@@ -240,9 +241,7 @@ def _shown(size: Sequence[int]) -> str:
 
 def normalised(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     """[B, H, W, C] uint8 → [B, C, H, W] float32, (pixel * scale - mean) / std as training computes it."""
-    mean, std = (np.asarray(values, "float32").reshape(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
-    factor, offset = (preprocess.scale / std).astype("float32"), -mean / std
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype("float32") * factor + offset
+    return normalising.normalised(images, *normalising.factor_and_offset(preprocess))
 
 
 def is_export(path: str | Path) -> bool:

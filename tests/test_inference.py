@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from plsc.engine import blocks
 from plsc.errors import DeviceError
 from plsc.inference import Inference, rows_of
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.predictor import of_network
 from tests.helpers import log_texts, tiny_digits
 from tests.helpers import metrics as read_metrics
 from tests.helpers import plsc as command
@@ -222,6 +224,47 @@ def test_what_pays(monkeypatch):
     run = Inference()
     run._cost = 100.0  # as it was measured
     assert not run.pays(network, batch, 10_000)
+
+
+def test_work_of_unknown_length(monkeypatch):
+    """Dygraph, until it has taken so long that a graph would have paid; in several threads one makes it."""
+    network, batch = model(), images(8)
+    run, threads = Inference(use="prediction"), ThreadPoolExecutor(3)
+    with paddle.no_grad():
+        expected = network(batch).numpy()
+        run._cost = 1e9
+        run.answer(network, batch)
+        assert run.undecided and 0.0 < run._spent < 60.0
+        run._cost = 1e-9
+        answers = list(threads.map(paddle.no_grad()(lambda _: run.answer(network, batch).numpy()), range(12)))
+        assert not run.undecided
+        for answer in answers:
+            close_to(answer, expected)
+        close_to(run.answer(lambda images: pytest.fail("dygraph"), batch).numpy(), expected)
+        run.close()
+
+
+def test_a_predictor_by_graph(runs):
+    """The same logits in batches of any size, of the averaged weights too; a device that is not the CPU has none."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (8, 8, 1), dtype=np.uint8) for _ in range(21)]
+    for part in ("model", "ema"):
+        graph, dygraph = (
+            plsc.load_predictor(runs["graph"], weights=part, inference=mode) for mode in ("graph", "dygraph")
+        )
+        for batch in (8, 8, 1, 5, 21):
+            close_to(graph.logits(pictures, batch_size=batch), dygraph.logits(pictures, batch_size=batch))
+
+
+def test_a_predictor_of_a_model_that_cannot_be_one(runs):
+    loaded = plsc.load_model(runs["graph"])
+    network = loaded.network
+    plain = network.forward_head
+    network.forward_head = lambda x, pre_logits=False: plain(x) * (1.0 + float(x.mean()) * 0.0)
+    batch = np.zeros((4, 1, 8, 8), "float32")
+    with pytest.raises(DeviceError, match="prediction stays in dygraph"):
+        of_network(loaded, "graph").run(batch)
+    assert of_network(loaded, "auto").run(batch).shape == (4, 10)
 
 
 # -- its files ----------------------------------------------------------------------------

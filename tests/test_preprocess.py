@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import paddle
 import paddle.vision.transforms.functional as F
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,16 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 def on_device(transforms, images):
     split = split_transforms(transforms)
     return DeviceInput(split.normalize, split.drawn)({"image": images})["image"].numpy()
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 7, 3), (1, 8, 8, 1)])
+@pytest.mark.parametrize("values", [3, 1])
+def test_a_batch_is_normalised_on_cpu_bit_for_bit_as_on_a_device(shape, values):
+    """With a value a channel, one for all, or three for a grey picture, of which three channels come."""
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    input = DeviceInput(NormalizeImage(mean=[0.485, 0.456, 0.406][:values], std=[0.229, 0.224, 0.225][:values]))
+    expected = input.normalize(paddle.to_tensor(images)).numpy()
+    np.testing.assert_array_equal(input({"image": images})["image"].numpy(), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from plsc.data.normalising import factor_and_offset, normalised
+
 _STAGED = 2  # batches in the host's memory that the device may not have copied yet
 
 
@@ -21,12 +23,8 @@ class DeviceInput:
     """
 
     def __init__(self, normalize=None, then=()):
-        scale = normalize.scale if normalize is not None else 1.0 / 255.0
-        mean = np.asarray(normalize.mean if normalize is not None else [0.0], "float32")
-        std = np.asarray(normalize.std if normalize is not None else [1.0], "float32")
-        # (x · scale - mean) / std  =  x · factor + offset
-        self._factor = paddle.to_tensor((scale / std).reshape([1, -1, 1, 1]).astype("float32"))
-        self._offset = paddle.to_tensor((-mean / std).reshape([1, -1, 1, 1]))
+        self._numbers = factor_and_offset(normalize)
+        self._factor, self._offset = (paddle.to_tensor(values.reshape([1, -1, 1, 1])) for values in self._numbers)
         self._then = list(then)
         self._copies = CopiesAhead() if _has_streams() else None
         self._started: dict[str, paddle.Tensor] | None = None
@@ -52,6 +50,8 @@ class DeviceInput:
         if self._copies is not None:
             self._started = self._copies.start(batch)
         else:
+            if paddle.get_device() == "cpu":
+                batch = {**batch, "image": normalised(batch["image"], *self._numbers)}
             self._started = {name: paddle.to_tensor(array) for name, array in batch.items()}
 
     def finish(self) -> dict[str, paddle.Tensor]:
@@ -60,7 +60,8 @@ class DeviceInput:
         assert tensors is not None, "a batch is started before it is finished"
         if self._copies is not None:
             self._copies.await_copy()
-        finished = {"image": self.normalize(tensors["image"])}
+        image = tensors["image"]
+        finished = {"image": self.normalize(image) if image.dtype == paddle.uint8 else image}
         for name, tensor in tensors.items():
             if name != "image":
                 finished[name] = tensor if self._copies is None else tensor.clone()
