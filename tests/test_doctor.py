@@ -368,3 +368,24 @@ def test_faults_of_one_node(tmp_path):
     assert (rows["pairs"]["verdict"], rows["pairs"]["measured"]) == ("fail", "hangs: not done after 3 s")
     assert rows["matrix rate"]["verdict"] == "pass"
     assert rows["training step"]["measured"].startswith("not tried: ")
+
+
+CRASH = """
+import os
+import paddle.distributed as dist
+if dist.get_rank() == 1:
+    dist.broadcast = lambda *arguments, **options: os.abort()
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_process_that_crashes(tmp_path):
+    """The first process still prints its table, which names the check."""
+    code, rows = launched(tmp_path, CRASH)
+    assert code != 0
+    assert rows["barrier"]["verdict"] == "pass"
+    failed = [name for name, row in rows.items() if row["verdict"] == "fail"]
+    assert failed[0] == "broadcast" and failed[-1] == "answers"
+    assert "another process has ended" in " ".join(row["measured"] for row in rows.values())
+    assert rows["pairs"]["measured"].startswith("not tried: ")

@@ -54,5 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         progress=progress,
     )
     if first:
-        print(json.dumps(diagnosis.to_dict(), indent=2) if arguments.json else diagnosis.text(), end="\n", flush=True)
+        text = json.dumps(diagnosis.to_dict(), indent=2) if arguments.json else diagnosis.text()
+        print(text, flush=True)
+        if diagnosis.ended:  # the launcher shows no more of what its processes print
+            environment.tell_launcher(text)
     return 1 if diagnosis.verdict == "fail" else 0

@@ -53,7 +53,7 @@ class Site:
         trainer, batches: of the training step. images_per_second: of this process, its input
             aside. waiting: share of the steps that it waited for pictures.
         scratch: a folder in the run directory for the time of the checks.
-        stuck: whether a thread still waits for a check that hangs.
+        stuck: whether a thread still waits for a check that hangs. ended: whether another process has ended.
     """
 
     device: str
@@ -72,6 +72,7 @@ class Site:
     batches: "Iterator[dict[str, np.ndarray]] | None" = None
     scratch: Path | None = None
     stuck: bool = False
+    ended: bool = False
 
     def anywhere(self, what: str, here: bool) -> bool:
         """Whether something is so on any process, as all of them answer together."""

@@ -6,6 +6,7 @@ import functools
 import logging
 import queue
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -71,12 +72,14 @@ class Diagnosis:
 
     Attributes:
         device, processes: what was looked at. seconds: that it took. rows: of the table.
+        ended: whether a process has ended before, so that the launcher ends all.
     """
 
     device: str
     processes: int
     seconds: float
     rows: tuple[Row, ...]
+    ended: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -187,24 +190,36 @@ def _results(site: Site, progress: Callable[[str], None]) -> Iterator[tuple[str,
     """(name, finding, seconds) of every check on this process."""
     worker, why_not = _Worker(), ""
     for check in _checks():
-        if not check.alone:
-            if not why_not and site.meetings is not None:
+        began, done = time.monotonic(), None
+        try:
+            if not check.alone and not why_not and site.meetings is not None:
                 why_not = site.meetings.meet(check.name, communication.WAIT_SECONDS) or ""
-            if why_not:
+            if site.ended or (why_not and not check.alone):
                 yield check.name, skip(f"not tried: {why_not}"), 0.0
                 continue
-        progress(check.name)
-        began = time.monotonic()
-        done = worker.call(functools.partial(check.run, site), check.seconds)
-        finding = _hung(check) if done is None else _finding(done)
+            progress(check.name)
+            done = worker.call(functools.partial(check.run, site), check.seconds)
+            finding = _hung(check) if done is None else _finding(done)
+        except environment.Terminated:
+            if not environment.launched():
+                raise
+            finding = _ended(site)
         yield check.name, finding, time.monotonic() - began
         if done is None:
-            worker = _Worker()
-            site.stuck = True
+            worker, site.stuck = _Worker(), True
         if finding.verdict == "fail" and (check.name in _NEEDED or (done is None and not check.alone)):
             why_not = f"{check.name} failed"
-            if site.meetings is not None:
+            if site.meetings is not None and not site.ended:
                 site.meetings.give_up()
+
+
+def _ended(site: Site) -> Finding:
+    """Of the check during which the launcher asked this process to end, as it does when another one has crashed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it asks several times
+    site.ended = True
+    remedy = "look at the log of the process that ended: what it printed last is the cause"
+    return Finding("fail", "another process has ended, and the launcher ends all", "all processes go on", remedy)
 
 
 def _hung(check: Check) -> Finding:
@@ -237,7 +252,7 @@ def _leave(site: Site, existed: bool) -> None:
 def _agreed(site: Site, results: dict[str, dict[str, Any]], seconds: float) -> Diagnosis:
     """The diagnosis of all processes, which the first one makes, on each."""
     meetings, world = site.meetings, site.world
-    if meetings is None or world is None:
+    if meetings is None or world is None or site.ended:
         return _merged(site, {environment.rank(): results}, seconds)
     meetings.send("results", results)
     if world.is_first:
@@ -261,8 +276,8 @@ def _merged(site: Site, everyone: Mapping[int, Mapping[str, Any]], seconds: floa
         finding = worst(findings) if failed else check.compare(findings)
         figures = {str(rank): f.figure for rank, f in findings.items() if f.figure is not None}
         rows.append(Row(**vars(finding), name=check.name, seconds=taken[min(taken)], figures=figures))
-    missing = sorted(set(range(site.size)) - set(everyone)) if site.meetings is not None else []
+    missing = sorted(set(range(site.size)) - set(everyone))
     if missing:
         text = f"no answer of {', '.join(map(str, missing))} of {site.size}"
         rows.append(Row("fail", text, "all processes answer", "look at their logs", name="answers"))
-    return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows))
+    return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows), site.ended)
