@@ -178,7 +178,7 @@ def training_step(site: Site) -> Finding:
     site.waiting = record["data_time_fraction"]
     site.images_per_second = of_one / max(1e-9, 1.0 - site.waiting)
     memory = compat.peak_memory_bytes(site.device)
-    held = "" if memory is None else f", {memory / 2**30:.1f} GiB at most"
+    held = f", {memory / 2**30:.1f} GiB at most" if memory else ""
     shown = f"{of_one:.3g} images/s a process, batches of {batch_size} in {trainer.precision}{held}"
     peak, source = device_peak(site.device, half=trainer.precision.active), "data sheet"
     if peak is None:
@@ -234,7 +234,8 @@ def gradient_reduction(site: Site) -> Finding:
     missing = site.anywhere("no trainer", trainer is None)
     if missing or trainer is None or site.batches is None or site.bytes_per_second is None:
         return skip("there was no training step")
-    batch = trainer.feed.input(next(site.batches))
+    feed = trainer.feed.input
+    batch = feed.finish() if feed.started else feed(next(site.batches))
     trainer.accumulation.count = 2  # the first micro-batch's gradients stay here, the second's are averaged
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(_STEPS):
