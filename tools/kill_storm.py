@@ -1,6 +1,6 @@
 """Kill and stop a small run at random moments, again and again, and compare its end with an uninterrupted one.
 
-    python tools/kill_storm.py [--kills 100] [--processes 2] [--seed 0] [--steps 60] [--folder FOLDER]
+    python tools/kill_storm.py [--kills 100] [--processes 2] [--stage 2] [--seed 0] [--steps 60] [--folder FOLDER]
 
 A ViT of 5,018 parameters learns digits; it saves every 3 updates and evaluates raw and averaged weights every 5. It
 is started with Global.resume=auto until it has done all updates; at a random moment of each life, or when the next
@@ -39,8 +39,10 @@ _PATIENCE_SECONDS = 20.0  # of the launcher, for processes of which another one 
 _STOPPED = 128 + signal.SIGTERM
 
 
-def recipe(folder: Path, processes: int, steps: int) -> Path:
+def recipe(folder: Path, processes: int, steps: int, stage: int | None) -> Path:
     tree = restless_run(processes)
+    if stage:
+        tree["DistributedStrategy"] = {"sharding": {"stage": stage}}
     tree["Global"] |= {"max_train_step": steps, "epochs": 10, "output_dir": str(folder / "run"), "resume": "auto"}
     tree["EMA"] = {"decay": 0.9, "ema_eval": True}
     folder.mkdir(parents=True)
@@ -112,6 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="kills and stops in all")
     parser.add_argument("--processes", type=int, default=1, help="of the run")
+    parser.add_argument("--stage", type=int, help="of DistributedStrategy.sharding; by default nothing is sharded")
     parser.add_argument("--steps", type=int, default=60, help="updates of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--folder", type=Path, help="where the runs go; by default a temporary folder")
@@ -124,7 +127,7 @@ def main() -> int:
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kill-storm-"))
     processes, rng = arguments.processes, random.Random(arguments.seed)
     started = time.monotonic()
-    straight = Life(recipe(folder / "straight", processes, arguments.steps), processes)
+    straight = Life(recipe(folder / "straight", processes, arguments.steps, arguments.stage), processes)
     if not straight.wait(10 * _LONGEST_SECONDS) or any(straight.codes.values()):
         print(f"the uninterrupted run failed, see {folder}/straight")
         return 1
@@ -135,7 +138,8 @@ def main() -> int:
         if counts["SIGKILL"] + counts["SIGTERM"] >= arguments.kills:
             break
         place = folder / f"run-{number}"
-        problem = storm(place, processes, arguments.steps, length, rng, counts)
+        config = recipe(place, processes, arguments.steps, arguments.stage)
+        problem = storm(config, processes, arguments.steps, length, rng, counts)
         if problem is None:
             end = outcome(place / "run")
             differing = [name for name in expected.keys() | end.keys() if expected.get(name) != end.get(name)]
@@ -156,10 +160,10 @@ def main() -> int:
 
 
 def storm(
-    folder: Path, processes: int, steps: int, length: float, rng: random.Random, counts: Counter[str]
+    config: Path, processes: int, steps: int, length: float, rng: random.Random, counts: Counter[str]
 ) -> str | None:
     """One run, started until it has done all updates. Returns what went wrong, or None."""
-    config = recipe(folder, processes, steps)
+    folder = config.parent
     for _ in range(10 * steps):
         life = Life(config, processes)
         ended = life.wait(rng.uniform(0.0, length / 2))

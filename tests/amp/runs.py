@@ -2,7 +2,10 @@
 
 import contextlib
 import ctypes
+import json
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +15,9 @@ from safetensors.numpy import load_file
 
 import plsc
 from plsc.cli import main
+from tests.accelerator import build
 from tests.accelerator.build import DEVICE
-from tests.helpers import CHECKOUT, metrics, tiny_digits
+from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits
 
 POLICIES = {
     "O1": {"level": "O1"},
@@ -55,6 +59,21 @@ def train(folder: Path, tree: dict, *, fp16: dict | None = None, device: str = D
     return folder
 
 
+def launched(folder: Path, jobs: list[dict], processes: int = 2) -> None:
+    """The jobs of several.py one after the other in processes with a device each."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    env = clean_environment(PYTHONPATH=str(CHECKOUT), **build.settings(os.environ["CUSTOM_DEVICE_ROOT"]))
+    done = subprocess.run(
+        [*launch, "--log_dir", folder / "launch", CHECKOUT / "tests" / "amp" / "several.py", folder / "jobs.json"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def command(*arguments) -> None:
     """Run a command of plsc in this process."""
     assert main([str(argument) for argument in arguments]) == 0
@@ -73,7 +92,8 @@ def weights(run: Path, part: str = "model", step: int | None = None) -> dict[str
     """Arrays of a checkpoint, the latest unless a step is given."""
     folder = run / "checkpoints"
     name = (folder / "latest").read_text().strip() if step is None else f"step-{step:08d}"
-    return load_file(folder / name / f"{part}.safetensors")
+    files = sorted((folder / name).glob(f"{part}*.safetensors"))  # one, or a share of each process
+    return {name: array for file in files for name, array in load_file(file).items()}
 
 
 def assert_bit_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

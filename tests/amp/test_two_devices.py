@@ -1,9 +1,6 @@
 """Two processes with a device each: half-precision gradients that travel, and everything that processes agree on."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,8 +9,19 @@ import plsc
 from tests.accelerator import build
 from tests.amp import line
 from tests.amp.line import AVERAGED, OPTIMIZERS, Emulation, check
-from tests.amp.runs import POLICIES, RANDOM, assert_bit_equal, column, digits, half, losses, train, weights
-from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits
+from tests.amp.runs import (
+    POLICIES,
+    RANDOM,
+    assert_bit_equal,
+    column,
+    digits,
+    half,
+    launched,
+    losses,
+    train,
+    weights,
+)
+from tests.helpers import metrics, tiny_digits
 
 pytestmark = pytest.mark.distributed
 
@@ -66,17 +74,7 @@ def runs(tmp_path_factory, accelerator):
         tree["Global"] |= {"device": build.DEVICE, "output_dir": str(folder / name), **more}
     jobs = [{"train": tree} for _, tree, _ in jobs]
     jobs += [{"evaluate": str(folder / "vit float16"), "into": str(folder / "evaluation.json")}]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    env = clean_environment(PYTHONPATH=str(CHECKOUT), **build.settings(os.environ["CUSTOM_DEVICE_ROOT"]))
-    done = subprocess.run(
-        [*launch, "--log_dir", folder / "launch", CHECKOUT / "tests" / "amp" / "several.py", folder / "jobs.json"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    launched(folder, jobs)
     return folder
 
 

@@ -17,10 +17,13 @@ SEED = os.environ.get("PLSC_STORM_SEED", "1")
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
-def test_killed_and_stopped_runs_end_bit_equal(tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "stage"), [(1, None), *(pytest.param(2, n, marks=pytest.mark.distributed) for n in (None, 1, 3))]
+)
+def test_killed_and_stopped_runs_end_bit_equal(tmp_path, processes, stage):
     script = [sys.executable, str(CHECKOUT / "tools" / "kill_storm.py"), "--folder", str(tmp_path / "storm")]
     options = ["--kills", KILLS, "--processes", str(processes), "--seed", SEED]
+    options += ["--stage", str(stage)] if stage else []
     done = subprocess.run([*script, *options], env=clean_environment(), capture_output=True, text=True, timeout=3000)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
