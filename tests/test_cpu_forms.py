@@ -117,6 +117,7 @@ def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, s
     assert error < max(2e-6, 3 * plain_error), (error, plain_error)
 
 
+@pytest.mark.smoke
 def test_layers_of_other_kinds_and_graphs_are_left_as_they_are():
     class OwnLinear(nn.Linear):
         pass

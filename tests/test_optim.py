@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
+from plsc import compat
 from plsc.errors import CheckpointError, ConfigError
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.optim import GradientClip, Group, Optimizer, parameter_groups
@@ -523,7 +524,7 @@ def test_adamw_in_one_call_a_group_is_paddles_bit_for_bit(monkeypatch):
         update(theirs, plain, gradients, 0.01 * t)
         for key, expected in {**theirs.weights(), **plain.state_dict()}.items():
             assert np.array_equal({**ours.weights(), **optimizer.state_dict()}[key], expected), (t, key)
-    assert calls == [1, 2, 2, 2, 2, 2, 2, 2]  # parameters of kept and free
+    assert calls == ([] if compat.IS_PADDLE_2 else [1, 2, 2, 2, 2, 2, 2, 2])  # parameters of kept and free
 
 
 def test_muon_sorts_the_parameters_of_a_vit():

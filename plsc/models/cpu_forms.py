@@ -6,8 +6,8 @@ took most of the rest. Here sums over rows are products with a vector of ones, h
 (gather), and a bias is what its product is added to. A step takes half the time (docs/performance.md).
 
 `use` gives a model's layers these classes; parameters, names and states stay as they are. While a graph is built, and
-for attention with more than a plain one has, the layers compute as before. tests/test_cpu_forms.py holds logits and
-gradients of both forms against each other.
+for attention with more than a plain one has, the layers compute as before (calling the base class by its name, since
+Paddle 2.6 compiles no super()). tests/test_cpu_forms.py holds logits and gradients of both forms against each other.
 """
 
 from functools import lru_cache
@@ -41,7 +41,7 @@ class CpuLinear(nn.Linear):
 
     def forward(self, input: paddle.Tensor) -> paddle.Tensor:
         if self.bias is None or not paddle.in_dynamic_mode():
-            return super().forward(input)
+            return nn.Linear.forward(self, input)
         return _Linear.apply(input, self.weight, self.bias)
 
 
@@ -51,7 +51,7 @@ class CpuLayerNorm(nn.LayerNorm):
     def forward(self, input: paddle.Tensor) -> paddle.Tensor:
         plain = self.weight is None or self.bias is None or len(self._normalized_shape) != 1
         if plain or not paddle.in_dynamic_mode():
-            return super().forward(input)
+            return nn.LayerNorm.forward(self, input)
         return _LayerNorm.apply(input, self.weight, self.bias, self._epsilon)
 
 
@@ -61,7 +61,7 @@ class CpuAttention(Attention):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         more = self.qk_norm or self.rope is not None or self.rel_pos_bias is not None
         if more or not paddle.in_dynamic_mode():
-            return super().forward(x)
+            return Attention.forward(self, x)
         heads, rate = self.num_heads, self.attn_drop_rate if self.training else 0.0
         q, k, v = _SplitHeads.apply(self._qkv(x), heads)
         scale = self.head_dim**-0.5 * (1.0 if self.q_factor is None else self.q_factor)
@@ -76,7 +76,7 @@ class CpuPatchEmbed(PatchEmbed):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.proj.bias is None or not x.stop_gradient or not paddle.in_dynamic_mode():
-            return super().forward(x)
+            return PatchEmbed.forward(self, x)
         check_size(x, self.img_size)
         order = _patch_order(x.shape[0], x.shape[1], *self.grid, self.patch_size[0])
         rows = paddle.gather(x.reshape([-1, self.patch_size[1]]), order)

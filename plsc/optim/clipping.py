@@ -7,10 +7,10 @@ import paddle
 
 
 def squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
-    """Sum of squares, float32, shape [1] or []."""
+    """Sum of squares, float32, shape [1]."""
     if gradient.dtype != paddle.float32:
         gradient = gradient.astype("float32")
-    return paddle._C_ops.squared_l2_norm(gradient).reshape([])
+    return paddle._C_ops.squared_l2_norm(gradient)
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ class GradientClip:
                 factor = paddle.clip(factor, max=self.clip_norm_max)
             if not self.always_clip:
                 factor = paddle.where(norm > self.clip_norm, factor, paddle.ones_like(factor))
-            for gradient in gradients:
-                gradient.multiply_(factor.astype(gradient.dtype))
+            factors = {dtype: factor.astype(dtype) for dtype in {gradient.dtype for gradient in gradients}}
+            for gradient in gradients:  # multiply_ of a tensor takes longer to check its arguments than to multiply
+                paddle._C_ops.multiply_(gradient, factors[gradient.dtype])
         return norm
 
     def total(self, gradients: list[paddle.Tensor]) -> paddle.Tensor:
         """The sum of all their squares, float32, shape []."""
-        return paddle.stack([squared_norm(g) for g in gradients]).sum() if gradients else paddle.zeros([])
+        return paddle.add_n([squared_norm(g) for g in gradients]).reshape([]) if gradients else paddle.zeros([])
