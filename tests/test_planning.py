@@ -141,6 +141,26 @@ def test_half_precision_recompute_and_averages_on_a_gpu():
     assert less.activations == less.activations_recomputed < less.activations_kept
 
 
+def test_sharding_is_counted():
+    """What a stage spreads is near a quarter, the rest stays; devices that cannot be divided are refused."""
+    made = tree({"img_size": 32, "embed_dim": 64, "depth": 12}, device="gpu")
+    made |= {"EMA": {"decay": 0.9}, "FP16": {"level": "O2"}}
+    whole = planned(made, devices=8).memory
+    spread = {"masters", "optimizer", "average"}
+    for stage in (1, 2, 3):
+        made["DistributedStrategy"] = {"sharding": {"stage": stage, "degree": 4}}
+        plan = planned(made, devices=8)
+        for name in ("weights", "gradients", *spread):
+            ratio = getattr(plan.memory, name) / getattr(whole, name)
+            is_spread = name in spread or (name == "gradients" and stage > 1)
+            assert (0.25 <= ratio < 0.3) if is_spread else (0.25 < ratio < 0.6) if stage == 3 else ratio == 1.0
+        assert (plan.memory.communication < whole.communication) == (stage > 1)
+        assert any("groups of 4 devices" in note for note in plan.notes)
+        assert planned(made, devices=1).memory.optimizer == whole.optimizer
+    with pytest.raises(plsc.ConfigError, match=r"sharding\.degree: 4 does not divide"):
+        planned(made, devices=6)
+
+
 def test_the_largest_micro_batch_is_the_largest_that_fits():
     made = tree({"img_size": 32, "embed_dim": 64}, device="gpu")
     available = 8 * 2**20

@@ -11,6 +11,7 @@ from plsc import environment
 from plsc.config import Config
 from plsc.engine.distributed import World
 from plsc.engine.precision import Precision
+from plsc.engine.sharding import degree_of
 from plsc.errors import ConfigError
 from plsc.models import ViTSpec, parameter_count, spec_of
 
@@ -38,7 +39,7 @@ def check_memory(config: Config, world: World, precision: Precision, *, batch_si
         count = parameter_count(spec)
     except (ConfigError, TypeError):  # somebody else's model
         return
-    needs = _of_parameters(config, precision, count)
+    needs = _of_parameters(config, precision, count, world.size)
     images = batch_size // config.Global.accum_steps
     activations = _of_activations(config, precision, spec, images)
     gradients = needs.pop("gradients", 0)  # which grow while backward frees activations
@@ -74,18 +75,22 @@ def _available(world: World) -> int | None:
     return None
 
 
-def _of_parameters(config: Config, precision: Precision, count: int) -> dict[str, int]:
+def _of_parameters(config: Config, precision: Precision, count: int, processes: int) -> dict[str, int]:
+    wanted = config.DistributedStrategy.sharding if processes > 1 else None
+    stage, share = 0, count  # numbers that this process owns
+    if wanted is not None:
+        stage, share = wanted.stage, count // degree_of(config, processes)
     half = precision.active and config.FP16 is not None and config.FP16.level == "O2"
-    needs = {"weights": count * (2 if half else 4)}
+    needs = {"weights": (share if stage > 2 else count) * (2 if half else 4)}
     if precision.keeps_masters:
-        needs["masters"] = count * 4
+        needs["masters"] = share * 4
     if config.optimizer_options.freeze:  # which may be nearly all of them
         return needs
-    needs["gradients"] = count * (2 if half else 4)
+    needs["gradients"] = (share if stage > 1 else count) * (2 if half else 4)
     optimizer = config.Optimizer.name if config.Optimizer else ""
-    needs[f"states of {optimizer}"] = count * 4 * _STATES.get(optimizer, 0)
+    needs[f"states of {optimizer}"] = share * 4 * _STATES.get(optimizer, 0)
     if config.EMA:
-        needs["averages"] = count * 4
+        needs["averages"] = share * 4
     return needs
 
 

@@ -40,7 +40,7 @@ from plsc.tensors import named_tensors
 
 log = logging.getLogger("plsc")
 
-_IN_FLIGHT = 2  # units whose gradients travel while backward goes on
+IN_FLIGHT = 2  # units whose gradients travel while backward goes on
 _PATH = ("DistributedStrategy", "sharding")
 
 
@@ -67,20 +67,27 @@ def largest_share(sizes: Mapping[str, int], count: int) -> int:
 
 def check_sharding(config: Config, world: World) -> None:
     """Raise ConfigError where a run of these processes cannot be sharded as the configuration asks."""
-    wanted = config.DistributedStrategy.sharding
-    if wanted is None:
+    if config.DistributedStrategy.sharding is None:
         return
     if world.size == 1:
         log.info("%s has no effect, since there is one process", ".".join(_PATH))
         return
     if IS_PADDLE_2:
         raise config.error(_PATH, f"needs Paddle 3, and this is Paddle {paddle.__version__}; leave it out")
-    if wanted.degree is not None and world.size % wanted.degree:
+    degree_of(config, world.size)
+
+
+def degree_of(config: Config, processes: int) -> int:
+    """Processes of a group, of all those of a run. Raises ConfigError where they cannot be divided into groups."""
+    wanted = config.DistributedStrategy.sharding
+    degree = processes if wanted is None or wanted.degree is None else wanted.degree
+    if processes % degree:
         raise config.error(
             (*_PATH, "degree"),
-            f"{wanted.degree} does not divide the run's {world.size} processes into groups; leave it out, which takes "
-            "all of them, or give a divisor",
+            f"{degree} does not divide the run's {processes} processes into groups; leave it out, which takes all of "
+            "them, or give a divisor",
         )
+    return degree
 
 
 def _new_groups(world: World, members: Sequence[Sequence[int]]) -> list[Any]:
@@ -187,7 +194,7 @@ class Sharding:
         wanted = config.DistributedStrategy.sharding
         if wanted is None or world.size == 1:
             return None
-        return cls(wanted.stage, wanted.degree or world.size, model, world)
+        return cls(wanted.stage, degree_of(config, world.size), model, world)
 
     def __str__(self) -> str:
         copies = self._world.size // self.degree
@@ -464,7 +471,7 @@ class ShardedAccumulation:
                 task = dist.reduce(whole, dst=owner, group=sharding._group, sync_op=False)
                 sent.append((bucket, whole, task))
         self._travelling.append(sent)
-        if len(self._travelling) > _IN_FLIGHT:
+        if len(self._travelling) > IN_FLIGHT:
             self._receive(self._travelling.popleft())
 
     @staticmethod

@@ -12,6 +12,7 @@ import gc
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ import paddle.nn.functional as F
 from plsc import build
 from plsc.config import Config
 from plsc.devices import count_devices
-from plsc.engine import blocks
+from plsc.engine import blocks, sharding
 from plsc.errors import ConfigError
 from plsc.models import ViTSpec
 from plsc.models.base import HasBlocks
@@ -47,6 +48,7 @@ class Footprint:
 
     Attributes:
         parameters, trained: how many numbers. optimizer: bytes of the optimizer's states.
+        sizes: numbers of each trained parameter. within: of all that are in blocks. largest: of a block's.
         activations: bytes an image that forward keeps for backward. recomputed: the same where every block is
             recomputed; None where it cannot be. block: bytes an image inside one block. attention: bytes an image of
             attention matrices, a part of activations that flash attention does without.
@@ -57,6 +59,9 @@ class Footprint:
     parameters: float
     trained: float
     optimizer: float
+    sizes: tuple[int, ...]
+    within: float
+    largest: float
     activations: float
     recomputed: float | None
     block: float
@@ -73,7 +78,8 @@ class Memory:
         process: Python and the libraries, on a CPU; 0 on other devices, whose driver takes some hundred MiB besides.
         weights, masters, optimizer, average: kept during the whole run; masters are float32 copies of half-precision
             weights, average is the EMA.
-        gradients: of all trained parameters. communication: copies of gradients that travel between devices.
+        gradients: of all trained parameters. communication: copies of gradients that travel between devices. Where
+            DistributedStrategy.sharding spreads any of these, on the device that has most.
         activations: of one micro-batch as the configuration has it, with its input and backward's workspace.
         activations_kept, activations_recomputed: the same without and with DistributedStrategy.recompute; the latter is
             None where the model cannot be recomputed here.
@@ -124,6 +130,19 @@ def footprint(config: Config) -> Footprint:
         paddle.set_device(before)
 
 
+def share_of(config: Config, counted: Footprint, devices: int) -> float:
+    """The part of the trained parameters that the process which owns most owns, where a run is sharded.
+
+    Raises:
+        ConfigError: the devices cannot be divided into groups.
+    """
+    wanted = config.DistributedStrategy.sharding
+    if wanted is None or devices == 1:
+        return 1.0
+    degree = sharding.degree_of(config, devices)
+    return sharding.largest_share({str(i): size for i, size in enumerate(counted.sizes)}, degree) / counted.trained
+
+
 def memory_of(
     config: Config, counted: Footprint, *, micro_batch: int, devices: int, on_cpu: bool, available: int | None
 ) -> Memory:
@@ -141,6 +160,19 @@ def memory_of(
     average = counted.trained * 4 if config.EMA else 0
     gradients = counted.trained * gradient
     communication = gradients if devices > 1 else 0
+    states, built = counted.optimizer, 0.0
+    wanted = config.DistributedStrategy.sharding if devices > 1 else None
+    if wanted is not None:
+        share = share_of(config, counted, devices)
+        masters, average, states = share * masters, share * average, share * states
+        outside = counted.trained - counted.within
+        if wanted.stage > 1:  # what is outside of blocks waits for backward's end, blocks travel
+            gradients = share * gradients * (2 if accumulated else 1)
+            communication = gradient * (outside + counted.largest * (1 + sharding.IN_FLIGHT))
+        if wanted.stage > 2:
+            built = counted.parameters * 4.0
+            here = counted.parameters - counted.within + share * counted.within + counted.largest
+            weights *= here / counted.parameters
     half = 1.0 if fp16 is None else _HALF[fp16.level]
     attention = counted.attention * half if fp16 else 0.0  # which flash attention does not keep
     kept = counted.activations * half - attention
@@ -155,11 +187,11 @@ def memory_of(
         share = 1.0 / config.DistributedStrategy.recompute.layerlist_interval
         now = share * recomputed + (1.0 - share) * kept
     process = counted.outside if on_cpu else 0.0
-    fixed = process + weights + masters + counted.optimizer + average + communication
+    fixed = process + weights + masters + states + average + communication
     fixed += gradients if accumulated else 0
 
     def peak(images: int) -> float:
-        return fixed + max(images * (now + extra), 0 if accumulated else gradients)
+        return max(process + built, fixed + max(images * (now + extra), 0 if accumulated else gradients))
 
     largest = None
     if available is not None:
@@ -168,7 +200,7 @@ def memory_of(
         process=round(process),
         weights=round(weights),
         masters=round(masters),
-        optimizer=round(counted.optimizer),
+        optimizer=round(states),
         average=round(average),
         gradients=round(gradients),
         communication=round(communication),
@@ -215,6 +247,8 @@ def _counted(config: Config) -> Footprint:
         freeze(network, config.optimizer_options.freeze)
     network.train()
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
+    layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
+    in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
     kept, workspace = _run(config, network)
     with _counting() as states:
         build.optimizer(config, network, multi_precision=False).create_state()
@@ -230,6 +264,9 @@ def _counted(config: Config) -> Footprint:
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, trained in sizes if trained),
         optimizer=states.bytes,
+        sizes=tuple(sorted(size for size, trained in sizes if trained)),
+        within=sum(in_blocks),
+        largest=max(in_blocks, default=0),
         activations=kept,
         recomputed=recomputed,
         block=inside,
@@ -246,10 +283,13 @@ def _deeper(two: Footprint, three: Footprint, more: int) -> Footprint:
         low, high = getattr(two, name), getattr(three, name)
         return None if low is None or high is None else low + more * (high - low)
 
-    linear = ("parameters", "trained", "optimizer", "activations", "recomputed", "attention")
+    linear = ("parameters", "trained", "optimizer", "within", "activations", "recomputed", "attention")
+    block = Counter(three.sizes) - Counter(two.sizes)
+    sizes = Counter(two.sizes) + Counter({size: more * count for size, count in block.items()})
     return dataclasses.replace(
         three,  # whose workspace is that of a deeper model, too
         **{name: at(name) for name in linear},
+        sizes=tuple(sorted(sizes.elements())),
         block=three.activations - two.activations,
     )
 

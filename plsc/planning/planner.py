@@ -11,12 +11,13 @@ import paddle
 from plsc import build
 from plsc.config import Config
 from plsc.devices import count_devices, select_device
+from plsc.engine.sharding import degree_of
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
 from plsc.errors import ConfigError, DataError
 from plsc.models import flops
 from plsc.optim import WithWarmup
 from plsc.planning import advice
-from plsc.planning.memory import Memory, device_memory, footprint, memory_of
+from plsc.planning.memory import Memory, device_memory, footprint, memory_of, share_of
 
 _POINTS = 2000  # of the schedule, among which the peak is looked for
 _HINT = "--samples N plans without the data"
@@ -121,6 +122,11 @@ def plan(
         on_cpu=on_cpu,
         available=memory or device_memory(device, devices),
     )
+    sharding = config.DistributedStrategy.sharding
+    if sharding is not None and devices > 1:
+        largest = f"{100 * share_of(config, counted, devices):.3g} % of the trained parameters"
+        groups = f"groups of {degree_of(config, devices)} devices"
+        notes.append(f"sharding, stage {sharding.stage}: {groups}, of which the one that owns most has {largest}")
     trained = counted.trained / counted.parameters
     half = config.FP16 is not None and config.FP16.level != "O0" and not on_cpu
     tflops = tflops or config.Global.device_tflops or _known_peak(device, half)
