@@ -185,6 +185,15 @@ def test_patches_of_pictures_that_are_not_square():
         layer(x[:, :, :8])
 
 
+@pytest.mark.parametrize("size", [(13, 8), (12, 9), (15, 9), (14, 8)])
+def test_pixels_that_no_patch_covers_are_left_out(size):
+    layer = PatchEmbed(size, (4, 2), 3, 5)
+    x = paddle.to_tensor(np.random.default_rng(2).normal(size=(2, 3, *size)).astype("float32"))
+    expected = layer(x).numpy()
+    cpu_forms.use(layer)
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-5)
+
+
 def test_bias_gradient_is_the_sum_over_all_leading_axes():
     layer = nn.Linear(3, 2)
     cpu_forms.use(layer)

@@ -78,6 +78,9 @@ class CpuPatchEmbed(PatchEmbed):
         if self.proj.bias is None or not x.stop_gradient or not paddle.in_dynamic_mode():
             return PatchEmbed.forward(self, x)
         check_size(x, self.img_size)
+        covered = [cells * side for cells, side in zip(self.grid, self.patch_size, strict=True)]
+        if x.shape[2:] != covered:  # a convolution leaves a rest at the right and bottom out, too
+            x = x[:, :, : covered[0], : covered[1]]
         order = _patch_order(x.shape[0], x.shape[1], *self.grid, self.patch_size[0])
         rows = paddle.gather(x.reshape([-1, self.patch_size[1]]), order)
         weight = self.proj.weight.flatten(1)
