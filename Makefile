@@ -6,6 +6,11 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV26 ?= .venv-paddle26
 VENV_PARITY ?= .venv-parity
+VENV_GPU_WHEEL ?= .venv-gpu-wheel
+# cpu, gpu, xpu, npu, or pretend for the accelerator of tests/accelerator
+PLSC_TEST_DEVICE ?=
+# the package index of Paddle for gpu, xpu and npu, as its installation page shows it for your machine
+PADDLE_INDEX ?=
 RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
 # one process a core; a power of two, so that it divides the recipe's batch, and at most 8
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
@@ -13,19 +18,25 @@ PYTEST_FLAGS ?=
 # two processes with half of the tests each, so that fixtures of a file are made once; who is done takes over the rest
 TWO = -n 2 --dist worksteal
 
-.PHONY: help train test test-long test-storm test-quick test-amp test-paddle26 test-parity lint format docs hooks benchmark clean
+# gpu, xpu and npu have a Paddle of their own, and so an environment
+VENV_DEVICE = $(if $(filter cpu pretend,$(PLSC_TEST_DEVICE)),$(VENV),.venv-$(PLSC_TEST_DEVICE))
+
+.PHONY: help train test test-long test-storm test-quick test-amp test-device test-paddle26 test-gpu-wheel test-parity lint format docs hooks benchmark clean
 
 help:  ## show this list
-	@echo "usage: make TARGET, with the variables PYTHON (for the environments), PYTEST_FLAGS, RUN and PROCESSES"
+	@echo "usage: make TARGET, with the variables PYTHON (for the environments), PYTEST_FLAGS, RUN, PROCESSES,"
+	@echo "       and for test-device PLSC_TEST_DEVICE and PADDLE_INDEX"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/ready: EXTRAS = cpu,dev
 $(VENV26)/ready: EXTRAS = paddle26,test
 $(VENV_PARITY)/ready: EXTRAS = cpu,test,parity
-$(VENV)/ready $(VENV26)/ready $(VENV_PARITY)/ready: pyproject.toml tools/check_system.py
+$(VENV_GPU_WHEEL)/ready: EXTRAS = paddle26-gpu,test
+.venv-$(PLSC_TEST_DEVICE)/ready: EXTRAS = $(PLSC_TEST_DEVICE),test
+$(sort $(addsuffix /ready,$(VENV) $(VENV26) $(VENV_PARITY) $(VENV_GPU_WHEEL) $(VENV_DEVICE))): pyproject.toml tools/check_system.py
 	@$(PYTHON) tools/check_system.py
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]'
 	@touch $@
 
 train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core
@@ -45,11 +56,22 @@ test-quick: $(VENV)/ready  ## run the tests that take a moment each and start no
 	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not storm and not distributed and not shared" $(PYTEST_FLAGS)
 
 test-amp: $(VENV)/ready  ## run half precision and two devices on a pretend accelerator, built with g++
-	$(VENV)/bin/python tests/accelerator/build.py \
-	    $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/amp $(PYTEST_FLAGS)
+	PLSC_TEST_DEVICE=pretend $(VENV)/bin/python tests/accelerator/build.py \
+	    $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/amp tests/device $(PYTEST_FLAGS)
+
+ifneq ($(PLSC_TEST_DEVICE),)
+test-device: $(VENV_DEVICE)/ready
+endif
+test-device:  ## run training, resume, parity and export on PLSC_TEST_DEVICE, which is cpu, gpu, xpu, npu or pretend
+	@test -n "$(PLSC_TEST_DEVICE)" || { echo "usage: PLSC_TEST_DEVICE=gpu PADDLE_INDEX=… make test-device" >&2; exit 2; }
+	PLSC_TEST_DEVICE=$(PLSC_TEST_DEVICE) $(if $(filter pretend,$(PLSC_TEST_DEVICE)),$(VENV)/bin/python tests/accelerator/build.py) \
+	    $(VENV_DEVICE)/bin/python -m pytest tests/device $(PYTEST_FLAGS)
 
 test-paddle26: $(VENV26)/ready  ## run the smoke tests on Paddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python -m pytest -m smoke $(PYTEST_FLAGS)
+
+test-gpu-wheel: $(VENV_GPU_WHEEL)/ready  ## run the tests of paddlepaddle-gpu on a machine without a GPU (a download of 760 MB)
+	$(VENV_GPU_WHEEL)/bin/python -m pytest tests/test_gpu_wheel.py $(PYTEST_FLAGS)
 
 test-parity: $(VENV_PARITY)/ready  ## compare with torch, timm and transformers (a large download)
 	$(VENV_PARITY)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
@@ -62,6 +84,7 @@ lint: $(VENV)/ready  ## check style, types, workflows and metadata
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(VENV)/bin/pre-commit validate-config
+	$(VENV)/bin/hadolint docker/*.Dockerfile
 
 format: $(VENV)/ready  ## correct style where a program can
 	$(VENV)/bin/ruff check --fix .
@@ -79,5 +102,5 @@ benchmark: $(VENV)/ready  ## time a training step against a bare Paddle loop
 	$(VENV)/bin/python benchmarks/train_step.py
 
 clean:  ## remove environments, caches and output
-	rm -rf $(VENV) $(VENV26) $(VENV_PARITY) output build dist *.egg-info
+	rm -rf $(VENV) $(VENV26) $(VENV_PARITY) $(VENV_GPU_WHEEL) .venv-gpu .venv-xpu .venv-npu output build dist *.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

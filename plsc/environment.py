@@ -28,8 +28,8 @@ PACKAGES = {
     "cpu": "pip install paddlepaddle",
     "gpu": f"paddlepaddle-gpu of your CUDA version, from Paddle's installation page {INSTALL_PAGE} "
     "(the newest on PyPI is 2.6.2 for CUDA 11.8, which cannot run on Hopper)",
-    "xpu": f"paddlepaddle-xpu, or paddle-custom-xpu where your vendor offers it, see {INSTALL_PAGE}",
-    "npu": f"paddle-custom-npu beside paddlepaddle, see {INSTALL_PAGE}",
+    "xpu": f"paddlepaddle-xpu, from Paddle's installation page {INSTALL_PAGE}",
+    "npu": f"paddle-custom-npu beside paddlepaddle, from Paddle's installation page {INSTALL_PAGE}",
 }
 
 

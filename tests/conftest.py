@@ -19,9 +19,14 @@ from PIL import Image
 from tests.accelerator.build import DEVICE, PROBLEM
 from tests.helpers import CHECKOUT, SHARED
 
+DEVICE_TESTS = "PLSC_TEST_DEVICE"  # the device of tests/device, see target.py there
 
-def pytest_report_header() -> str | None:
-    return None if _accelerated() else "tests/amp: left out without the pretend accelerator, see make test-amp"
+
+def pytest_report_header() -> list[str]:
+    device = os.environ.get(DEVICE_TESTS)
+    amp = [] if _accelerated() else ["tests/amp: left out without the pretend accelerator, see make test-amp"]
+    left_out = f"left out without {DEVICE_TESTS}, see make test-device"
+    return [*amp, f"tests/device: {f'on {device}' if device else left_out}"]
 
 
 def _accelerated() -> bool:
@@ -30,13 +35,14 @@ def _accelerated() -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of tests/amp are left out, tests marked `shared` skip, where what they need is absent."""
-    amp = [item for item in items if CHECKOUT / "tests" / "amp" in item.path.parents]
-    for item in amp:
-        item.add_marker(pytest.mark.amp)
-    if amp and not _accelerated():
-        config.hook.pytest_deselected(items=amp)
-        items[:] = [item for item in items if item not in set(amp)]
+    """Tests of tests/amp and tests/device are left out, tests marked `shared` skip, where what they need is absent."""
+    for folder, runs in (("amp", _accelerated()), ("device", DEVICE_TESTS in os.environ)):
+        inside = [item for item in items if CHECKOUT / "tests" / folder in item.path.parents]
+        for item in inside:
+            item.add_marker(getattr(pytest.mark, folder))
+        if inside and not runs:
+            config.hook.pytest_deselected(items=inside)
+            items[:] = [item for item in items if item not in set(inside)]
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"needs the data and weights of {SHARED.name}/ beside the checkout")

@@ -7,6 +7,7 @@ first line is a comment with nothing but a file name is written into the folder 
 """
 
 import dataclasses
+import itertools
 import re
 import shlex
 import subprocess
@@ -77,7 +78,7 @@ _LAUNCHER = ("--nproc_per_node", "--nnodes", "--master", "--devices", "--log_dir
 _LAUNCHER += ("--elastic_level", "--elastic_timeout", "--max_restart")
 _RESTART = ("--tries", "--pause", "--restart_on")
 # programs that pages name and that are not plsc's
-_OTHERS = {"cd", "curl", "docker", "export", "for", "git", "img2dataset", "mkdir", "rm", "source", "tar", "wget"}
+_OTHERS = {"cd", "curl", "docker", "export", "for", "git", "hf", "img2dataset", "mkdir", "rm", "source", "tar", "wget"}
 _OTHERS |= {"[", "apt-get", "break", "etcd", "exit", "head", "python3", "scontrol", "sleep"}
 _BEFORE_A_COMMAND = {"exec", "if", "srun", "until"}
 
@@ -139,6 +140,11 @@ def check_command(words: list[str]) -> None:
         metadata = (CHECKOUT / "pyproject.toml").read_text()
         for extra in ",".join(extras).split(","):
             assert not extra or re.search(rf"^{extra} = \[", metadata, re.MULTILINE), extra
+        for option, file in itertools.pairwise(arguments):
+            assert option != "-r" or (CHECKOUT / file).is_file(), file
+    elif re.match(r"\w+=", program):  # a variable, with or without a command after it
+        if arguments:
+            check_command(arguments)
     else:
         assert program in _OTHERS or "=" in program or program.endswith("python"), f"{program} is not known here"
 

@@ -52,7 +52,7 @@ def launched(folder: Path, jobs: list[tuple[str, dict]], processes: int) -> None
     file.write_text(json.dumps([{"train": tree} for _, tree in jobs]))
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*launch, "--log_dir", folder / f"launch-{processes}", CHECKOUT / "tests" / "amp" / "several.py", file],
+        [*launch, "--log_dir", folder / f"launch-{processes}", CHECKOUT / "tests" / "device" / "several.py", file],
         env=clean_environment(PYTHONPATH=str(CHECKOUT)),
         capture_output=True,
         text=True,

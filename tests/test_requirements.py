@@ -1,0 +1,123 @@
+"""One line installs plsc for each device: the extras and requirements files, as pip resolves them."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import CHECKOUT, clean_environment
+
+FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "plsc/__init__.py", "plsc/errors.py"]
+# device → the packages that it needs, beside those of every plsc
+PACKAGES = {"gpu": ["paddlepaddle-gpu"], "xpu": ["paddlepaddle-xpu"], "npu": ["paddle-custom-npu"]}
+
+
+def write_wheel(index: Path, package: str, version: str) -> None:
+    """An empty wheel in a simple index."""
+    name = package.replace("-", "_")
+    folder = index / package
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        about = ["Wheel-Version: 1.0", "Generator: plsc", "Root-Is-Purelib: true", "Tag: py3-none-any", ""]
+        wheel.writestr(f"{info}/WHEEL", "\n".join(about))
+        wheel.writestr(f"{info}/RECORD", "")
+    links = "".join(f'<a href="{path.name}">{path.name}</a>\n' for path in sorted(folder.glob("*.whl")))
+    (folder / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
+
+
+@pytest.fixture
+def source(tmp_path):
+    """What pip reads of the checkout, so that it writes nothing there."""
+    folder = tmp_path / "source"
+    for name in [*FILES, *(path.name for path in CHECKOUT.glob("requirements*.txt"))]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((CHECKOUT / name).read_bytes())
+    return folder
+
+
+def pip(source: Path, *arguments, **environment) -> subprocess.CompletedProcess:
+    """What pip would install."""
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation", *arguments],
+        cwd=source,
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+    )
+
+
+def offline(index: Path | None = None) -> dict[str, str]:
+    """pip with no index but this one, as the variable PADDLE_INDEX; what is installed here counts as there."""
+    none = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "file:///nowhere", "PIP_EXTRA_INDEX_URL": ""}
+    none |= {"PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
+    return none | ({} if index is None else {"PADDLE_INDEX": index.as_uri()})
+
+
+def would_install(done: subprocess.CompletedProcess) -> set[str]:
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("Would install ")]
+    return set(line.split()[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device", ["gpu", pytest.param("xpu", marks=pytest.mark.long), pytest.param("npu", marks=pytest.mark.long)]
+)
+def test_a_requirements_file_takes_paddle_from_the_index_that_is_named(source, tmp_path, device):
+    """The newest of Paddle 3, and not the 2.6.2 of other indices."""
+    for package in PACKAGES[device]:
+        for version in ("2.6.2", "3.3.1", "4.0.0"):
+            write_wheel(tmp_path / "index", package, version)
+    done = pip(source, "-r", f"requirements-{device}.txt", **offline(tmp_path / "index"))
+    assert done.returncode == 0, done.stderr
+    expected = {f"{package}-3.3.1" for package in PACKAGES[device]}
+    assert {name for name in would_install(done) if name.startswith("paddle")} == expected
+
+
+@pytest.mark.long
+def test_without_the_index_the_variable_is_named(source):
+    done = pip(source, "-r", "requirements-gpu.txt", **offline())
+    assert done.returncode != 0
+    assert "PADDLE_INDEX" in done.stdout + done.stderr
+    assert "paddlepaddle-gpu" in done.stderr
+
+
+# -- with a network --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Skips where pip reaches no index."""
+    pip_index = [sys.executable, "-m", "pip", "index", "versions", "tqdm"]
+    done = subprocess.run(pip_index, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"pip reaches no index: {done.stderr.strip().splitlines()[-1]}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("what", "package", "version"),
+    [
+        (["-r", "requirements.txt"], "paddlepaddle", "3."),
+        (["-e", ".[paddle26]"], "paddlepaddle", "2.6.2"),
+        (["-e", ".[paddle26-gpu]"], "paddlepaddle-gpu", "2.6.2"),
+    ],
+)
+def test_what_pypi_has(network, source, what, package, version):
+    done = pip(source, "--ignore-installed", *what)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = would_install(done)
+    assert any(name.startswith(f"{package}-{version}") for name in names), names
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("device", PACKAGES)
+def test_what_pypi_has_not(network, source, device):
+    """Where this fails, the package has come to PyPI: the requirements file, README and docs can be shorter."""
+    done = pip(source, "-e", f".[{device}]")
+    assert done.returncode != 0
+    assert f"No matching distribution found for {PACKAGES[device][0]}" in done.stderr
