@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,44 @@ def test_a_check_that_raises(tmp_path, registered):
     assert "def broken" not in row.measured and "in broken" in row.data["traceback"]
 
 
+BUSY = """
+import dataclasses, paddle
+from plsc.doctor.checks import CHECKS, skip
+for name, check in CHECKS.items():
+    CHECKS[name] = dataclasses.replace(check, run=lambda site: skip("left out"))
+def busy(site):
+    site.run_directory.mkdir()
+    a = paddle.ones([300, 300])
+    while True:
+        a = paddle.matmul(a, a) * 0.0
+CHECKS["disk"] = dataclasses.replace(CHECKS["disk"], run=busy, seconds=SECONDS)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(600.0, 143), (0.5, 1)], ids=["stopped", "hangs"])
+def test_the_end_while_a_check_is_in_paddle(tmp_path, seconds, code):
+    """By SIGTERM, or after its time: the exit code is the usual one, not that of an abort."""
+    (tmp_path / "busy.py").write_text(BUSY.replace("SECONDS", str(seconds)))
+    words = ["doctor", "--device", "cpu", "--run-directory", "runs", "--import", "busy.py"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", *words],
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if code == 143:
+        until = time.monotonic() + 60
+        while not (tmp_path / "runs").is_dir() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code, printed
+    assert ("terminated" if code == 143 else "FAIL  disk") in printed
+    assert not (tmp_path / "runs").exists()
+
+
 # -- kernels --------------------------------------------------------------------------------------
 
 
@@ -147,7 +186,9 @@ def test_products_in_a_shorter_type(monkeypatch):
     right = paddle.matmul
     monkeypatch.setattr(paddle, "matmul", lambda *a, **options: right(*a, **options) * 1.001)
     finding = hardware._kernels("float32")
-    assert finding.verdict == "warn" and "TensorFloat-32" in finding.remedy
+    assert finding.verdict == "warn" and finding.measured.startswith(
+        "TensorFloat-32 in products: matmul is off by 0.1 %"
+    )
 
 
 @pytest.mark.parametrize("name", ["softmax", "linear", "layer_norm", "conv2d", "scaled_dot_product_attention"])
@@ -212,6 +253,16 @@ def test_a_full_disk(site, monkeypatch):
     finding = training.disk.run(site)
     assert finding.verdict == "fail" and "make room" in finding.remedy
     assert hardware.shared_memory.run(site).verdict == "warn"
+
+
+def test_the_batch_of_the_step_follows_speed_and_memory(site, monkeypatch):
+    def batch(tflops, memory):
+        monkeypatch.setattr(training, "device_memory", lambda device, processes: memory)
+        site.model, site.half, site.tflops = "ViT_base_patch16_224", "float16", tflops
+        return training._batch_size(site)
+
+    assert [batch(tflops, None) for tflops in (0.05, 10.0, 300.0)] == [1, 16, 128]
+    assert [batch(300.0, gigabytes * 2**30) for gigabytes in (80, 8, 1)] == [128, 32, 1]
 
 
 def test_too_many_threads(site, monkeypatch):

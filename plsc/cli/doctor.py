@@ -6,7 +6,9 @@ Under paddle.distributed.launch all processes are looked at together. Exit code 
 
 import argparse
 import json
+import os
 import sys
+from typing import NoReturn
 
 from plsc import environment
 from plsc.cli.common import above_zero, add_import_argument, import_parts
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     environment.import_paddle()
     import_parts(arguments)
     from plsc.doctor import diagnose
+    from plsc.engine.failures import exit_code
 
     first = environment.rank() == 0
 
@@ -46,16 +49,30 @@ def run(arguments: argparse.Namespace) -> int:
         if first:
             print(f"checking: {name}", file=sys.stderr, flush=True)
 
-    diagnosis = diagnose(
-        device=arguments.device,
-        run_directory=arguments.run_directory,
-        model=arguments.model,
-        batch_size=arguments.batch_size,
-        progress=progress,
-    )
+    try:
+        diagnosis = diagnose(
+            device=arguments.device,
+            run_directory=arguments.run_directory,
+            model=arguments.model,
+            batch_size=arguments.batch_size,
+            progress=progress,
+        )
+    except (KeyboardInterrupt, environment.Terminated) as error:
+        print("interrupted" if isinstance(error, KeyboardInterrupt) else "terminated", file=sys.stderr)
+        _leave(exit_code(error))
     if first:
         text = json.dumps(diagnosis.to_dict(), indent=2) if arguments.json else diagnosis.text()
         print(text, flush=True)
         if diagnosis.ended:  # the launcher shows no more of what its processes print
             environment.tell_launcher(text)
-    return 1 if diagnosis.verdict == "fail" else 0
+    code = 1 if diagnosis.verdict == "fail" else 0
+    if diagnosis.stuck:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: a thread is still in Paddle, which would abort the process where Python ends it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -76,7 +76,7 @@ class Site:
 
     def anywhere(self, what: str, here: bool) -> bool:
         """Whether something is so on any process, as all of them answer together."""
-        return here if self.meetings is None else self.meetings.any(what, here, 10.0)
+        return here if self.meetings is None else self.meetings.any(what, here, 30.0)
 
     @property
     def size(self) -> int:

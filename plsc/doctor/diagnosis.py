@@ -72,13 +72,14 @@ class Diagnosis:
 
     Attributes:
         device, processes: what was looked at. seconds: that it took. rows: of the table.
-        ended: whether a process has ended before, so that the launcher ends all.
+        stuck: whether a thread still waits for a check. ended: whether the launcher ends all, since a process crashed.
     """
 
     device: str
     processes: int
     seconds: float
     rows: tuple[Row, ...]
+    stuck: bool = False
     ended: bool = False
 
     @property
@@ -110,7 +111,7 @@ class Diagnosis:
     def of_dict(cls, content: Mapping[str, Any]) -> "Diagnosis":
         """What `to_dict` has made, as read from JSON."""
         rows = tuple(Row(**row) for row in content["rows"])
-        return cls(content["device"], content["processes"], content["seconds"], rows)
+        return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)} | {"rows": rows})
 
 
 class _Worker:
@@ -280,4 +281,4 @@ def _merged(site: Site, everyone: Mapping[int, Mapping[str, Any]], seconds: floa
     if missing:
         text = f"no answer of {', '.join(map(str, missing))} of {site.size}"
         rows.append(Row("fail", text, "all processes answer", "look at their logs", name="answers"))
-    return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows), site.ended)
+    return Diagnosis(site.device, site.size, round(seconds, 1), tuple(rows), site.stuck, site.ended)

@@ -22,6 +22,7 @@ from plsc.engine.assembly import assemble
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
 from plsc.errors import ConfigError
 from plsc.models import parameter_count, spec_of
+from plsc.planning.memory import device_memory
 
 log = logging.getLogger("plsc")
 
@@ -29,6 +30,7 @@ _BLOCK, _MOST_BLOCKS, _DISK_SECONDS = 2**24, 16, 6.0
 _CHECKPOINT_SECONDS, _VERY_LONG_SECONDS = 60.0, 600.0
 _PICTURES, _CLASSES = 32, 1000
 _LARGEST_BATCH, _STEP_SECONDS, _ASSUMED_SHARE = 128, 0.5, 0.4  # of the rate of products
+_ARRAYS, _BYTES_A_PARAMETER = 17, 18  # of a block, kept for backward; of weights, masters, moments and gradients
 _STEPS, _UNTIMED = 3, 2
 _LOW_SHARE = {"data sheet": 0.25, "matrix rate above": 0.2}
 _MOST_WAITING, _MOST_REDUCTION = 0.1, 0.15  # of a step
@@ -141,9 +143,14 @@ def write_pictures(folder: Path) -> int:
 
 
 def _batch_size(site: Site) -> int:
-    """Images of a process's step that takes about _STEP_SECONDS: a power of two."""
-    cost = training_flops(spec_of(site.model)) or math.inf
-    images = (site.tflops or 0.0) * 1e12 * _ASSUMED_SHARE * _STEP_SECONDS / cost
+    """Images of a process's step that takes about _STEP_SECONDS, and half of the memory: a power of two."""
+    spec = spec_of(site.model)
+    images = (site.tflops or 0.0) * 1e12 * _ASSUMED_SHARE * _STEP_SECONDS / (training_flops(spec) or math.inf)
+    memory = device_memory(site.device, environment.local_size())
+    if memory is not None:
+        tokens = math.prod(spec.grid) + spec.prefix_tokens
+        of_image = _ARRAYS * tokens * spec.embed_dim * spec.depth * (2 if site.half else 4)
+        images = min(images, max(0.0, memory - _BYTES_A_PARAMETER * parameter_count(spec)) / 2 / of_image)
     return min(_LARGEST_BATCH, 1 << max(0, int(images).bit_length() - 1))
 
 
