@@ -212,6 +212,20 @@ def test_a_result_that_is_not_finite(monkeypatch):
     monkeypatch.setattr(paddle, "matmul", lambda *a, **options: right(*a, **options) * float("nan"))
     finding = hardware._kernels("float32")
     assert finding.verdict == "fail" and "matmul is off by nan" in finding.measured
+    assert finding.data["matmul"] is None
+
+
+def test_a_gradient_that_is_not_finite(monkeypatch):
+    right = F.gelu
+
+    def gelu(x):
+        result = right(x)
+        result.register_hook(lambda gradient: gradient * float("nan"))
+        return result
+
+    monkeypatch.setattr(F, "gelu", gelu)
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "fail" and "gelu is off by nan" in finding.measured
 
 
 def test_a_wrong_update(monkeypatch):
