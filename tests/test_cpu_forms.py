@@ -235,7 +235,12 @@ def test_training_on_cpu_takes_them_by_itself_and_learns_the_same(tmp_path):
     assert forms(quick) == {"CpuAttention", "CpuLayerNorm", "CpuLinear", "CpuPatchEmbed"} and not forms(plain)
     np.testing.assert_allclose(updates(quick, 5), updates(plain, 5), rtol=1e-5)
     for name, weight in plain.model.state_dict().items():
-        np.testing.assert_allclose(quick.model.state_dict()[name].numpy(), weight.numpy(), atol=1e-5, err_msg=name)
+        ours, theirs = quick.model.state_dict()[name].numpy(), weight.numpy()
+        if name.endswith(
+            "qkv.bias"
+        ):  # the keys' is seen by nothing: Adam makes steps of its gradient's rounding errors
+            ours, theirs = (np.delete(values, np.s_[len(values) // 3 : -len(values) // 3]) for values in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_compiled_blocks_and_other_devices_keep_the_plain_layers(tmp_path):
