@@ -236,9 +236,7 @@ def test_training_on_cpu_takes_them_by_itself_and_learns_the_same(tmp_path):
     np.testing.assert_allclose(updates(quick, 5), updates(plain, 5), rtol=1e-5)
     for name, weight in plain.model.state_dict().items():
         ours, theirs = quick.model.state_dict()[name].numpy(), weight.numpy()
-        if name.endswith(
-            "qkv.bias"
-        ):  # the keys' is seen by nothing: Adam makes steps of its gradient's rounding errors
+        if name.endswith("qkv.bias"):  # the keys' has no effect: Adam follows rounding errors
             ours, theirs = (np.delete(values, np.s_[len(values) // 3 : -len(values) // 3]) for values in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=name)
 
