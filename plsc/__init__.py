@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from plsc.runs.compare import Comparison as Comparison
     from plsc.runs.compare import RunSummary as RunSummary
     from plsc.runs.compare import compare as compare
+    from plsc.step_timing import StepTiming as StepTiming
+    from plsc.step_timing import benchmark_training as benchmark_training
     from plsc.sweeps import Standing as Standing
     from plsc.sweeps import SweepResult as SweepResult
     from plsc.sweeps import sweep as sweep
@@ -100,6 +102,7 @@ _DEFINED_IN = {
     "export_model": "plsc.export:export_model",
     "convert_weights": "plsc.convert:convert_weights",
     "benchmark": "plsc.timing:benchmark",
+    "benchmark_training": "plsc.step_timing:benchmark_training",
     "compare": "plsc.runs.compare:compare",
     "report": "plsc.reporting.reporter:report",
     "sweep": "plsc.sweeps.sweeper:sweep",
@@ -129,6 +132,7 @@ _DEFINED_IN = {
     "TrainResult": "plsc.engine.run:TrainResult",
     "Evaluation": "plsc.engine.evaluation:Evaluation",
     "Timing": "plsc.timing:Timing",
+    "StepTiming": "plsc.step_timing:StepTiming",
     "Comparison": "plsc.runs.compare:Comparison",
     "RunSummary": "plsc.runs.compare:RunSummary",
     "SweepResult": "plsc.sweeps.sweeper:SweepResult",
@@ -168,6 +172,7 @@ _WITHOUT_PADDLE = {
     "list_models",
     "Callback",
     "benchmark",
+    "benchmark_training",
     "compare",
     "Comparison",
     "RunSummary",
@@ -178,6 +183,7 @@ _WITHOUT_PADDLE = {
     "TrainResult",
     "Evaluation",
     "Timing",
+    "StepTiming",
     *(name for name, place in _DEFINED_IN.items() if place.startswith(("plsc.errors:", "plsc.registry:"))),
 }
 

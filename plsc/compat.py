@@ -52,6 +52,14 @@ def peak_memory_bytes(device: str) -> int | None:
     return paddle.device.max_memory_allocated()
 
 
+def reset_peak_memory(device: str) -> None:
+    """Let `peak_memory_bytes` begin anew, where the device has that."""
+    if device.startswith("gpu"):
+        paddle.device.cuda.reset_max_memory_allocated()
+    elif device != "cpu" and hasattr(paddle.device, "reset_peak_memory_stats"):
+        paddle.device.reset_peak_memory_stats()
+
+
 def init_parallel_env() -> None:
     """Join the processes that the launcher started, once, without Paddle's list of flags that differ from defaults."""
     if not paddle.distributed.is_initialized():

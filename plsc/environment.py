@@ -92,6 +92,11 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     return min([amounts["MemTotal"], *_group_limits(root)]) + swap
 
 
+def process_memory(name: str) -> int | None:
+    """Bytes of this process by Linux's name for them: VmRSS at present, VmHWM at most; None where that is unknown."""
+    return _amounts(Path("/proc/self/status")).get(name)
+
+
 def _group_limits(root: Path) -> Iterator[int]:
     """The limits of the control groups that this process is in, of version 1 and 2, and of the groups above them."""
     mount = root / "sys" / "fs" / "cgroup"
@@ -110,9 +115,9 @@ def _group_limits(root: Path) -> Iterator[int]:
                 yield int(value)
 
 
-def _amounts(meminfo: Path) -> dict[str, int]:
-    """Name → bytes of /proc/meminfo, which has kB."""
-    pairs = (line.split(":", 1) for line in _lines(meminfo) if line.endswith(" kB"))
+def _amounts(file: Path) -> dict[str, int]:
+    """Name → bytes of the amounts in kB of /proc/meminfo or a process's status."""
+    pairs = (line.split(":", 1) for line in _lines(file) if line.endswith(" kB"))
     return {name: int(value.removesuffix("kB")) * 1024 for name, value in pairs}
 
 

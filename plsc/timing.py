@@ -1,25 +1,31 @@
-"""How fast checkpoints and exports answer: images a second and latency. Importing it imports no Paddle.
+"""How fast checkpoints, recipes' models and exports answer: images a second, latency. Importing it imports no Paddle.
 
-A checkpoint is timed in dygraph and with its blocks compiled, an export in its own runtime. Images are random; the time
-runs from an array in memory to the logits in memory.
+A model is timed in dygraph, with its blocks compiled and, on CPU, in the graph that evaluation and prediction make of
+it; an export in its own runtime. Images are random; the time runs from an array in memory to the logits in memory.
 """
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plsc
 from plsc import environment, files
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from plsc.config import Config
+    from plsc.loading import LoadedModel
     from plsc.predictor import Predictor
 
+log = logging.getLogger("plsc")
+
 _WARM_UP = 3  # runs before the clock starts; the first compiles
+_CLASSES = 1000  # of fresh models, where class_num is auto
 _ROUNDS = 5  # runtimes take turns, so that a slow moment of the machine meets all of them
 
 
@@ -28,7 +34,8 @@ class Timing:
     """What one runtime took for one batch size.
 
     Attributes:
-        path: as it was given. runtime: dygraph, to_static, Paddle Inference or onnxruntime.
+        path: as it was given; of a model with fresh weights the recipe's name.
+        runtime: dygraph, to_static, graph, or of exports Paddle Inference or onnxruntime.
         device: Paddle's name of it. threads: of the process, on CPU.
         batch, height, width: of the images.
         images_per_second: over all runs. p50_ms, p90_ms, p99_ms: percentiles of a batch's milliseconds.
@@ -51,25 +58,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Contender:
-    """One way in which a path can run."""
+    """One way in which a path can run. `model` makes it for one batch size, for which a graph is made."""
 
     path: str
     runtime: str
-    model: "Predictor"
-
-    def images(self, batch: int) -> "np.ndarray":
-        """Random images [batch, C, height, width] float32 of the size that the model takes."""
-        import numpy as np
-
-        if self.model.size is None:
-            raise ConfigError(f"{self.path}: the size of its images is unknown; give img_size (--resolution PIXELS)")
-        shape = (batch, self.model.channels or 3, *self.model.size)
-        return np.random.default_rng(0).standard_normal(shape, dtype="float32")
+    model: "Callable[[], Predictor]"
 
 
 def benchmark(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path] = (),
     *,
+    config: "Config | None" = None,
     batch_sizes: Sequence[int] = (1, 8, 32),
     seconds: float = 3.0,
     img_size: int | None = None,
@@ -80,6 +79,8 @@ def benchmark(
 
     Args:
         paths: run directories, checkpoints, weights files and exports.
+        config: a recipe that says the model of weights that do not; without paths its model is timed, with fresh
+            weights.
         batch_sizes: images a batch. seconds: for each timing, about.
         img_size: another image size than the model's, in pixels.
         device: cpu, gpu, …; auto takes a GPU where there is one. threads: on CPU; the default is as many as cores. Both
@@ -90,7 +91,7 @@ def benchmark(
 
     Raises:
         CheckpointError: a path cannot be read, or takes no images of this size.
-        ConfigError: the size of a model's images is unknown.
+        ConfigError: the size of a model's images is unknown, or there is nothing to time.
         DeviceError: this Paddle lacks the device, or a library that an export needs is missing.
 
     Example:
@@ -102,56 +103,109 @@ def benchmark(
 
     with on_device(device) as device:
         paths = [paths] if isinstance(paths, (str, Path)) else paths
-        contenders = [contender for path in paths for contender in _contenders(str(path), img_size, device)]
+        contenders = [contender for path in paths for contender in _contenders(str(path), img_size, device, config)]
+        if not paths:
+            if config is None:
+                raise ConfigError("nothing to time is given: name weights or exports (PATH), or a recipe (-c RECIPE)")
+            contenders = _of_models(Path(config.source.name).stem, lambda: _fresh(config, img_size), device)
         return [timing for batch in batch_sizes for timing in _timings(contenders, batch, seconds, device)]
 
 
-def write_timings(timings: Sequence[Timing], path: str | Path) -> None:
-    """Write timings and the versions they are of as JSON, whole or not at all. Raises ConfigError where it cannot."""
+def document(timings: Sequence[Any]) -> dict[str, Any]:
+    """Timings, or StepTimings, and the versions they are of, as plain values for JSON."""
     import paddle
 
-    content = {
+    return {
         "images": "random",
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
         "rows": [asdict(timing) for timing in timings],
     }
+
+
+def write_timings(timings: Sequence[Any], path: str | Path) -> None:
+    """Write their `document` as JSON, whole or not at all. Raises ConfigError where it cannot."""
     try:
-        files.write_json(Path(path), content)
+        files.write_json(Path(path), document(timings))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _contenders(path: str, img_size: int | None, device: str) -> list[_Contender]:
-    import paddle
-
+def _contenders(path: str, img_size: int | None, device: str, config: "Config | None") -> list[_Contender]:
     from plsc import loading, predictor, runtimes
-    from plsc.engine.blocks import compile_blocks
 
     if predictor.is_export(path):
         exported = predictor.load_predictor(path, img_size=img_size, device=device)
-        return [_Contender(path, runtimes.NAMES[exported.kind], exported)]
-    compiled, plain = (loading.load_model(path, img_size=img_size) for _ in range(2))
+        return [_Contender(path, runtimes.NAMES[exported.kind], lambda: exported)]
+    return _of_models(path, lambda: loading.load_model(path, img_size=img_size, config=config), device)
+
+
+def _of_models(path: str, load: "Callable[[], LoadedModel]", device: str) -> list[_Contender]:
+    import paddle
+
+    from plsc import predictor
+    from plsc.engine.blocks import compile_blocks
+
+    plain, compiled = load(), load()
     assert isinstance(compiled.network, paddle.nn.Layer)
     compile_blocks(compiled.network)
-    return [
-        _Contender(path, runtime, predictor.of_network(loaded))
-        for runtime, loaded in (("dygraph", plain), ("to_static", compiled))
+    contenders = [
+        _Contender(path, "dygraph", lambda: predictor.of_network(plain)),
+        _Contender(path, "to_static", lambda: predictor.of_network(compiled)),
     ]
+    if device == "cpu":
+        contenders.append(_Contender(path, "graph", lambda: predictor.of_network(plain, "graph")))
+    return contenders
+
+
+def _fresh(config: "Config", img_size: int | None) -> "LoadedModel":
+    """The recipe's model with fresh weights."""
+    from plsc import build
+    from plsc.loading import LoadedModel
+    from plsc.model_card import ModelCard
+    from plsc.weights import Source
+
+    if config.Model.arguments.get("class_num") == "auto":
+        config = config.replace({"Model.class_num": _CLASSES})
+    if img_size is not None and "img_size" in config.Model.arguments:
+        config = config.replace({"Model.img_size": img_size})
+    network = build.model(config)
+    network.eval()
+    card = ModelCard(model=config.Model.name, spec=asdict(network.spec))
+    return LoadedModel(network, card, Source.of_arrays(config.source.name, {}, card))
+
+
+def _images(contender: _Contender, model: "Predictor", batch: int) -> "np.ndarray":
+    """Random images [batch, C, height, width] float32 of the size that the model takes."""
+    import numpy as np
+
+    if model.size is None:
+        raise ConfigError(f"{contender.path}: the size of its images is unknown; give img_size (--resolution PIXELS)")
+    return np.random.default_rng(0).standard_normal((batch, model.channels or 3, *model.size), dtype="float32")
 
 
 def _timings(contenders: list[_Contender], batch: int, seconds: float, device: str) -> list[Timing]:
     """Of one batch size."""
-    turns = [(contender.model, contender.images(batch)) for contender in contenders]
-    for model, images in turns:
-        for _ in range(_WARM_UP):
-            model.run(images)
+    turns, running = [], []
+    for contender in contenders:
+        model = contender.model()
+        images = _images(contender, model, batch)
+        try:
+            for _ in range(_WARM_UP):
+                model.run(images)
+        except DeviceError as error:
+            if contender.runtime != "graph":
+                raise
+            log.warning("%s: %s", contender.path, error)  # a model of somebody's own may be none
+            continue
+        turns.append((model, images))
+        running.append(contender)
     times: list[list[float]] = [[] for _ in turns]
     for _ in range(_ROUNDS):
         for (model, images), taken in zip(turns, times, strict=True):
             taken += _timed(model, images, seconds / _ROUNDS)
     return [
         _summary(contender, images.shape, taken, device)
-        for contender, (_, images), taken in zip(contenders, turns, times, strict=True)
+        for contender, (_, images), taken in zip(running, turns, times, strict=True)
     ]
 
 

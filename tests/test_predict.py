@@ -545,7 +545,7 @@ def test_benchmark_times_every_form(forms, capsys):
     assert main(["benchmark", *forms.values(), *options]) == 0
     written = json.loads(Path("speed.json").read_text())
     rows = written["rows"]
-    runtimes = ["dygraph", "to_static", "Paddle Inference", "onnxruntime"]
+    runtimes = ["dygraph", "to_static", "graph", "Paddle Inference", "onnxruntime"]
     assert [(row["runtime"], row["batch"]) for row in rows] == [(r, b) for b in (1, 3) for r in runtimes]
     for row in rows:
         assert (row["height"], row["width"]) == (32, 32) and row["runs"] >= 5
@@ -585,6 +585,55 @@ def test_a_benchmark_makes_the_folder_of_its_output(forms):
     options = ["--batch-sizes", "1", "--seconds", "0.01", "--output", "deep/er/speed.json"]
     assert main(["benchmark", forms["onnx"], *options]) == 0
     assert len(json.loads(Path("deep/er/speed.json").read_text())["rows"]) == 1
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A recipe whose data are missing."""
+    tree = tiny_digits()
+    tree["DataLoader"]["Train"]["dataset"] |= {"name": "ImageFolder", "root": "absent"}
+    tree["DataLoader"]["Train"]["dataset"].pop("split")
+    tree["Global"] |= {"accum_steps": 2, "pretrained_model": "absent.safetensors", "device_tflops": 0.1}
+    tree["Model"]["class_num"] = "auto"
+    return write_config(tmp_path_factory.mktemp("recipe") / "small.yaml", tree)
+
+
+def test_a_benchmark_of_a_recipe_without_weights(recipe):
+    done = plsc("benchmark", "-c", recipe, "--batch-sizes", 3, "--seconds", 0.05, "--json")
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["runtime"] for row in rows] == ["dygraph", "to_static", "graph"]
+    assert {(row["path"], row["batch"], row["height"], row["width"]) for row in rows} == {("small", 3, 8, 8)}
+
+
+def test_a_benchmark_of_training(recipe, tmp_path):
+    """The recipe's own updates: its batch, micro-batches and transforms of the device; only the table is written."""
+    options = ["--train", "--seconds", 0.05, "--output", "steps.json"]
+    done = plsc("benchmark", "-c", recipe, *options, cwd=tmp_path)
+    rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert [row["runtime"] for row in rows] == ["dygraph", "to_static"]
+    for row in rows:
+        assert (row["batch"], row["accum_steps"], row["height"], row["precision"]) == (32, 2, 8, "float32")
+        assert row["images_per_second"] == pytest.approx(1000 * 32 / row["ms"], rel=0.01)
+        assert row["updates"] >= 5 and row["memory_bytes"] > 0 and 0.0 < row["mfu"] < 1.0
+    assert "32 in 2 parts" in done.stdout and "memory MiB" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.json"]
+
+
+def test_a_benchmark_of_training_at_another_size(recipe, tmp_path):
+    options = ["--train", "--seconds", 0.01, "--batch-sizes", "4,6", "--resolution", 16, "--json"]
+    done = plsc("benchmark", "-c", recipe, *options, cwd=tmp_path)
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["batch"], row["height"]) for row in rows] == [(4, 16), (4, 16), (6, 16), (6, 16)]
+
+
+def test_what_a_benchmark_of_training_cannot_time(recipe):
+    for words in (["--train"], ["--train", "-c", recipe, "output/mine"]):
+        done = plsc("benchmark", *words, check=False)
+        assert done.returncode == 2 and "--train times the updates of a recipe: give -c RECIPE" in done.stderr
+    done = plsc("benchmark", check=False)
+    assert done.returncode == 2 and "nothing to time is given" in done.stderr
+    done = plsc("benchmark", "-c", recipe, "--train", "--batch-sizes", 3, check=False)
+    assert done.returncode == 2 and "2 does not divide the batch of 3" in done.stderr
 
 
 def test_a_benchmark_of_nothing_is_reported():

@@ -47,7 +47,8 @@ ALLOWED = {
     "engine": SHARED
     | ROOMS
     | {"api", "build", "model_card", "inference", "loading", "predictor", "runs"},  # evaluation runs exports, too
-    "timing": SHARED | {"loading", "predictor", "runtimes", "engine"},
+    "timing": SHARED | {"build", "config", "loading", "model_card", "predictor", "runtimes", "weights", "engine"},
+    "step_timing": SHARED | ROOMS | {"api", "build", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine"},
     "doctor": SHARED | {"api", "config", "data", "engine", "models", "planning", "runs"},
     "training": SHARED | {"config", "engine", "visualize"},

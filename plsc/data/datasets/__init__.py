@@ -11,6 +11,7 @@ from plsc.data.datasets.image_folder import ImageFolder
 from plsc.data.datasets.imagenet import ImageNetDataset
 from plsc.data.datasets.parquet import Parquet
 from plsc.data.datasets.pets import OxfordPets
+from plsc.data.datasets.random_pixels import RandomPixels
 from plsc.data.datasets.stl10 import STL10
 from plsc.data.datasets.svhn import SVHN
 from plsc.data.datasets.tfrecord import TFRecord
@@ -34,6 +35,7 @@ __all__ = [
     "Named",
     "OxfordPets",
     "Parquet",
+    "RandomPixels",
     "Sample",
     "Sharded",
     "Stack",
