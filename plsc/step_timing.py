@@ -104,12 +104,14 @@ def benchmark_training(
     with tempfile.TemporaryDirectory(prefix="plsc-benchmark-") as folder:
         config = _on_noise(config, folder, img_size)
         with joined(config) as world:
-            for batch in batch_sizes or [None]:
+            sizes: list[int | None] = [*batch_sizes] or [None]
+            for batch in sizes:
                 for compiled in (False, True):
                     changes: dict[str, Any] = {"Global.to_static": compiled}
                     if batch is not None:
                         changes |= {"Global.global_batch_size": batch, "DataLoader.Train.sampler.batch_size": None}
                     timings.append(_timed(config.replace(changes), world, seconds))
+                    gc.collect()  # what it held
     return timings
 
 
@@ -148,7 +150,7 @@ def _on_noise(config: Config, folder: str, img_size: int | None) -> Config:
 
 
 def _timed(config: Config, world: "World", seconds: float) -> StepTiming:
-    """Updates of one configuration; what they held is given back."""
+    """Updates of one configuration."""
     from plsc.engine.assembly import assemble
 
     memory = _Memory(world.device)
@@ -156,22 +158,22 @@ def _timed(config: Config, world: "World", seconds: float) -> StepTiming:
     trainer.model.train()
     loader = trainer.feed.loader.run(trainer.sampler.batches(0))
     batches = itertools.repeat(next(loader))
-    for _ in range(_WARM_UP):
+
+    def updates(count: int) -> float:
+        """Seconds of one, with the device at rest before and afterwards."""
         started = time.perf_counter()
+        for _ in range(count - 1):
+            trainer.advance(batches)
         trainer.advance(batches).item()
-        last = time.perf_counter() - started
-    count = max(1, round(seconds / _ROUNDS / last))
-    taken = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        for _ in range(count):
-            norm = trainer.advance(batches)
-        norm.item()  # waits for the device
-        taken.append((time.perf_counter() - started) / count)
+        return (time.perf_counter() - started) / count
+
+    first = [updates(1) for _ in range(_WARM_UP)]
+    count = max(1, round(seconds / _ROUNDS / first[-1]))
+    taken = [updates(count) for _ in range(_ROUNDS)]
     trainer.feed.loader.close()
     update, batch = statistics.median(taken), trainer.sampler.global_batch
     height, width, _ = trainer.feed.loader.fetcher.fields()["image"].shape
-    timing = StepTiming(
+    return StepTiming(
         recipe=Path(config.source.name).stem,
         runtime="to_static" if config.Global.to_static else "dygraph",
         device=world.device,
@@ -187,9 +189,6 @@ def _timed(config: Config, world: "World", seconds: float) -> StepTiming:
         mfu=None if trainer.full_speed is None else round(batch / update / trainer.full_speed, 4),
         updates=_ROUNDS * count,
     )
-    del trainer, loader, batches, norm
-    gc.collect()
-    return timing
 
 
 class _Memory:
