@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.config import load
+from plsc.data import remote as remote_module
 from plsc.data.datasets import Digits, ImageNetDataset, Parquet, Sample, Stack, TFRecord, WebDataset
 from plsc.data.datasets import shards as shards_module
 from plsc.data.datasets.combine import sliced
@@ -1161,7 +1162,8 @@ class Faulty(fsspec.AbstractFileSystem):
 
 
 @pytest.mark.parametrize("pattern", ["a.tar", "*.tar"])
-def test_errors_of_a_stores_library_are_reported(pattern):
+def test_errors_of_a_stores_library_are_reported(pattern, monkeypatch):
+    monkeypatch.setattr(remote_module, "_FIRST_PAUSE", 0.01)
     fsspec.register_implementation("faulty", Faulty, clobber=True)
     with pytest.raises(DataError, match=r"faulty://x/.*tar.*503"):
         WebDataset(f"faulty://x/{pattern}")

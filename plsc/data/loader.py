@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from plsc import environment
-from plsc.data.datasets.base import reads_groups, shard_sizes
+from plsc.data.datasets.base import FetchesAhead, fetches_ahead, reads_groups, shard_sizes
 from plsc.data.fetch import Fetcher, Field
+from plsc.data.read_ahead import ReadAhead
 from plsc.data.sampler import Draw
 from plsc.errors import DataError, PlscError
 
@@ -123,6 +124,7 @@ class Loader:
         self._pipes: list[Connection] = []
         self._tickets = itertools.count()
         self._open: dict[int, list[int]] = {}  # ticket → (slot, chunks still missing)
+        self._ahead: ReadAhead | None = None
         self.skipped = 0
 
     @property
@@ -135,15 +137,35 @@ class Loader:
         """Whether the next `run` forks this process, with whatever is in its memory and whatever files it has open."""
         return self.num_workers > 0 and not self._workers
 
-    def run(self, batches: Iterable[list[Draw]]) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of arrays, in the order of `batches`."""
+    def run(
+        self, batches: Iterable[list[Draw]], ahead: Iterable[list[Draw]] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of arrays, in the order of `batches`.
+
+        Args:
+            ahead: the same batches once more, for a process that fetches remote shards before they are needed.
+        """
+        self._end_ahead()
+        data = self.fetcher.dataset
+        if ahead is not None and isinstance(data, FetchesAhead) and fetches_ahead(data):
+            self._ahead = ReadAhead(data, ahead)
         if not self._slots:
             self._start()
         return self._run_workers(batches) if self.num_workers else self._run_here(batches)
 
+    def _end_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _reached(self, batch: int) -> None:
+        if self._ahead is not None:
+            self._ahead.reached(batch)
+
     def _run_here(self, batches):
         arrays = self._slots[0]
-        for draws in batches:
+        for number, draws in enumerate(batches):
+            self._reached(number)
             for row, draw in enumerate(draws):
                 messages = self.fetcher.store(arrays, row, draw)
                 self._note_skipped(messages, len(messages))
@@ -190,14 +212,15 @@ class Loader:
     def _run_workers(self, batches):
         while self._open:  # what an iteration left unfinished still writes to its slots
             self._receive()
-        batches = iter(batches)
+        batches = enumerate(batches)
         free: deque[int] = deque(range(len(self._slots)))
         ready: deque[tuple[int, int]] = deque()
         while True:
             while free:
-                draws = next(batches, None)
+                number, draws = next(batches, (0, None))
                 if draws is None:
                     break
+                self._reached(number)
                 ready.append(self._send(free.popleft(), draws))
             if not ready:
                 return
@@ -294,6 +317,7 @@ class Loader:
 
     def close(self):
         """End the workers; the loader can be used again and starts new ones."""
+        self._end_ahead()
         for pipe in self._pipes:
             pipe.close()
         _end(self._workers)

@@ -3,18 +3,31 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
+import random
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from plsc.data.index import cache_folder
 from plsc.errors import ConfigError, DataError
 from plsc.files import WRITING, replacing_file
 
+log = logging.getLogger("plsc")
+
+T = TypeVar("T")
+
 _ATTEMPTS = 20
 _ABANDONED_SECONDS = 24 * 3600.0
+_BLOCK = 8 << 20  # bytes asked for at once
+_CONNECTIONS = 4  # blocks of one file that are on their way
+_TRIES = 6  # of one block: over 15 to 30 seconds where the answer is an error
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_SILENT_SECONDS = 30.0  # without a byte, after which a connection counts as lost
 
 
 def is_remote(path: str) -> bool:
@@ -27,8 +40,15 @@ def _filesystem(address: str):
         import fsspec
     except ImportError:
         raise ConfigError(f"{address}: addresses need fsspec; pip install fsspec") from None
+    options: dict[str, Any] = {}
+    if address.startswith("http"):  # else a server that falls silent is waited for five minutes
+        with contextlib.suppress(ImportError):
+            import aiohttp
+
+            limit = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_SECONDS, sock_read=_SILENT_SECONDS)
+            options["client_kwargs"] = {"timeout": limit}
     try:
-        return fsspec.core.url_to_fs(address)
+        return fsspec.core.url_to_fs(address, **options)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{address}: {error}") from error
     except Exception as error:  # stores' libraries have exceptions of their own, and some connect here
@@ -42,9 +62,19 @@ def list_remote(pattern: str) -> list[str]:
         return [pattern]
     filesystem, path = _filesystem(pattern)
     try:
-        return sorted(filesystem.unstrip_protocol(match) for match in filesystem.glob(path))
+        matches = _persistently(pattern, lambda: filesystem.glob(path))
+        return sorted(filesystem.unstrip_protocol(match) for match in matches)
     except Exception as error:
         raise DataError(f"{pattern}: cannot be listed: {error}") from error
+
+
+def read_remote(address: str) -> bytes:
+    """The content of a small file. Raises DataError where it cannot be fetched."""
+    filesystem, path = _filesystem(address)
+    try:
+        return _persistently(address, lambda: filesystem.cat_file(path))
+    except Exception as error:
+        raise DataError(f"{address}: cannot be fetched: {_shown(error)}") from error
 
 
 class LocalCopies:
@@ -84,13 +114,20 @@ class LocalCopies:
     def _fetch(self, address: str, copy: Path):
         filesystem, path = _filesystem(address)
         try:
+            try:
+                info = _persistently(address, lambda: filesystem.info(path))
+            except NotImplementedError:
+                info = {}
             with replacing_file(copy) as writing:
-                filesystem.get_file(path, str(writing))
-                size = filesystem.info(path).get("size")
-                if size is not None and size != writing.stat().st_size:
-                    raise OSError(f"{writing.stat().st_size} of {size} bytes came")
+                size = info.get("size")
+                try:
+                    if not size or info.get("partial") is False:
+                        raise _NoParts
+                    _fetch_blocks(address, filesystem, path, writing, size)
+                except _NoParts:
+                    _persistently(address, lambda: _fetch_whole(filesystem, path, writing, size))
         except Exception as error:
-            raise DataError(f"{address}: cannot be fetched: {error}") from error
+            raise DataError(f"{address}: cannot be fetched: {_shown(error)}") from error
 
     def _make_room(self, newest: Path):
         for left in self.folder.glob(f"{WRITING}*"):  # of downloads that were killed
@@ -113,6 +150,65 @@ class LocalCopies:
                 # who has it open keeps reading it
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+class _NoParts(Exception):
+    """The storage gives files as a whole only."""
+
+
+def _fetch_whole(filesystem: Any, path: str, copy: Path, size: int | None) -> None:
+    filesystem.get_file(path, str(copy))
+    if size is not None and size != copy.stat().st_size:
+        raise OSError(f"{copy.stat().st_size} of {size} bytes came")
+
+
+def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: int) -> None:
+    """Fetch a file block by block, several at a time, so that neither latency nor one connection is the limit.
+
+    Raises:
+        _NoParts: asked for a part, the storage sends more.
+    """
+    with open(copy, "wb") as file, ThreadPoolExecutor(_CONNECTIONS, "plsc-fetch") as pool:
+
+        def fetch(start: int) -> None:
+            end = min(start + _BLOCK, size)
+
+            def block() -> bytes:
+                content = filesystem.cat_file(path, start=start, end=end)
+                if len(content) > end - start:
+                    raise _NoParts
+                if len(content) < end - start:
+                    raise OSError(f"{len(content)} of {end - start} bytes came")
+                return content
+
+            os.pwrite(file.fileno(), _persistently(address, block), start)
+
+        fetch(0)
+        blocks = [pool.submit(fetch, start) for start in range(_BLOCK, size, _BLOCK)]
+        try:
+            for block in blocks:
+                block.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _persistently(address: str, ask: Callable[[], T]) -> T:
+    """What `ask` returns, asked again after errors that may pass: lost connections, 503, silence."""
+    for attempt in range(_TRIES - 1):
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, _NoParts):
+            raise
+        except Exception as error:  # of whatever kind the storage's library has
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
+            log.info("%s: %s; asked again in %.1f s", address, _shown(error), pause)
+            time.sleep(pause)
+    return ask()
+
+
+def _shown(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _touched(copy: Path) -> bool:

@@ -55,11 +55,21 @@ class LaneOrder:
         return self._size
 
     def __getitem__(self, p: int) -> int:
-        place, lane = divmod(p, self._lanes)
+        return int(self.take(np.array([p]))[0])
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """The samples at positions [n], int64."""
+        place, lane = np.divmod(positions, self._lanes)
         whole, longer = divmod(self._size, self._lanes)
-        at = lane * whole + min(lane, longer) + place  # the first `longer` lanes have one more
-        k = int(np.searchsorted(self._ends, at, side="right"))
-        return int(self._begins[k]) + int(self._order_within(k)[at - int(self._ends[k]) + int(self._sizes[k])])
+        at = lane * whole + np.minimum(lane, longer) + place  # the first `longer` lanes have one more
+        owners = np.searchsorted(self._ends, at, side="right")
+        within = at - self._ends[owners] + self._sizes[owners]
+        samples = self._begins[owners]
+        by_owner = np.argsort(owners, kind="stable")
+        cuts = np.flatnonzero(np.diff(owners[by_owner])) + 1
+        for rows in np.split(by_owner, cuts):
+            samples[rows] += self._order_within(int(owners[rows[0]]))[within[rows]]
+        return samples
 
     def _order_within(self, k: int) -> np.ndarray:
         if k in self._within:
@@ -168,8 +178,13 @@ class EpochSampler:
         order, start = self.order(epoch), k * self.global_batch
         # every world-th: copies of one sample go to different processes. An epoch is as long with
         # repeats as without; what is left over at its end is taken from its head
-        places = (p % self.size for p in range(start + self.rank, start + self.global_batch, self.world))
-        return [Draw(epoch, int(order[p // self.repeats]), p % self.repeats) for p in places]
+        places = np.arange(start + self.rank, start + self.global_batch, self.world) % self.size
+        positions, copies = np.divmod(places, self.repeats)
+        if isinstance(order, range):
+            samples = positions
+        else:
+            samples = order.take(positions)
+        return [Draw(epoch, *pair) for pair in zip(samples.tolist(), copies.tolist(), strict=True)]
 
     def batches(self, step: int) -> Iterator[list[Draw]]:
         """See Sampler; without end."""

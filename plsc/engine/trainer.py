@@ -90,7 +90,7 @@ class Trainer:
         self.callbacks.start(self._info())
         self.world.barrier()  # a callback may take long; the others must not wait for it in a collective
         self.model.train()
-        batches = self.feed.loader.run(self.sampler.batches(progress.step))
+        batches = self.feed.loader.run(self.sampler.batches(progress.step), ahead=self.sampler.batches(progress.step))
         try:
             bar = progress_bar(self.progress.total_steps, self.progress.step, "training", show=self.world.is_first)
             with Profile(g.profiler_options, g.output_dir) as profile, bar:

@@ -1,6 +1,7 @@
 """What a data set offers: the protocol that every one follows, and abilities that some have."""
 
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,7 +30,7 @@ class Dataset(Protocol):
     """A sequence of samples: what a recipe's `dataset` has to be.
 
     Derived from this class, a data set has the two attributes; another one says them itself. Everything else
-    is optional: Sharded, GroupReader, Named, Labelled, LabelChecked.
+    is optional: Sharded, GroupReader, FetchesAhead, Named, Labelled, LabelChecked.
 
     Attributes:
         class_names: the classes' names in the order of their labels; None where they have none.
@@ -80,6 +81,23 @@ class GroupReader(Protocol):
     """
 
     reads_groups: bool
+
+
+@runtime_checkable
+class FetchesAhead(Protocol):
+    """Lies in shards, some of which may be far away: what comes next can be fetched before it is read.
+
+    Attributes:
+        is_remote: whether any of them is far away; else nothing is fetched.
+    """
+
+    is_remote: bool
+
+    def shards_of(self, indices: np.ndarray) -> list[Hashable]:
+        """The shards that samples [n] lie in, in the order they are first needed."""
+
+    def fetch_shard(self, shard: Hashable) -> None:
+        """Make one of them ready on this machine, as reading it would. Raises DataError where that fails."""
 
 
 @runtime_checkable
@@ -159,6 +177,16 @@ def shard_sizes(data: Dataset) -> np.ndarray | None:
 def reads_groups(data: Dataset) -> bool:
     """Whether one sample costs the reading of its whole shard."""
     return isinstance(data, GroupReader) and data.reads_groups
+
+
+def fetches_ahead(data: Dataset) -> bool:
+    """Whether a data set has shards that are worth fetching before they are read."""
+    return isinstance(data, FetchesAhead) and data.is_remote
+
+
+def shards_of(data: Dataset, indices: np.ndarray) -> list[Hashable]:
+    """As FetchesAhead has it; none of a data set that has no remote shards."""
+    return data.shards_of(indices) if isinstance(data, FetchesAhead) and data.is_remote else []
 
 
 def check_labels(data: Dataset, class_num: int) -> None:

@@ -1,20 +1,24 @@
 """Parts of data sets, and several as one."""
 
 import re
+from collections.abc import Hashable
 from typing import Annotated
 
 import numpy as np
 
 from plsc.data.datasets.base import (
     Dataset,
+    FetchesAhead,
     Labelled,
     Sample,
     check_labels,
+    fetches_ahead,
     labels_of,
     name_of,
     reads_groups,
     sample_of,
     shard_sizes,
+    shards_of,
 )
 from plsc.data.words import some
 from plsc.errors import ConfigError, DataError
@@ -31,7 +35,7 @@ class Subset(Dataset):
     def __init__(self, data: Dataset, indices: range | np.ndarray):
         self.data, self.indices = data, indices
         self.class_names, self.max_labels = data.class_names, data.max_labels
-        self.reads_groups = reads_groups(data)
+        self.reads_groups, self.is_remote = reads_groups(data), fetches_ahead(data)
         sizes = shard_sizes(data)
         self.shard_sizes = None if sizes is None else self._kept_of(sizes)
 
@@ -48,9 +52,19 @@ class Subset(Dataset):
     def check(self, class_num: int) -> None:
         check_labels(self.data, class_num)
 
+    def _inner(self, indices: np.ndarray) -> np.ndarray:
+        """Samples of the subset → of the data set."""
+        return indices + self.indices.start if isinstance(self.indices, range) else self.indices[indices]
+
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        inner = indices + self.indices.start if isinstance(self.indices, range) else self.indices[indices]
-        return labels_of(self.data, inner)
+        return labels_of(self.data, self._inner(indices))
+
+    def shards_of(self, indices: np.ndarray) -> list[Hashable]:
+        return shards_of(self.data, self._inner(indices))
+
+    def fetch_shard(self, shard: Hashable) -> None:
+        if isinstance(self.data, FetchesAhead):
+            self.data.fetch_shard(shard)
 
     def __len__(self):
         return len(self.indices)
@@ -136,7 +150,7 @@ class Stack(Dataset):
             raise DataError("Stack: its data sets have different classes, or number them differently")
         self.class_names = named[0] if named else None
         self.max_labels = max(data.max_labels for data in datasets)
-        self.reads_groups = any(map(reads_groups, datasets))
+        self.reads_groups, self.is_remote = any(map(reads_groups, datasets)), any(map(fetches_ahead, datasets))
         self._ends = np.cumsum([len(data) for data in datasets])
         sizes = [shard_sizes(data) for data in datasets]
         if all(s is None for s in sizes):
@@ -162,6 +176,20 @@ class Stack(Dataset):
 
     def __len__(self):
         return int(self._ends[-1])
+
+    def shards_of(self, indices: np.ndarray) -> list[Hashable]:
+        parts = np.searchsorted(self._ends, indices, side="right")
+        needed: dict[Hashable, None] = {}
+        for part in dict.fromkeys(parts.tolist()):
+            begin = int(self._ends[part - 1]) if part else 0
+            for shard in shards_of(self.datasets[part], indices[parts == part] - begin):
+                needed[part, shard] = None
+        return list(needed)
+
+    def fetch_shard(self, shard: Hashable) -> None:
+        assert isinstance(shard, tuple), "it comes from shards_of"
+        part, inner = shard
+        self.datasets[part].fetch_shard(inner)
 
     def _place(self, index: int) -> tuple[Dataset, int]:
         """(data set, index in it) of a sample."""

@@ -12,7 +12,7 @@ import os
 import resource
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -24,10 +24,10 @@ from plsc.data.datasets.base import Dataset, Sample, padded
 from plsc.data.datasets.labels import LabelMode, LabelPolicy, Labels
 from plsc.data.index import cache_folder, cached, stamp
 from plsc.data.parallel import each
-from plsc.data.remote import LocalCopies, is_remote, list_remote
+from plsc.data.remote import LocalCopies, is_remote, list_remote, read_remote
 from plsc.environment import available_cores
 from plsc.errors import ConfigError, DataError
-from plsc.files import read_json, refuse_special
+from plsc.files import parse_json, read_json, refuse_special
 from plsc.registry import InputPath
 
 log = logging.getLogger("plsc")
@@ -36,7 +36,7 @@ log = logging.getLogger("plsc")
 _OPEN_FILES = max(8, min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 _MOST_LISTED = 20
 _INDEXED_HERE = 8  # so few shards are indexed without processes
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 
 
 class Format(Protocol):
@@ -76,15 +76,25 @@ class Format(Protocol):
         """Labels of the k-th entry, read without its picture."""
 
 
-def find_shards(files: str | list[str], owner: str) -> list[str]:
-    """Paths or addresses of shards, sorted within each pattern: globs and {0000..0127} ranges.
+def find_shards(files: str | list[str], owner: str) -> tuple[list[str], list[int] | None]:
+    """Paths or addresses of shards, sorted within each pattern: globs, {0000..0127} ranges, lists of shards (.json).
 
-    Raises DataError for a pattern that no file fits.
+    Returns:
+        (shards, counts): counts are the samples of each shard where lists say it of all, else None.
+
+    Raises:
+        DataError: no file fits a pattern, one is named twice, or a list is damaged.
     """
     if not files:
         raise ConfigError(f"{owner}.files is empty; it takes paths, globs and addresses")
-    shards = []
+    shards: list[str] = []
+    counts: list[int] = []
     for pattern in [files] if isinstance(files, str) else files:
+        if pattern.endswith(".json"):
+            for path, count in _shard_list(pattern, owner):
+                shards.append(path)
+                counts.append(count)
+            continue
         for text in _ranges(pattern):
             paths = list_remote(text) if is_remote(text) else _list_local(os.path.expanduser(text))
             if not paths:
@@ -94,7 +104,33 @@ def find_shards(files: str | list[str], owner: str) -> list[str]:
     twice = [path for path, count in zip(*np.unique(shards, return_counts=True), strict=True) if count > 1]
     if twice:
         raise DataError(f"{twice[0]}: is named twice in {owner}.files")
-    return shards
+    return shards, counts if len(counts) == len(shards) else None
+
+
+def _shard_list(path: str, owner: str) -> list[tuple[str, int]]:
+    """(path or address, samples) of each shard in manifest.json of `plsc data prepare` or an index of webdataset.
+
+    Names in it are looked for beside it.
+    """
+    try:
+        text = read_remote(path) if is_remote(path) else Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {owner}.files names it") from error
+    content = parse_json(text, dict, where=path, error=DataError)
+    folder = path.rpartition("/")[0]
+    try:
+        if "shardlist" in content:  # what webdataset's widsindex writes
+            pairs = [(str(entry["url"]), int(entry["nsamples"])) for entry in content["shardlist"]]
+        else:
+            pairs = [(str(entry["file"]), int(entry["count"])) for entry in content["shards"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: is no list of shards: it needs `shards` with file and count of each, as plsc data prepare "
+            "writes it, or `shardlist` with url and nsamples, as webdataset does"
+        ) from error
+    if not pairs or min(count for _, count in pairs) < 0:
+        raise DataError(f"{path}: is no list of shards: it names none, or one with a negative count")
+    return [(name if is_remote(name) or name.startswith("/") else f"{folder or '.'}/{name}", n) for name, n in pairs]
 
 
 def _list_local(pattern: str) -> list[str]:
@@ -131,10 +167,11 @@ class Shards(Dataset):
         cache_gigabytes: float | None,
     ):
         self.format, self.policy = shard_format, policy
-        self.files = find_shards(files, shard_format.name)
+        self.files, self._listed = find_shards(files, shard_format.name)
         self.max_labels = policy.max_labels
         self.reads_groups = shard_format.reads_groups
-        self._copies = LocalCopies(cache_dir, cache_gigabytes) if any(map(is_remote, self.files)) else None
+        self.is_remote = any(map(is_remote, self.files))
+        self._copies = LocalCopies(cache_dir, cache_gigabytes) if self.is_remote else None
         self._opened: OrderedDict[int, tuple] = OrderedDict()
         self.class_names = read_class_names(class_names) if class_names else _manifest_names(self.files[0])
         self._ends, self.shard_sizes = self._counts()
@@ -190,6 +227,15 @@ class Shards(Dataset):
         table = cached(f"labels of {self.format.name} {_absolute(file)}", {**facts, **self._facts(shard)}, read)
         return np.array(table["labels"])  # not kept mapped: each mapping costs an open file
 
+    def shards_of(self, indices: np.ndarray) -> list[Hashable]:
+        owners = np.searchsorted(self._ends, indices, side="right")
+        return [shard for shard in dict.fromkeys(owners.tolist()) if is_remote(self.files[shard])]
+
+    def fetch_shard(self, shard: Hashable) -> None:
+        assert isinstance(shard, int), "it comes from shards_of"
+        self._index(shard)
+        self._with_local(shard, lambda path: None)
+
     # -- indices --------------------------------------------------------------------------
 
     def _with_local(self, shard: int, use: Callable):
@@ -218,7 +264,8 @@ class Shards(Dataset):
 
     def _build(self, shard: int) -> dict[str, np.ndarray]:
         def index(path: Path):
-            return {**self.format.index(path, self.policy.best), "bytes": np.array([path.stat().st_size])}
+            arrays = {**self.format.index(path, self.policy.best), "bytes": np.array([path.stat().st_size])}
+            return {name: _narrowed(array) for name, array in arrays.items()}
 
         try:
             return self._with_local(shard, index)
@@ -234,7 +281,16 @@ class Shards(Dataset):
         return [int(part.sum()) for part in np.split(keeps, np.cumsum(entries["groups"])[:-1])]
 
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ends of the files, sizes of all groups), counted once a machine."""
+        """(ends of the files, sizes of all groups), as lists of shards say, else counted once a machine.
+
+        From a list no shard is looked at before it is read. It cannot say what a threshold leaves, nor groups.
+        """
+        self._first_facts: list[dict] | None = None
+        if self._listed is None or self.policy.threshold is not None or self.reads_groups:
+            self._listed = None
+        else:
+            sizes = np.array(self._listed, dtype=np.int64)
+            return np.cumsum(sizes), sizes
         digest = hashlib.sha256()
         self._first_facts = [self._facts(shard) for shard in range(len(self.files))]
         for file, facts in zip(self.files, self._first_facts, strict=True):
@@ -275,12 +331,17 @@ class Shards(Dataset):
             self._opened.move_to_end(shard)
             return self._opened[shard]
         changed = DataError(f"has changed since it was indexed; {self._remedy(shard)}")
-        if self._facts(shard) != self._first_facts[shard]:
+        if self._first_facts is not None and self._facts(shard) != self._first_facts[shard]:
             raise changed
         entries = self._index(shard)
         # not kept mapped: each mapping costs an open file
         keeps, size = self.policy.keeps(entries.pop("best")), int(entries.pop("bytes")[0])
         kept = None if keeps.all() else np.flatnonzero(keeps)
+        if self._listed is not None and int(keeps.sum()) != self._listed[shard]:
+            raise DataError(
+                f"holds {int(keeps.sum())} samples with labels, but the list in {self.format.name}.files says "
+                f"{self._listed[shard]}; write the list anew, or name the shards themselves in {self.format.name}.files"
+            )
 
         def opened(path: Path):
             if path.stat().st_size != size:
@@ -297,6 +358,13 @@ class Shards(Dataset):
         if self._copies is not None and is_remote(self.files[shard]):
             return f"delete {cache_folder() / 'index'} and {self._copies.folder}, and start again"
         return "start again"
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """Integers in the fewest bytes that hold them: of 300 million samples each byte is 0.3 GB."""
+    if array.dtype.kind != "i" or not array.size or array.min() < 0:
+        return array
+    return array.astype(np.min_scalar_type(int(array.max())))
 
 
 def _refuse_damaged(errors: list[str], owner: str):

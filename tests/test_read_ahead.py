@@ -1,0 +1,271 @@
+"""Remote shards from an object store on this machine with latency, little bandwidth and faults."""
+
+import io
+import json
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from plsc.data import remote
+from plsc.data.datasets import WebDataset
+from plsc.data.datasets.combine import Stack, sliced
+from plsc.data.fetch import Fetcher
+from plsc.data.loader import Loader
+from plsc.data.sampler import EpochSampler
+from plsc.errors import DataError
+from tests.object_store import ObjectStore
+
+pytest.importorskip("aiohttp", reason="http:// needs aiohttp, of the extra shards")
+PIXELS = np.zeros([4, 4, 3], "uint8")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLSC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(monkeypatch):
+    store = ObjectStore()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.01)
+    yield store
+    store.close()
+
+
+def tar(shard: int, count: int, size: int) -> bytes:
+    """A shard of pictures of `size` bytes: the number of each, and zeros."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for k in range(count):
+            for ending, content in (("jpg", b"%8d" % (shard * count + k) + bytes(size)), ("cls", b"%d" % (k % 3))):
+                member = tarfile.TarInfo(f"{k:04d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def fill(store: ObjectStore, shards: int, count: int, size: int = 200) -> str:
+    """Shards and their list in the bucket; returns the list's address."""
+    for shard in range(shards):
+        store.files[f"/bucket/{shard:03d}.tar"] = tar(shard, count, size)
+    listed = [{"url": f"{shard:03d}.tar", "nsamples": count} for shard in range(shards)]
+    store.files["/bucket/index.json"] = json.dumps({"wids_version": 1, "shardlist": listed}).encode()
+    return f"{store.address}/bucket/index.json"
+
+
+def number(sample) -> int:
+    return int(sample.image[:8])
+
+
+def order_of(data, batch_size: int, lanes: int = 1, rank: int = 0, world: int = 1) -> EpochSampler:
+    return EpochSampler(
+        size=len(data),
+        batch_size=batch_size,
+        drop_last=True,
+        shuffle=True,
+        seed=0,
+        rank=rank,
+        world=world,
+        shard_sizes=data.shard_sizes,
+        lanes=lanes,
+    )
+
+
+def loader_of(data, batch_size: int, workers: int = 0) -> Loader:
+    fetcher = Fetcher(data, [lambda image, rng: PIXELS], seed=0, class_num=None)
+    return Loader(fetcher, batch_size=batch_size, num_workers=workers)
+
+
+# -- what is listed -----------------------------------------------------------------------
+
+
+def test_a_list_of_shards_spares_counting_them(store):
+    """A run begins with one small file; each shard comes when it is read, once."""
+    data = WebDataset(fill(store, 5, 7))
+    assert len(data) == 35 and data.shard_sizes.tolist() == [7] * 5
+    assert [path for _, path, _ in store.requests] == ["/bucket/index.json"]
+    assert [number(data[k]) for k in (34, 0, 6, 7)] == [34, 0, 6, 7]
+    asked = {path for method, path, _ in store.requests if method == "GET" and path.endswith(".tar")}
+    assert asked == {"/bucket/004.tar", "/bucket/000.tar", "/bucket/001.tar"}
+    assert all(store.asked_for(path) == 1 for path in asked)
+
+
+def test_a_threshold_needs_every_shard_all_the_same(store):
+    """How many pictures it leaves is in no list."""
+    data = WebDataset(fill(store, 3, 4), label_prob_threshold=0.5)
+    assert len(data) == 12
+    assert all(store.asked_for(f"/bucket/00{k}.tar") == 1 for k in range(3))
+
+
+def test_a_wrong_list_is_noticed(store):
+    listed = fill(store, 2, 4)
+    store.files["/bucket/001.tar"] = tar(1, 3, 100)
+    data = WebDataset(listed)
+    assert number(data[3]) == 3
+    with pytest.raises(
+        DataError, match=r"001\.tar.*holds 3 samples with labels, but the list in WebDataset\.files says 4"
+    ):
+        data[4]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"shards": []}', '{"shardlist": [{"url": "a.tar"}]}', "no json"])
+def test_what_is_no_list_of_shards(store, content):
+    store.files["/bucket/index.json"] = content.encode()
+    with pytest.raises(DataError, match=r"index\.json: "):
+        WebDataset(f"{store.address}/bucket/index.json")
+
+
+# -- faults -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("faults", [[503, 503], ["drop"], ["stall"], ["drop", 503, "drop"]])
+def test_faults_that_pass_are_not_seen(store, faults, monkeypatch):
+    """Servers too busy, lost connections, and silence."""
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 0.3)
+    data = WebDataset(fill(store, 1, 5, size=50_000))
+    path = "/bucket/000.tar"
+    store.faults[path] = list(faults)
+    assert [number(data[k]) for k in range(5)] == list(range(5))
+    assert store.asked_for(path) == len(faults) + 1
+
+
+def test_a_large_file_comes_in_parts_and_only_lost_ones_again(store, monkeypatch):
+    monkeypatch.setattr(remote, "_BLOCK", 100_000)
+    data = WebDataset(fill(store, 1, 10, size=50_000))
+    path = "/bucket/000.tar"
+    store.faults[path] = ["drop"]
+    assert [number(data[k]) for k in range(10)] == list(range(10))
+    parts = -(-len(store.files[path]) // 100_000)
+    assert store.asked_for(path) == parts + 1
+    (copy,) = [p for p in remote.LocalCopies(None, None).folder.iterdir() if not p.name.startswith(".")]
+    assert copy.read_bytes() == store.files[path]
+
+
+def test_a_server_without_ranges(store, monkeypatch):
+    monkeypatch.setattr(remote, "_BLOCK", 1000)
+    store.ranges = False
+    data = WebDataset(fill(store, 1, 5))
+    store.faults["/bucket/000.tar"] = [503, "drop"]
+    assert number(data[4]) == 4
+
+
+def test_faults_that_stay_are_an_error(store, monkeypatch):
+    monkeypatch.setattr(remote, "_TRIES", 3)
+    data = WebDataset(fill(store, 1, 5))
+    store.faults["/bucket/000.tar"] = [503] * 3
+    with pytest.raises(DataError, match=r"bucket/000\.tar: cannot be fetched: 503"):
+        data[0]
+    assert store.asked_for("/bucket/000.tar") == 3
+
+
+def test_a_file_that_is_not_there_is_asked_for_once(store):
+    data = WebDataset(fill(store, 2, 5))
+    del store.files["/bucket/001.tar"]
+    with pytest.raises(DataError, match=r"bucket/001\.tar: cannot be fetched"):
+        data[5]
+    assert sum(path == "/bucket/001.tar" for _, path, _ in store.requests) <= 2  # HEAD, and GET for servers without it
+
+
+def test_s3(store):
+    """Listed and read by S3's own protocol, with a fault on the way."""
+    pytest.importorskip("s3fs")
+    fill(store, 3, 4)
+    store.faults["/bucket/001.tar"] = [503]
+    data = WebDataset("s3://bucket/*.tar")
+    assert data.files == [f"s3://bucket/00{k}.tar" for k in range(3)]
+    assert [number(data[k]) for k in range(12)] == list(range(12))
+    assert len(WebDataset("s3://bucket/index.json")) == 12
+
+
+# -- reading ahead ------------------------------------------------------------------------
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def fetched(store: ObjectStore) -> list[int]:
+    """Shards whose content was asked for, in order."""
+    paths = [path for method, path, _ in store.requests if method == "GET" and path.endswith(".tar")]
+    return [int(path[-7:-4]) for path in dict.fromkeys(paths)]
+
+
+def test_shards_come_before_they_are_needed_and_not_all_at_once(store):
+    data = WebDataset(fill(store, 8, 6))
+    sampler = order_of(data, batch_size=3)
+    wanted = list(dict.fromkeys(draw.index // 6 for step in range(16) for draw in sampler.batch(step)))
+    loader = loader_of(data, 3)
+    try:
+        batches = loader.run(sampler.batches(0), ahead=sampler.batches(0))
+        for step in range(16):
+            next(batches)
+            # the one being read and two ahead
+            ahead = wanted[: step // 2 + 3]
+            wait_until(lambda ahead=ahead: set(ahead) <= set(fetched(store)))
+            assert set(fetched(store)) <= set(wanted[: step // 2 + 4])
+    finally:
+        loader.close()
+    assert all(store.asked_for(f"/bucket/{k:03d}.tar") == 1 for k in wanted)
+
+
+def test_parts_and_several_data_sets_are_fetched_ahead_too(store):
+    listed = fill(store, 4, 5)
+    data = Stack([sliced(WebDataset(listed), "[7:]"), WebDataset(listed)])
+    shards = data.shards_of(np.array([2, 3, 8, 0, 13, 32]))
+    assert shards == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 3)]
+    data.fetch_shard((0, 2))
+    assert fetched(store) == [2]
+
+
+def test_workers_meet_no_gap(store):
+    """With two workers, several lanes and a cache that holds some shards: every sample once an epoch."""
+    data = WebDataset(fill(store, 6, 10, size=20_000), cache_gigabytes=0.0015)
+    sampler = order_of(data, batch_size=5, lanes=2)
+    loader = loader_of(data, 5, workers=2)
+    try:
+        batches = loader.run(sampler.batches(0), ahead=sampler.batches(0))
+        seen = np.concatenate([next(batches)["index"].copy() for _ in range(12)])
+    finally:
+        loader.close()
+    assert sorted(seen.tolist()) == list(range(60))
+
+
+def share_of_bandwidth(store: ObjectStore, ahead: bool, folder) -> float:
+    """Bytes a second that a run reads from its first batch on, of the store's, where training takes as long."""
+    data = WebDataset(f"{store.address}/bucket/index.json", cache_dir=str(folder))
+    sampler = order_of(data, batch_size=4)
+    steps = len(data) // 4
+    whole = sum(len(content) for path, content in store.files.items() if path.endswith(".tar"))
+    loader = loader_of(data, 4)
+    try:
+        batches = loader.run(sampler.batches(0), ahead=sampler.batches(0) if ahead else None)
+        next(batches)
+        begun = time.monotonic()
+        for step in range(steps):
+            if step:
+                next(batches)
+            time.sleep(0.95 * whole / store.bandwidth / steps)
+    finally:
+        loader.close()
+    return whole / store.bandwidth / (time.monotonic() - begun)
+
+
+@pytest.mark.slow
+def test_a_reader_is_kept_at_the_bandwidth(store, tmp_path):
+    """50 ms until each answer, 1 MB/s. Other work on the machine only slows, so the best of three counts."""
+    fill(store, 12, 8, size=50_000)
+    store.latency, store.bandwidth = 0.05, 1e6
+    shares = []
+    while len(shares) < 3 and max(shares, default=0.0) < 0.9:
+        shares.append(share_of_bandwidth(store, True, tmp_path / f"ahead-{len(shares)}"))
+    assert max(shares) >= 0.9, shares
+    assert share_of_bandwidth(store, False, tmp_path / "plain") < 0.65
