@@ -49,6 +49,7 @@ def calm(processes: int, sharding: dict | None = None) -> dict:
     tree = recipe(processes, sharding)
     tree["Global"] |= {"max_train_step": 12, "eval_during_train": False, "save_interval": 8, "save_unit": "step"}
     tree["Model"] |= {"drop_rate": 0.0, "drop_path_rate": 0.0}
+    tree["Optimizer"]["freeze"] = ["patch_embed.*", "blocks.0.norm1.*"]
     return tree
 
 

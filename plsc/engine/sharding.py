@@ -162,6 +162,8 @@ class Sharding:
 
     Attributes:
         index: of this process in its group. owned: names of the parameters that it updates.
+        members: ranks of its group. group: Paddle's; None where it is all processes.
+        replicas: Paddle's group of the processes that own the same in all groups; None where there is one.
 
     Raises:
         ConfigError: there are fewer trained parameters than processes in a group.
@@ -176,16 +178,15 @@ class Sharding:
                 f"{'.'.join(_PATH)}: {len(trained)} trained parameters cannot be spread over {degree} processes; give "
                 "a smaller degree"
             )
-        self._trained = list(trained)
         self._owner = owners({name: p.size for name, p in trained.items()}, degree)
         self.owned = frozenset(name for name, owner in self._owner.items() if owner == self.index)
-        self._members = [world.rank - self.index + i for i in range(degree)]
-        self._group = self._replicas = None
+        self.members = [world.rank - self.index + i for i in range(degree)]
+        self.group = self.replicas = None
         if degree < world.size:
             copies = world.size // degree
             groups = _new_groups(world, [[k * degree + i for i in range(degree)] for k in range(copies)])
             across = _new_groups(world, [[k * degree + i for k in range(copies)] for i in range(degree)])
-            self._group, self._replicas = groups[world.rank // degree], across[self.index]
+            self.group, self.replicas = groups[world.rank // degree], across[self.index]
         self._units: list[_Unit] = []
 
     @classmethod
@@ -205,14 +206,14 @@ class Sharding:
     def total(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """The tensor summed over the group, in place."""
         with self._world.heartbeat.collective():
-            dist.all_reduce(tensor, group=self._group)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def any(self, flag: paddle.Tensor) -> paddle.Tensor:
         """Whether a bool tensor is true on any process of the group."""
         number = flag.astype("int32")
         with self._world.heartbeat.collective():
-            dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
+            dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.group)
         return number.astype("bool")
 
     def send_weights(self) -> None:
@@ -242,10 +243,8 @@ class Sharding:
 
     def start(self) -> None:
         """Release what this process need not keep, when the run's state is restored."""
-        if self.stage == 3:
-            for unit in self._units:
-                if unit.layer is not None:
-                    self._release(unit)
+        for unit in self._units:
+            self.release(unit)
 
     def _made_units(self, model: paddle.nn.Layer) -> list[_Unit]:
         """Units in the order in which backward ends with them: the last block first, what is outside blocks last."""
@@ -278,7 +277,7 @@ class Sharding:
                     whole = bucket.joined(bucket.parameters)
                 else:
                     whole = bucket.empty()
-                task = dist.broadcast(whole, src=self._members[bucket.owner], group=self._group, sync_op=False)
+                task = dist.broadcast(whole, src=self.members[bucket.owner], group=self.group, sync_op=False)
                 travelling.append((bucket, mine, whole, task))
             for bucket, mine, whole, task in travelling:
                 task.wait()
@@ -291,13 +290,16 @@ class Sharding:
                         part._share_buffer_to(parameter)
         unit.whole = True
 
-    def _gather(self, unit: _Unit) -> None:
+    def gather(self, unit: _Unit) -> None:
+        """Make a unit's weights whole on this process."""
         if not unit.whole:
             with _plainly():
                 self._broadcast(unit)
 
-    def _release(self, unit: _Unit) -> None:
-        """Free the weights of other owners; shapes and types stay."""
+    def release(self, unit: _Unit) -> None:
+        """In stage 3 free a block's weights of other owners; shapes and types stay."""
+        if self.stage < 3 or unit.layer is None or not unit.whole:
+            return
         for bucket in unit.buckets:
             if bucket.owner != self.index:
                 for parameter in bucket.parameters:
@@ -308,11 +310,11 @@ class Sharding:
         """A block's forward that has the block's weights for its own length, and again when backward comes to it."""
 
         def run(*arguments: Any) -> paddle.Tensor:
-            self._gather(unit)
+            self.gather(unit)
             out = forward(*arguments)
             if not out.stop_gradient:
-                out = _BeforeBackward.apply(out, partial(self._gather, unit))
-            self._release(unit)
+                out = _BeforeBackward.apply(out, partial(self.gather, unit))
+            self.release(unit)
             return out
 
         return run
@@ -448,13 +450,9 @@ class ShardedAccumulation:
         if unit.waiting:
             return
         with _plainly():
-            self._sharding_release(unit)
+            self._sharding.release(unit)
             while self._next < len(self._units) and not self._units[self._next].waiting:
                 self._send(self._units[self._next])
-
-    def _sharding_release(self, unit: _Unit) -> None:
-        if self._sharding.stage == 3 and unit.layer is not None and unit.whole:
-            self._sharding._release(unit)
 
     def _send(self, unit: _Unit) -> None:
         """Begin to sum a unit's gradients into their owners."""
@@ -467,8 +465,8 @@ class ShardedAccumulation:
                     self._clear(bucket)
                 # divided first, as DataParallel does: a sum in half precision may overflow
                 whole.scale_(1.0 / self._world.size)
-                owner = sharding._members[bucket.owner]
-                task = dist.reduce(whole, dst=owner, group=sharding._group, sync_op=False)
+                owner = sharding.members[bucket.owner]
+                task = dist.reduce(whole, dst=owner, group=sharding.group, sync_op=False)
                 sent.append((bucket, whole, task))
         self._travelling.append(sent)
         if len(self._travelling) > IN_FLIGHT:
@@ -495,8 +493,8 @@ class ShardedAccumulation:
                 if bucket.owner != self._sharding.index:
                     self._clear(bucket)
                     continue
-                if self._sharding._replicas is not None:
-                    dist.all_reduce(whole, group=self._sharding._replicas)
+                if self._sharding.replicas is not None:
+                    dist.all_reduce(whole, group=self._sharding.replicas)
                 for parameter, part in bucket.parts(whole):
                     self._keep(parameter, part)
 
@@ -514,7 +512,7 @@ class ShardedAccumulation:
     def _finish(self) -> None:
         """When a backward is over: send what has waited for a gradient that never came, and receive all."""
         for unit in self._units:
-            self._sharding_release(unit)
+            self._sharding.release(unit)
         seen = frozenset(name for unit in self._units for name, _ in unit.named if name not in unit.waiting)
         while self._next < len(self._units):
             self._send(self._units[self._next])
