@@ -30,7 +30,17 @@ from plsc.targets import Targets
 IN1K, CIFAR = 1_281_167, 50_000  # training pictures of ImageNet-1k and CIFAR
 NOT_KERNELS = {"bias", "norm", "token", "position", "scale"}
 TI, S, B, L, H = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16), (1280, 32, 16)  # width, depth, heads
-WITHOUT_A_SOURCE = {"cifar10_vit", "fashion_mnist_vit", "digits", "finetune_folder", "DeiT_tiny_patch16_224_eval"}
+WITHOUT_A_SOURCE = {
+    "cifar10_vit",
+    "cifar10_hybrid",
+    "deit_tiny_cifar10_224_500_steps",
+    "digits",
+    "fashion_mnist_vit",
+    "finetune_folder",
+    "tootouch_in_small",
+    "tootouch_in_small_augmented",
+    "DeiT_tiny_patch16_224_eval",
+}
 
 
 @dataclasses.dataclass

@@ -84,11 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     print_table(rows, left=left)
     if result.best is not None:
         settings = " ".join(f"-o {key}={value}" for key, value in result.best.values.items())
+        chosen = f" with {settings}" if settings else ""  # only seeds were varied
         over = (
             f" ± {result.best.spread:.4f} over {len(result.best.scores)} seeds"
             if result.best.spread is not None
             else ""
         )
-        print(f"best: {result.metric} {result.best.mean:.4f}{over} with {settings}")
+        print(f"best: {result.metric} {result.best.mean:.4f}{over}{chosen}")
     print(f"runs, table.md and table.csv: {result.folder}")
     return 1 if result.failed else 0
