@@ -50,7 +50,8 @@ class Peer:
             mlp_ratio=model["mlp_ratio"],
         )
         self.network.load_state_dict(load_file(weights), strict=True)
-        decayed, others = [], []
+        decayed: list[Any] = []
+        others: list[Any] = []
         for name, parameter in self.network.named_parameters():
             kept = parameter.ndim == 1 or name in ("cls_token", "pos_embed")
             (others if kept else decayed).append(parameter)
@@ -105,7 +106,7 @@ def run(seed: int, overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
         rate = trainer.schedule(trainer.progress.step)
         losses["timm"].append(peer.learn(batch["image"].numpy(), batch["label"].flatten().numpy(), rate, smoothing))
         loss = learn(batch)
-        losses["plsc"].append(loss.item())
+        losses["plsc"].append(float(loss))
         return loss
 
     trainer.learn = both  # type: ignore[method-assign]
