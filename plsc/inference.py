@@ -39,7 +39,7 @@ class Inference:
 
     It begins in dygraph. After `convert` the network's graph is used until `close`; the weights must not change
     meanwhile. Where a graph cannot be made, or computes something else than the network, the log has the reason, and
-    everything stays in dygraph for good.
+    everything stays in dygraph for good. With Paddle 2 auto means dygraph.
 
     Args:
         mode: auto, or graph or dygraph whatever takes longer.
@@ -52,7 +52,8 @@ class Inference:
         self._shape: list[int] = []  # [C, H, W] that the graph takes
         self._cost: float | None = None  # seconds that the last graph took
         self._spent = 0.0  # seconds in `answer`, in dygraph
-        self._possible, self._making = mode != "dygraph", threading.Lock()
+        self._possible = mode == "graph" or (mode == "auto" and not compat.IS_PADDLE_2)
+        self._making = threading.Lock()
 
     @property
     def undecided(self) -> bool:
@@ -115,10 +116,13 @@ class Inference:
         """
         started = time.perf_counter()
         try:
-            self._graph, self._shape = _made(network, images), list(images.shape[1:])
-            _check(self._graph, network, images)
+            graph = _made(network, images)
+            try:
+                _check(graph, network, images)
+            except BaseException:
+                graph.close()
+                raise
         except Exception as error:  # whatever a model of somebody's own raises where it is traced
-            self.close()
             self._possible = False
             text = f"{self._use} stays in dygraph, as Paddle Inference cannot run the model: {_reason(error)}"
             if self.mode == "graph":
@@ -128,7 +132,8 @@ class Inference:
             seconds = time.perf_counter() - started
             if self._cost is None:
                 log.info("%s runs in Paddle Inference's graph, which was made in %.1f s", self._use, seconds)
-            self._cost = seconds
+            self._cost, self._shape = seconds, list(images.shape[1:])
+            self._graph = graph  # last: other threads may use it now
         finally:
             _restore_threads()
 

@@ -359,7 +359,7 @@ def test_eval(runs, options, tmp_path):
     assert computed[0]["top1"] == (ema if options else raw)["top1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_processes(runs, tmp_path):
     """Each makes a graph of its own; the figures are those of one process."""
