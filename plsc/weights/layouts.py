@@ -211,7 +211,7 @@ class Layout:
         linear: whether matrices of linear layers stand as [in, out] or as [out, in]. Files of the latter kind are asked
             for their orientation when they are read, since Paddle's own have these names, too.
         facts: (the file's arrays, the model's arrays) → fields of the spec that they state.
-        guesses: the same → fields that nothing states, as most files of such arrays have them: they are assumed.
+        guesses: the same → fields that no array states, as most files of such arrays have them: they are assumed.
         square: whether its code has square pictures only, so that the number of positions states the image size.
         prefix: of all names but the head's, in files of a model with a head.
         fixed: fields of the spec of which the codebase has one value only.
