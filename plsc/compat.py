@@ -80,6 +80,17 @@ def found_inf(scaler: paddle.amp.GradScaler) -> bool:
     return bool(cached)
 
 
+def autocasted(x: paddle.Tensor) -> paddle.Tensor:
+    """x in the type that the active auto_cast computes in, as it is without one.
+
+    Under O1 adding a float32 bias makes float32 of a half-precision product, which flash attention does not take.
+    """
+    tracer = paddle.base.framework._dygraph_tracer()
+    if tracer is None or tracer._amp_level == paddle.base.core.AmpLevel.O0 or x.dtype != paddle.float32:
+        return x
+    return x.astype(tracer._amp_dtype)
+
+
 def truncated_normal(std: float, cut: float) -> paddle.nn.initializer.Initializer:
     """An initializer of N(0, std²) within ±cut. Paddle 2.6 knows only ±2 std."""
     if IS_PADDLE_2:

@@ -8,6 +8,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from plsc import compat
 from plsc.models.spec import Sides, ViTSpec, pair
 
 MAX_FLASH_HEAD_DIM = 256
@@ -276,8 +277,9 @@ class Attention(nn.Layer):
     """Multi-head self-attention: [B, N, C] → [B, N, C] (Vaswani et al., 2017).
 
     Runs Paddle's scaled_dot_product_attention, which is flash attention on GPUs in half
-    precision. Its conditions: [B, N, H, D] layout, no `scale` argument, D a multiple of 8
-    and at most 256. Other head widths take the explicit path, as do attention maps and a bias by position.
+    precision. Its conditions: [B, N, H, D] layout, half precision, no `scale` argument, D a
+    multiple of 8 and at most 256. Other head widths take the explicit path, as do attention maps
+    and a bias by position.
     """
 
     def __init__(self, spec: ViTSpec):
@@ -313,9 +315,10 @@ class Attention(nn.Layer):
 
     def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Tokens → queries, keys and values [B, N, H, D]."""
-        q, k, v = self._qkv(x).reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+        qkv = compat.autocasted(self._qkv(x))
+        q, k, v = qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = compat.autocasted(self.q_norm(q)), compat.autocasted(self.k_norm(k))
         if self.rope is not None:
             q, k = self.rope(q, k)
         return (q if self.q_factor is None else q * self.q_factor), k, v

@@ -13,6 +13,18 @@ def squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     return paddle._C_ops.squared_l2_norm(gradient)
 
 
+def _scaled_at_once(gradients: list[paddle.Tensor], factor: paddle.Tensor) -> list[paddle.Tensor]:
+    """Scale in place those gradients of which one kernel takes all; returns the others.
+
+    It is that of GradScaler, which divides.
+    """
+    for dtype in (paddle.float32, paddle.float16):
+        alike = [gradient for gradient in gradients if gradient.dtype == dtype]
+        if alike:
+            paddle._C_ops.check_finite_and_unscale_(alike, 1.0 / factor.reshape([1]))
+    return [gradient for gradient in gradients if gradient.dtype not in (paddle.float32, paddle.float16)]
+
+
 @dataclass(frozen=True)
 class GradientClip:
     """Clip by global norm (Pascanu et al., 2013), with PLSC's options.
@@ -44,6 +56,8 @@ class GradientClip:
                 factor = paddle.clip(factor, max=self.clip_norm_max)
             if not self.always_clip:
                 factor = paddle.where(norm > self.clip_norm, factor, paddle.ones_like(factor))
+            if paddle.get_device() != "cpu":
+                gradients = _scaled_at_once(gradients, factor)
             factors = {dtype: factor.astype(dtype) for dtype in {gradient.dtype for gradient in gradients}}
             for gradient in gradients:  # multiply_ of a tensor takes longer to check its arguments than to multiply
                 paddle._C_ops.multiply_(gradient, factors[gradient.dtype])

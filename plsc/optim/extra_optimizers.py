@@ -32,8 +32,8 @@ class _Optimizer(paddle.optimizer.Optimizer):
     def step(self):
         found_inf = self._get_auxiliary_var("found_inf")
         if found_inf is not None:
-            self._set_auxiliary_var("found_inf", bool(found_inf))
-            if found_inf:
+            self._set_auxiliary_var("found_inf", bool(found_inf))  # read from the device, once
+            if self._get_auxiliary_var("found_inf"):
                 return
         for group in self._param_groups:
             for parameter in group["params"]:

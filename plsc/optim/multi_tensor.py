@@ -1,31 +1,54 @@
 """AdamW whose update of many small parameters is one call.
 
 Why it is here: Paddle's AdamW spends 15 µs of Python on each parameter, which for a small model is more than the update
-itself. Its kernel for many tensors at once (fused_adam) computes the same numbers, bit for bit; the state stays one
-accumulator a parameter, as checkpoints and sharding have it. tests/test_optim.py holds both against each other.
+itself, and starts a kernel for each on an accelerator. Its kernel for many tensors at once (fused_adam) computes the
+same numbers, bit for bit; the state stays one accumulator a parameter, as checkpoints and sharding have it.
+tests/test_optim.py holds both against each other. Nothing in Paddle itself uses that kernel, so on an accelerator it is
+compared with AdamW first.
 """
 
+import functools
+import logging
 from typing import Any
 
+import numpy as np
 import paddle
 
 from plsc import compat
 
+log = logging.getLogger("plsc")
+
 
 class MultiTensorAdamW(paddle.optimizer.AdamW):
-    """paddle.optimizer.AdamW over parameter groups; one call a group on CPU, Paddle's own step elsewhere."""
+    """paddle.optimizer.AdamW over parameter groups; one call a group where all weights are float32.
+
+    Paddle's own step is taken for half-precision weights, since the kernel takes no float32 gradients of those, and on
+    devices where it is missing or computes something else.
+    """
 
     @paddle.no_grad()
     def step(self) -> None:
-        if compat.IS_PADDLE_2 or paddle.get_device() != "cpu":
+        if not self._at_once():
             super().step()
             return
+        overflowed = self._get_auxiliary_var("found_inf")
+        if overflowed is not None:
+            self._set_auxiliary_var("found_inf", bool(overflowed))  # read from the device, once
+            if self._get_auxiliary_var("found_inf"):
+                return
         rate = paddle.full([1], self.get_lr(), dtype="float32")
         groups: list[Any] = self._param_groups
         for group in groups:
             trained = [p for p in group["params"] if not p.stop_gradient and p.grad is not None]
             if trained:
                 self._update(trained, rate if group["learning_rate"] == 1.0 else rate * group["learning_rate"], group)
+
+    def _at_once(self) -> bool:
+        device = paddle.get_device()
+        if compat.IS_PADDLE_2 or (device != "cpu" and not _computes_right(device)):
+            return False
+        groups: list[Any] = self._param_groups
+        return all(p.dtype == paddle.float32 for group in groups for p in group["params"])
 
     def _update(self, trained: list[paddle.Tensor], rate: paddle.Tensor, group: dict[str, Any]) -> None:
         fresh = [p for p in trained if p.name not in self._already_create_accumulator]
@@ -44,3 +67,37 @@ class MultiTensorAdamW(paddle.optimizer.AdamW):
 
 
 _CHUNK = 2**16  # of the kernel's work on a GPU; it must be given
+_BETAS, _EPSILON, _DECAY, _RATE = (0.9, 0.99), 1e-6, 0.1, 0.01
+_SHAPES = ((5,), (3, 7), (_CHUNK + 9,))
+
+
+@functools.cache
+def _computes_right(device: str) -> bool:
+    """Whether the kernel is there on the present device, and its updates are AdamW's. Looked at once."""
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=shape).astype("float32") for shape in _SHAPES]
+    try:
+        with paddle.utils.unique_name.guard("plsc_check_"):
+            tensors = [
+                paddle.create_parameter(w.shape, "float32", default_initializer=paddle.nn.initializer.Assign(w))
+                for w in weights
+            ]
+            group: Any = {"params": tensors, "weight_decay": _DECAY}
+            optimizer = MultiTensorAdamW(_RATE, *_BETAS, _EPSILON, parameters=[group])
+        first, second = ([np.zeros(w.shape) for w in weights] for _ in range(2))
+        for t in (1, 2, 3):
+            gradients = [rng.normal(size=w.shape).astype("float32") for w in weights]
+            for k, gradient in enumerate(gradients):
+                tensors[k].grad = paddle.to_tensor(gradient)
+                first[k] = _BETAS[0] * first[k] + (1 - _BETAS[0]) * gradient
+                second[k] = _BETAS[1] * second[k] + (1 - _BETAS[1]) * gradient.astype("float64") ** 2
+                step = first[k] / (1 - _BETAS[0] ** t) / (np.sqrt(second[k] / (1 - _BETAS[1] ** t)) + _EPSILON)
+                weights[k] = weights[k] * (1 - _RATE * _DECAY) - _RATE * step
+            optimizer._update(tensors, paddle.full([1], _RATE, dtype="float32"), group)
+        wrong = [w.shape for w, t in zip(weights, tensors, strict=True) if not np.allclose(t.numpy(), w, 1e-5, 1e-6)]
+        problem = f"computes something else for {wrong}" if wrong else ""
+    except Exception as error:  # what Paddle raises where a device has no such kernel is of several kinds
+        problem = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    if problem:
+        log.warning("AdamW updates one parameter after the other: fused_adam on %s: %s", device, problem)
+    return not problem

@@ -7,10 +7,11 @@ import numpy as np
 import paddle
 import pytest
 
+import plsc
 from plsc.data.device import CopiesAhead, DeviceInput
 from plsc.engine.guard import FiniteGuard
 from plsc.engine.trainer import Trainer
-from tests.amp.runs import RANDOM, digits, events, half, train, watched_waits
+from tests.amp.runs import RANDOM, digits, events, half, kernels, train, watched_waits
 
 STEPS = 6
 BETWEEN = slice(1, STEPS - 1)  # updates that are not logged
@@ -74,9 +75,26 @@ def test_the_host_waits_only_for_the_overflow_of_float16(setting, monkeypatch, t
         if not setting.startswith("float16"):
             assert waits == {}
             continue
-        assert all("plsc/engine/precision.py" in where and where.endswith(" step") for where in waits), waits
+        assert all(where.endswith(" step") for where in waits), waits
         assert sum(count for where, count in waits.items() if where.startswith("copy to host")) == 1
         assert sum(waits.values()) == 3
+
+
+@pytest.mark.parametrize("setting", ["float32", "float16 O1", "float16 O2"])
+def test_kernels_of_the_update_take_many_arrays(setting, monkeypatch, tmp_path):
+    """Two groups, with weight decay and without. Half-precision weights are updated one by one."""
+    tree = digits(STEPS)
+    for counts in per_step(monkeypatch, tmp_path, SETTINGS[setting], kernels, tree):
+        at_once = setting != "float16 O2"
+        assert counts.get("fused_adam float32", 0) == (2 if at_once else 0)
+        assert (counts.get("adamw float32", 0) + counts.get("adamw float16", 0) == 0) is at_once
+        # clipping, and in float16 the loss scale
+        assert counts["check_finite_and_unscale float32"] == (1 if setting == "float32" else 2)
+        assert counts["squared_l2_norm float32"] == arrays_of(tree)
+
+
+def arrays_of(tree: dict) -> int:
+    return len(plsc.create_model(**tree["Model"]).parameters())
 
 
 def test_an_injected_wait_is_counted(monkeypatch, tmp_path):
@@ -105,7 +123,8 @@ def test_the_next_batch_is_copied_while_the_device_computes(setting, monkeypatch
         assert stream.startswith("stream ")  # and not the one that computes
         first, last = min(places[copying]), max(places[copying])
         computed = [place for what, at in places.items() if what.startswith("kernel") for place in at]
-        of_update = min(place for what, at in places.items() if what.startswith("kernel adamw") for place in at)
+        updating = ("kernel adamw", "kernel fused_adam")
+        of_update = min(place for what, at in places.items() if what.startswith(updating) for place in at)
         (finished,) = [at[0] for what, at in places.items() if what.startswith("the compute stream waits")]
         # this batch: the device waits for its copy, then it is normalised, then its memory is free again
         assert finished < min(computed)
