@@ -271,7 +271,8 @@ def _check_stated(source: Source, spec: Any, strict: bool, allow: Sequence[str] 
         owner = f"weights called {card.architecture}" if card.architecture else f"{source.layout}'s weights"
         log.warning("%s: %s have %s; the model's is taken", source.path, owner, differences)
     wrong = [name for name in family.unseen if name in stated and _plain(stated[name]) != _plain(own[name])]
-    part = [name for name in family.parts if card.spec.get(name, own[name]) != own[name] and name not in allow]
+    sure = [name for name in family.parts if name not in card.assumed]
+    part = [name for name in sure if card.spec.get(name, own[name]) != own[name] and name not in allow]
     if not strict and part:
         differences = "; ".join(f"{name} {card.spec[name]!r}, the model has {own[name]!r}" for name in part)
         raise CheckpointError(

@@ -72,7 +72,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
     if np.prod(shape, dtype=object) > storage.count:
         raise CheckpointError(f"a tensor of shape {shape} reaches outside its storage of {storage.count} values")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if all(shape) else 0
-    if min(offset, *shape, *strides) < 0 or (all(shape) and last >= storage.count):
+    if min((offset, *shape, *strides)) < 0 or (all(shape) and last >= storage.count):
         raise CheckpointError("a tensor reaches outside its storage")
     return StoredTensor(storage, offset, shape, strides)
 

@@ -31,7 +31,9 @@ PADDLE_MODELS, ONNX_MODEL = ("inference.json", "inference.pdmodel"), "model.onnx
 _STEP = re.compile(r"step-(\d{8,})")
 _INDEX_ENDING = ".safetensors.index.json"  # of a list of the files that arrays are spread over
 _INDEX = f"model{_INDEX_ENDING}"
+_INDICES = (_INDEX, "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "best_model.pdparams", "latest.pdparams")
+_TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")  # which may hold averaged weights beside the raw ones
 _OTHER_WEIGHTS = (".safetensors", ".npz", ".pth")  # whatever their names, where a folder holds one alone
 _PADDLE_GRAPHS = (".json", ".pdmodel")
 _TENSORFLOW_POINTER, _TENSORFLOW_DATA = "checkpoint", re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
@@ -147,7 +149,7 @@ def exported_model(path: str | Path) -> Path | None:
     """The exported graph that a file, a folder or a name without ending means; None where it is no export."""
     path = Path(path).expanduser()
     if path.is_dir():
-        if any((path / name).is_file() for name in (*_WEIGHTS, _INDEX)):
+        if any((path / name).is_file() for name in (*_WEIGHTS, *_INDICES)):
             return None  # somebody's weights, with an export of their own beside them
         names = [path / name for name in (*PADDLE_MODELS, ONNX_MODEL)]
         return next(
@@ -183,7 +185,7 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
             directory (its best checkpoint, else its latest), a latest or best file, a TensorFlow checkpoint's prefix,
             one of its files, its folder, or the file called checkpoint there (it means the .index file), or a name
             that plsc.remote downloads.
-        weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
+        weights: model, or ema for the averaged ones of a plsc, TensorFlow or torch checkpoint.
 
     Raises:
         CheckpointError: there is none; the message says what was looked for.
@@ -203,7 +205,8 @@ def weights_file(path: str | Path, weights: str = "model") -> Path:
         return index
     if path.is_file():
         _refuse_export(path)
-        if weights != "model" and path.name not in (f"{weights}.safetensors", f"{weights}{_INDEX_ENDING}"):
+        own = (f"{weights}.safetensors", f"{weights}{_INDEX_ENDING}")
+        if weights != "model" and path.name not in own and path.suffix not in _TORCH:
             raise CheckpointError(
                 f"{path}: holds no averaged weights; those are in a plsc checkpoint's {weights}.safetensors"
             )
@@ -230,7 +233,7 @@ def _file_in(folder: Path, weights: str) -> Path:
         if index is not None:
             return index
         raise CheckpointError(f"{own}: holds no averaged weights ({weights}.safetensors)")
-    for name in (*_WEIGHTS, _INDEX):
+    for name in (*_WEIGHTS, *_INDICES):
         if (own / name).is_file():
             return own / name
     paddle_files = sorted(own.glob("*.pdparams"))

@@ -1126,3 +1126,67 @@ def test_every_mlp_width_is_inferred():
             actual = int(width * infer_spec(shapes, {})["mlp_ratio"])
             wrong += [(width, hidden, actual)] * (actual != hidden)
     assert not wrong, f"{len(wrong)} widths, as (width, fc1, told): {wrong[:5]}"
+
+
+# -- files as training scripts leave them ---------------------------------------------------------
+
+
+def torch_tree(arrays: dict) -> dict:
+    return {name: FakeTensor(array) for name, array in timm(arrays).items()}
+
+
+def test_an_optimizer_beside_the_weights(tmp_path):
+    """torch's optimizers count their steps in tensors without dimensions."""
+    state = {0: {"step": FakeTensor(np.float32(7)), "exp_avg": FakeTensor(np.zeros(3, "float32"))}}
+    tree = {"model": torch_tree(drawn()), "optimizer": {"state": state, "param_groups": [{"lr": 1e-3}]}, "epoch": 3}
+    assert_loads(torch_zip(tmp_path / "w.pth", tree), drawn(), "timm")
+
+
+def test_weights_in_several_files_of_torch(tmp_path):
+    """pytorch_model.bin.index.json and its parts."""
+    names = sorted(theirs := huggingface(drawn()))
+    parts = {f"pytorch_model-0000{n + 1}-of-00002.bin": names[n::2] for n in range(2)}
+    for file, held in parts.items():
+        torch_zip(tmp_path / file, {name: FakeTensor(theirs[name]) for name in held})
+    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_loads(tmp_path, drawn(), "huggingface")
+    (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model-00002-of-00002\.bin: .*No such file"):
+        read(tmp_path)
+
+
+def test_averaged_weights_of_torch(tmp_path, caplog):
+    """Told of where they stand beside the raw ones, and read when asked for."""
+    averaged = drawn(seed=2)
+    tree = {
+        "state_dict": torch_tree(drawn()),
+        "state_dict_ema": {f"module.{n}": t for n, t in torch_tree(averaged).items()},
+    }
+    path = torch_zip(tmp_path / "w.pth.tar", tree)
+    assert_loads(path, drawn(), "timm")
+    assert "holds averaged weights, too, which --ema reads; the raw ones are read" in caplog.text
+    source = read(path, "ema")
+    assert all(np.array_equal(source.read(name), array) for name, array in averaged.items())
+    raw = torch_zip(tmp_path / "raw.pth", {"model": torch_tree(drawn())})
+    with pytest.raises(CheckpointError, match=r"raw\.pth: holds no averaged weights \(model_ema or state_dict_ema\)"):
+        read(raw, "ema")
+
+
+def test_somebodys_own_prefix(tmp_path):
+    """Where all names have it; beside other arrays it may be one tower of several."""
+    theirs = {f"net.{name}": array for name, array in timm(drawn()).items()}
+    assert_loads(_safetensors(tmp_path / "w.safetensors", theirs), drawn(), "timm")
+    _safetensors(tmp_path / "w.safetensors", theirs | {"text.weight": np.ones(3, "float32")})
+    with pytest.raises(CheckpointError, match="of no known model"):
+        read(tmp_path / "w.safetensors")
+
+
+def test_placeholders_of_transformers_are_no_names(tmp_path):
+    """LABEL_0, LABEL_1, …: with a data set of as many classes the head is kept, not drawn anew."""
+    file = write(source_of().with_card(class_names=None), "huggingface", tmp_path)[0]
+    save_file(load_file(file), file, metadata={"format": "pt"})  # without plsc's card
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"]["0"] == "LABEL_0" and read(tmp_path).card.class_names is None
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": {**config["id2label"], "0": "cat"}}))
+    assert read(tmp_path).card.class_names[:2] == ["cat", "LABEL_1"]

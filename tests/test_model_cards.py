@@ -150,7 +150,7 @@ def test_a_guess_does_not_become_a_statement_by_conversion(tmp_path):
         and "num_heads" not in back.card.stated
         and back.card.stated["class_token"] is True
     )
-    assert back.card.assumed == {"num_heads", "act", "epsilon", "qk_scale", "pool", "img_size"}
+    assert back.card.assumed == {"num_heads", "act", "epsilon", "qk_scale", "pool", "img_size", "block"}
     with pytest.raises(CheckpointError, match="num_heads of its model is unknown"):
         loading.load_model(tmp_path / "back.safetensors")
     assert loading.load_model(tmp_path / "back.safetensors", config=recipe(embed_dim=48, num_heads=3)).network

@@ -256,6 +256,15 @@ def test_both_heads_of_a_distilled_model_follow_the_names_of_classes(tmp_path):
         np.testing.assert_array_equal(ours.bias.numpy(), theirs.bias.numpy()[[2, 0]])
 
 
+def test_a_head_that_a_format_lacks_is_left_out(tmp_path):
+    """Trained with ten classes, given away without them."""
+    source = source_of(build(**MAP))
+    with pytest.raises(CheckpointError, match="has no place for"):
+        write(source, "huggingface", tmp_path / "whole")
+    write(source, "huggingface", tmp_path / "hf", backbone=True)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["SiglipVisionModel"]
+
+
 @pytest.fixture
 def hybrid(tmp_path):
     """A hybrid's file as ViT-pytorch saves it."""

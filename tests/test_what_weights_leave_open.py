@@ -219,7 +219,7 @@ def test_assumptions_are_listed(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, "plsc"):
         loading.load_model(tmp_path / "out.safetensors")
-    listed = "act gelu, epsilon 1e-06, img_size 32 (pictures taken as square), pool token, qk_scale None"
+    listed = "act gelu, block pre, epsilon 1e-06, img_size 32 (pictures taken as square), pool token, qk_scale None"
     assert f"neither the file nor its name states it: {listed}" in caplog.text
 
 
@@ -252,6 +252,65 @@ def test_pooling_of_dinov3_is_an_assumption(tmp_path):
     assert (card.spec["pool"], card.spec["img_size"]) == ("avg", 224) and {"pool", "img_size"} <= card.assumed
     made = plsc.convert_weights(path, "safetensors", tmp_path / "own.safetensors", num_heads=3)
     assert {"pool", "img_size"} <= made.card.assumed & read(tmp_path / "own.safetensors").card.assumed
+
+
+def test_norms_after_are_an_assumption(tmp_path):
+    """timm's rpn has the arrays of a plain ViT; weights whose block is assumed start a model of another one."""
+    path = bare(tmp_path, class_token=False, pool="avg", block="post")
+    card = read(path).card
+    assert card.spec["block"] == "pre" and {"block", "pool"} <= card.assumed
+    fields = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_token=False, pool="avg")
+    plsc.create_model("VisionTransformer", class_num=2, pretrained=path, block="post", **fields)
+    named = bare(tmp_path, "deit_3_small_224_1k.pth", embed_dim=384, num_heads=6, depth=12, patch_size=16)
+    assert not read(named).card.assumed - {"qk_scale"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"use_shared_rel_pos_bias": True}, "model_args has use_shared_rel_pos_bias True, of which it is unknown"),
+        ({"attn_layer": "diff"}, "attn_layer 'diff'"),
+        ({"drop_path_rate": 0.1, "qk_norm": False, "dynamic_img_size": True}, None),
+    ],
+)
+def test_arguments_of_timms_that_are_not_known_are_refused(tmp_path, tiny_arrays, arguments, message):
+    path = saved(tmp_path / "model.safetensors", tiny_arrays)
+    (tmp_path / "config.json").write_text(json.dumps({**TIMM_CONFIG, "model_args": {"num_heads": 3, **arguments}}))
+    if message is None:
+        assert read(path).card.spec["num_heads"] == 3
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            read(path)
+
+
+def test_arguments_of_rotary_positions(tmp_path):
+    path = bare(tmp_path, "one/model.safetensors", rope="axial", rope_reference=4, k_bias=False, mlp="swiglu")
+    arguments = {"use_rot_pos_emb": True, "rope_temperature": 50.0, "ref_feat_shape": [8, 8], "num_heads": 3}
+    config = {"architecture": "eva02_tiny_patch14_224", "model_args": arguments}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    spec = read(path).card.spec
+    assert (spec["rope"], spec["rope_temperature"], spec["rope_reference"]) == ("axial", 50.0, [8, 8])
+    config["model_args"] = {"use_rot_pos_emb": False, "num_heads": 3}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    assert read(path).card.spec["rope"] is None
+
+
+def test_a_pooler_of_another_function_is_refused(tmp_path):
+    spec = ViTSpec(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=1, class_num=0, representation_size=24)
+    file = write(of_spec(spec), "huggingface", tmp_path)[0]
+    saved(file, load_file(file))  # without the card
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pooler_act": "relu"}))
+    with pytest.raises(CheckpointError, match="pooler_act is 'relu', which the model does not have; it has tanh"):
+        read(tmp_path)
+
+
+def test_average_pooling_is_an_assumption(tmp_path):
+    """A norm after the pooling goes with the maximum, too, or with the class token; a name or config.json decides."""
+    assert "pool" in read(bare(tmp_path, pool="avg", fc_norm=True)).card.assumed
+    spec = dict(embed_dim=192, num_heads=3, depth=12, patch_size=16, pool="avg", fc_norm=True)
+    card = read(bare(tmp_path, "deit_tiny_patch16_224.safetensors", **spec)).card
+    assert card.spec["pool"] == "avg" and "pool" not in card.assumed
 
 
 def test_a_square_is_an_assumption(tmp_path):

@@ -111,13 +111,19 @@ def _pooler(spec: Spec) -> dict[str, Any]:
     return {} if width is None else {"pooler_output_size": width, "pooler_act": "tanh"}
 
 
+def _of_class_token(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
+    """Facts of a codebase that pools by the class token where it has one, and no norm after pooling."""
+    facts = stated(theirs, ours)
+    return facts if "pool" in facts else {**facts, "pool": "token"}
+
+
 HUGGINGFACE = Layout(
     name="huggingface",
     title="Hugging Face's ViT",
     open=lambda tensors: _opened(tensors, "vit"),
     prefix="vit.",
     container="folder",
-    facts=stated,
+    facts=_of_class_token,
     fixed={"qk_scale": None},
     lacks=(
         *(lack for lack in lacks("qkv_bias", "act", "epsilon") if lack.field != "representation_size"),
@@ -140,6 +146,7 @@ HUGGINGFACE = Layout(
         architectures=("ViTForImageClassification", "ViTModel"),
         constants={"model_type": "vit", **_NO_DROPOUT},
         derived=lambda spec: {**_width_of_mlp(spec), **_pooler(spec)},
+        required={"pooler_act": "tanh"},
         settings=_settings(1e-6, _QKV_BIAS),
     ),
 )
@@ -304,7 +311,8 @@ BEIT = Layout(  # and Data2Vec
     open=_open_beit,
     prefix="beit.",
     container="folder",
-    facts=stated,
+    facts=_of_class_token,
+    guesses=size_of_none,
     fixed={"qk_scale": None},
     lacks=(
         *lacks(

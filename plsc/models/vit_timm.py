@@ -133,10 +133,16 @@ def _facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
 def _guesses(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
     """What a model of these names may have otherwise, without an array that shows it."""
     guesses = size_of_none(theirs, ours)
-    if "pos_embed" not in ours and {"cls_token", "reg_token"} <= ours.keys() and "attn_pool.latent" not in ours:
-        guesses["pool"] = "avg"  # DINOv3, as timm pools it
-    if "pos_embed" in ours and "blocks.0.gamma_1" in theirs and "blocks.0.attn.rope.freqs" not in ours:
+    if "attn_pool.latent" not in ours and ("fc_norm.weight" in ours or "cls_token" not in ours):
+        guesses["pool"] = "avg"  # or the maximum, or of all tokens
+    dinov3 = "pos_embed" not in ours and {"cls_token", "reg_token"} <= ours.keys() and "attn_pool.latent" not in ours
+    if dinov3 and "storage_tokens" not in theirs:
+        guesses["pool"] = "avg"  # as timm pools it, whose names these are
+    others = ("blocks.0.attn.rope.freqs", "blocks.0.attn.rel_pos_bias.table", "blocks.0.attn.q_bias")
+    if "pos_embed" in ours and "blocks.0.gamma_1" in theirs and not any(name in ours for name in others):
         guesses["rope"] = None  # Meta's DeiT III; timm's rope_ape has the same arrays
+    if "blocks.0.norm2.weight" in ours and "blocks.0.ls1.gamma" not in ours:
+        guesses["block"] = "pre"  # timm's rpn has the same arrays for norms after attention and MLP
     return guesses
 
 
@@ -278,15 +284,32 @@ def _architecture(spec: Spec) -> str | None:
 
 def _stated(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields as ViTSpec has them: pool_include_prefix says of an average that it is one of all tokens."""
+    if "rope" in fields and fields.pop("rope") is False:
+        fields["rope"] = None
     if fields.get("pool") == "map":
         return fields
     whole = fields.pop("pool_prefix", False)
     return {**fields, "pool": "all"} if whole and fields.get("pool") == "avg" else fields
 
 
+# arguments of timm's that arrays show, or that change no logit
+_SEEN = """
+    num_classes weight_init fix_init dynamic_img_size dynamic_img_pad strict_img_size qk_norm scale_attn_norm
+    scale_mlp_norm proj_bias pos_embed norm_layer embed_norm_layer drop_rate pos_drop_rate patch_drop_rate
+    proj_drop_rate attn_drop_rate drop_path_rate swiglu_mlp scale_mlp scale_attn_inner qkv_fused use_abs_pos_emb
+    use_rel_pos_bias use_fc_norm use_pre_transformer_norm head_init_scale num_reg_tokens cache_rope_embed
+"""
+
+
 CONFIG = Timm(
     architecture=_architecture,
     stated=_stated,
+    seen=frozenset(_SEEN.split()),
+    read_only=(
+        Setting("use_rot_pos_emb", "rope", stated=True),
+        Setting("rope_temperature", "rope_temperature", stated=True),
+        Setting("ref_feat_shape", "rope_reference", stated=True),
+    ),
     derived=lambda spec: {"pool_include_prefix": spec["pool"] == "map" and spec.get("pool_prefix", True)},
     settings=(
         Setting("img_size", "img_size", stated=True),

@@ -272,7 +272,7 @@ def _walk(value: Any, visit: Callable[[StoredTensor], object]) -> None:
 def _torch_container(
     path: Path, tree: Any, storage: Callable[[Storage], bytes], check: Callable[[Storage], None]
 ) -> Container:
-    arrays, notes = _state_dict(path, tree, StoredTensor)
+    arrays, averaged, notes = _state_dict(path, tree, StoredTensor)
 
     def read(tensor: StoredTensor) -> np.ndarray:
         flat = _values(storage(tensor.storage), tensor.storage.dtype)
@@ -280,34 +280,42 @@ def _torch_container(
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
         return np.ascontiguousarray(view)
 
-    tensors = {}
-    for name, tensor in arrays.items():
-        check(tensor.storage)
-        tensors[name] = Tensor(tensor.shape, partial(read, tensor))
-    return Container(path, "torch", tensors, notes)
+    def lazy(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        for tensor in tensors.values():
+            check(tensor.storage)
+        return {name: Tensor(tensor.shape, partial(read, tensor)) for name, tensor in tensors.items()}
+
+    return Container(path, "torch", lazy(arrays), notes, lazy(averaged))
 
 
 # keys under which training scripts keep the weights, the averaged ones last
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher", "student", "model_ema", "state_dict_ema")
+_AVERAGED = ("model_ema", "state_dict_ema")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher", "student", *_AVERAGED)
 
 
 _WRAPPED = 4  # at most
 
 
-def _state_dict(path: Path, tree: Any, kind: type[_Array]) -> tuple[dict[str, _Array], dict[str, Any]]:
-    """The mapping name → array inside a checkpoint, and the plain values beside it."""
+def _state_dict(
+    path: Path, tree: Any, kind: type[_Array]
+) -> tuple[dict[str, _Array], dict[str, _Array], dict[str, Any]]:
+    """The mapping name → array inside a checkpoint, that of averaged arrays beside it, and the plain values."""
     notes: dict[str, Any] = {}
+    averaged: dict[str, _Array] = {}
     for _ in range(_WRAPPED):
         if not isinstance(tree, dict):
             break
         arrays = {k: v for k, v in tree.items() if isinstance(v, kind) and isinstance(k, str)}
         notes.update({k: v for k, v in tree.items() if isinstance(v, (int, float, str, list)) and isinstance(k, str)})
         if arrays:
-            return arrays, notes
-        inner = next((tree[k] for k in _WRAPPERS if isinstance(tree.get(k), dict)), None)
-        if inner is None:
+            return arrays, averaged, notes
+        wrapper = next((k for k in _WRAPPERS if isinstance(tree.get(k), dict)), None)
+        if wrapper is None:
             break
-        tree = inner
+        for key in _AVERAGED:
+            if key != wrapper and isinstance(tree.get(key), dict):
+                averaged = {k: v for k, v in tree[key].items() if isinstance(v, kind) and isinstance(k, str)}
+        tree = tree[wrapper]
     raise CheckpointError(f"{path}: holds no weights by name; looked under {', '.join(_WRAPPERS)}")
 
 
@@ -317,7 +325,7 @@ def _state_dict(path: Path, tree: Any, kind: type[_Array]) -> tuple[dict[str, _A
 def _read_paddle(path: Path, tree: Any) -> Container:
     if isinstance(tree, dict):
         tree = {k: _paddle_value(v) for k, v in tree.items()}
-    arrays, notes = _state_dict(path, tree, np.ndarray)
+    arrays, _, notes = _state_dict(path, tree, np.ndarray)
     tensors = {name: Tensor(array.shape, partial(_paddle_array, array)) for name, array in arrays.items()}
     return Container(path, "paddle", tensors, notes)
 

@@ -42,6 +42,9 @@ def read_config(layout: HuggingFace, config: Mapping[str, Any], where: str) -> d
     Raises:
         CheckpointError: it states what the model does not have.
     """
+    for name, value in layout.required.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(f"{where}: {name} is {config[name]!r}, which the model does not have; it has {value}")
     return {
         setting.ours: setting.read(config[setting.theirs], where)
         for setting in layout.settings
@@ -50,12 +53,19 @@ def read_config(layout: HuggingFace, config: Mapping[str, Any], where: str) -> d
 
 
 def class_names(config: Mapping[str, Any], where: str) -> list[str] | None:
-    """A name for each logit, where config.json numbers them all. Raises CheckpointError where it is damaged."""
+    """A name for each logit, where config.json numbers them all; transformers' LABEL_0, LABEL_1, … are no names.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
         raise CheckpointError(f"{where}: damaged: id2label is no mapping to names")
     numbers = [str(i) for i in range(len(labels))]
-    return [labels[number] for number in numbers] if labels and all(n in labels for n in numbers) else None
+    if not labels or not all(number in labels for number in numbers):
+        return None
+    names = [labels[number] for number in numbers]
+    return None if names == [f"LABEL_{number}" for number in numbers] else names
 
 
 def read_preprocess(path: Path) -> Preprocess | None:

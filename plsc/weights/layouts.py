@@ -169,6 +169,7 @@ class HuggingFace:
         settings: fields of the spec in config.json. constants: what else stands there.
         architectures: transformers' classes with a head and without.
         derived: spec → further entries.
+        required: entries that have this value, where they stand there at all.
         tower: the entry in which the settings stand, of models that have another tower besides; None where they stand
             among the other entries.
     """
@@ -177,6 +178,7 @@ class HuggingFace:
     constants: Mapping[str, Any]
     architectures: tuple[str, str]
     derived: Callable[[Spec], dict[str, Any]] = lambda spec: {}
+    required: Mapping[str, Any] = field(default_factory=dict)
     tower: str | None = None
 
 
@@ -188,11 +190,15 @@ class Timm:
         settings: fields of the spec in its model_args.
         architecture: spec → the one that rebuilds it, given model_args; None where no arguments do.
         stated: fields that were read one by one → as they go together. derived: spec → model_args besides settings.
+        read_only: settings that are read and not written.
+        seen: arguments that arrays show, or that change no logit. Others that are no settings are refused.
     """
 
     settings: tuple[Setting, ...]
     architecture: Callable[[Spec], str | None]
     stated: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    read_only: tuple[Setting, ...] = ()
+    seen: frozenset[str] = frozenset()
     derived: Callable[[Spec], dict[str, Any]] = lambda spec: {}
 
 
@@ -211,7 +217,8 @@ class Layout:
         linear: whether matrices of linear layers stand as [in, out] or as [out, in]. Files of the latter kind are asked
             for their orientation when they are read, since Paddle's own have these names, too.
         facts: (the file's arrays, the model's arrays) → fields of the spec that they state.
-        guesses: the same → fields that no array states, as most files of such arrays have them: they are assumed.
+        guesses: the same → fields as most files of such arrays have them, though a few have others. They are assumed,
+            whatever facts say of them, where neither name nor config.json states them.
         square: whether its code has square pictures only, so that the number of positions states the image size.
         prefix: of all names but the head's, in files of a model with a head.
         fixed: fields of the spec of which the codebase has one value only.
@@ -273,6 +280,9 @@ def unwrapped(tensors: Tensors, probe: str, prefixes: tuple[str, ...] = ()) -> d
         prefixes = (*prefixes, *_PREFIXES)
         endings = [name for name in tensors if name.endswith(probe)]
         prefix = next((p for p in prefixes if any(name.startswith(p) for name in endings)), None)
+        if prefix is None and endings and endings[0].endswith(f".{probe}"):
+            common = endings[0].removesuffix(probe)  # somebody's own, such as net.
+            prefix = common if all(name.startswith(common) for name in tensors) else None
         if prefix is None:
             return None
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

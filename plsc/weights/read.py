@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,8 @@ from plsc.weights.families import Family, families, family_of
 from plsc.weights.index_files import ENDING, read_index
 from plsc.weights.layouts import Layout, read_arrays, recognised
 from plsc.weights.tensors import Tensor
+
+log = logging.getLogger("plsc")
 
 
 @dataclass
@@ -124,7 +127,7 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
     Args:
         path: a file, a folder of plsc, Hugging Face or PLSC, a run directory, `latest` or `best`,
             a .pdparams file without its ending, or a TensorFlow checkpoint's prefix, file or folder.
-        weights: model, or ema for the averaged ones of a plsc or TensorFlow checkpoint.
+        weights: model, or ema for the averaged ones of a plsc, TensorFlow or torch checkpoint.
         names: of the model that is to be loaded. A file of Paddle's that nobody's layout fits is read by them.
         verify: compare the file, if a plsc checkpoint's, and the small ones beside it with their checksums.
 
@@ -140,10 +143,14 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
     if verify and places.is_checkpoint(file.parent):
         checksums.verify(file.parent, _files(file))
     container = _open(file)
-    if container.kind == "tensorflow" and weights == "ema":
+    if container.kind in ("tensorflow", "torch") and weights == "ema":
         if not container.averaged:
-            raise CheckpointError(f"{file}: holds no averaged weights (optimizer slots called average)")
-        container.tensors |= container.averaged
+            looked = {"tensorflow": "optimizer slots called average", "torch": "model_ema or state_dict_ema"}
+            raise CheckpointError(f"{file}: holds no averaged weights ({looked[container.kind]})")
+        raw = container.tensors if container.kind == "tensorflow" else {}  # which averages part of them
+        container.tensors = {**raw, **container.averaged}
+    elif container.kind == "torch" and container.averaged:
+        log.warning("%s: holds averaged weights, too, which --ema reads; the raw ones are read", file)
     if container.notes.get("format") != "plsc":
         return foreign(container, names)
     if weights == "ema":  # frozen weights and buffers stand in the model's own file, not averaged
@@ -200,11 +207,16 @@ def _by_layout(container: Container, tensors: dict[str, Tensor], family: Family,
     of_name = _of_architecture(path, family, named, stated, shapes, certain=beside.architecture is not None)
     if beside.architecture:
         stated = {**of_name, **stated}
-    known_fields = {**of_name, **layout.fixed, **stated}
-    known_fields |= {name: own.spec[name] for name in own.inferred - own.assumed if name in own.spec}
-    guesses = {name: value for name, value in layout.guesses(tensors, known).items() if name not in known_fields}
+    earlier = {name: own.spec[name] for name in own.inferred - own.assumed if name in own.spec}
+    guesses = layout.guesses(tensors, known)
+    unsure = guesses.keys() - {**of_name, **layout.fixed, **beside.spec, **own.stated, **earlier}.keys()
+    if of_name:  # which is as most are, where its row does not say otherwise; but for the image size, which no row has
+        unsure &= {"img_size"}
+    stated = {name: value for name, value in stated.items() if name not in unsure}
+    known_fields = {**of_name, **layout.fixed, **stated, **earlier}
+    guesses = {name: value for name, value in guesses.items() if name not in known_fields}
     spec = family.infer(shapes, {**guesses, **known_fields})
-    guessed = {name for name in family.needed if name in spec and name not in known_fields} | guesses.keys()
+    guessed = {name for name in family.needed if name in spec and name not in known_fields} | unsure
     if "img_size" in spec and "img_size" not in known_fields and not layout.square and not of_name:
         guessed.add("img_size")  # pictures are taken as square
     assumed = frozenset(family.usual.keys() - spec.keys() | guessed)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plsc.data.preprocess import Preprocess
 from plsc.data.transforms.geometry import Interpolation
+from plsc.errors import CheckpointError
 from plsc.model_card import ModelCard
 from plsc.weights.layouts import Setting, Timm
 
@@ -25,8 +26,12 @@ def read_config(layout: Timm, config: Mapping[str, Any], where: str) -> dict[str
     """
     arguments = config.get("model_args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
-    fields = {}
-    for setting in layout.settings:
+    settings, fields = (*layout.settings, *layout.read_only), {}
+    unknown = [name for name in arguments if name not in layout.seen | {setting.theirs for setting in settings}]
+    if unknown:
+        shown = ", ".join(f"{name} {arguments[name]!r}" for name in unknown)
+        raise CheckpointError(f"{where}: model_args has {shown}, of which it is unknown what it makes of the model")
+    for setting in settings:
         value = arguments.get(setting.theirs, config.get(setting.theirs))
         if value is not None and setting.stated:
             fields[setting.ours] = setting.read(value, where)

@@ -48,16 +48,14 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
         CheckpointError: the format has no place for something, or the output cannot be written.
     """
     family, given, output = family_of(source.card.model), output, Path(output).expanduser()
-    layouts = {
-        layout.name: _layout(family, layout.name, source.card.spec) for layout in family.layouts if layout.container
-    }
+    card = without_head(source.card) if backbone else source.card
+    layouts = {layout.name: _layout(family, layout.name, card.spec) for layout in family.layouts if layout.container}
     if to not in (*_OWN, *layouts):
         known = formats()
         if to in known:
             has = ", ".join([*_OWN, *layouts])
             raise CheckpointError(f"{source.path}: a {source.card.model} cannot be written as {to}, only as {has}")
         raise CheckpointError(f"no format is called {to!r}; there are {', '.join(known)}")
-    card = without_head(source.card) if backbone else source.card
     left_out = family.head if backbone else ()
     tensors = {name: Tensor.of(source.read(name)) for name in source.tensors if not name.startswith(left_out)}
     try:
