@@ -3,6 +3,7 @@
 hadolint reads them too, in `make lint`.
 """
 
+import fnmatch
 import os
 import re
 import shlex
@@ -49,12 +50,14 @@ def test_each_installs_plsc_for_its_device(path):
     assert ("USER", "1000") in steps and "--uid 1000" in runs
 
 
-def test_what_is_not_copied():
-    """The folders that git leaves out, and git's own."""
-    left_out = set((CHECKOUT / ".dockerignore").read_text().split())
-    assert ".git" in left_out
-    ignored = {line.strip("/") for line in (CHECKOUT / ".gitignore").read_text().split()}
-    assert {"output", "dataset", "pretrained", "build", "dist"} <= ignored & left_out
+def test_what_is_copied(tmp_path):
+    """Every file that git has, and no folder that git leaves out."""
+    copy_as_docker_does(tmp_path / "copy")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    missing = [name for name in listed.split("\0") if name and not os.path.lexists(tmp_path / "copy" / name)]
+    assert missing == []
+    for folder in (".git", ".venv", "output", "dataset", "build", "plsc.egg-info"):
+        assert not (tmp_path / "copy" / folder).exists(), folder
 
 
 def test_the_gpus_image_names_the_argument_that_it_needs(tmp_path):
@@ -124,6 +127,13 @@ def test_the_steps_of_the_cpus_image(tmp_path):
 
 
 def copy_as_docker_does(folder: Path) -> None:
-    """The checkout without what .dockerignore names."""
-    patterns = [line.removeprefix("**/") for line in (CHECKOUT / ".dockerignore").read_text().split()]
-    shutil.copytree(CHECKOUT, folder, symlinks=True, ignore=shutil.ignore_patterns(*patterns))
+    """The checkout without what .dockerignore names: at its top, and at any depth after **/."""
+    patterns = (CHECKOUT / ".dockerignore").read_text().split()
+    anywhere = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
+    at_top = [pattern for pattern in patterns if not pattern.startswith("**/")]
+
+    def left_out(directory: str, names: list[str]) -> set[str]:
+        here = anywhere + (at_top if Path(directory) == CHECKOUT else [])
+        return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in here)}
+
+    shutil.copytree(CHECKOUT, folder, symlinks=True, ignore=left_out)

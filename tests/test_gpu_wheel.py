@@ -26,8 +26,8 @@ def run(tmp_path):
         tree["Global"] |= {"device": device, "output_dir": str(tmp_path / "run")}
         config = write_config(tmp_path / "run.yaml", tree)
         done = plsc("train", "-c", config, processes=processes, cwd=tmp_path, check=False, env=environment)
-        logs = (path.read_text() for path in (tmp_path / "launch_log").glob("workerlog.*"))
-        return done, done.stderr + "".join(logs), tmp_path / "run"
+        logs = [path.read_text() for path in (tmp_path / "launch_log").glob("workerlog.*")]
+        return done, "".join(logs) if processes else done.stderr, tmp_path / "run"  # the launcher's words are Paddle's
 
     return start
 
