@@ -10,7 +10,7 @@ import pytest
 
 from plsc.registry import DATASETS
 from tests.conftest import write_pictures
-from tests.helpers import CHECKOUT, clean_environment
+from tests.helpers import CHECKOUT, clean_environment, plsc, tiny_digits, write_config
 
 PROGRAMS = [path for name in ("benchmarks", "tools", "examples") for path in sorted((CHECKOUT / name).rglob("*.py"))]
 
@@ -99,3 +99,18 @@ def test_the_benchmark_of_checkpoints_runs(tmp_path, monkeypatch, capsys, proces
     printed = capsys.readouterr().out
     assert printed.count("with    a checkpoint:") == printed.count("without a checkpoint:") == 2
     assert "a checkpoint of 0.07 GB every 2 updates" in printed and "with / without" in printed
+
+
+@pytest.mark.long
+def test_the_benchmark_of_evaluations_runs(tmp_path, monkeypatch, capsys):
+    """On an untrained model of digits."""
+    tree = tiny_digits()
+    tree["Global"]["max_train_step"] = 1
+    recipe = write_config(tmp_path / "small.yaml", tree)
+    plsc("train", "-c", recipe, "-o", f"Global.output_dir={tmp_path / 'run'}")
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--rounds", "1", "--weights", str(tmp_path / "run")])
+    benchmark("evaluation").main()
+    printed = capsys.readouterr().out
+    assert (
+        "processor  now" in printed and "elapsed    now" in printed and printed.endswith("figures that differ: none\n")
+    )
