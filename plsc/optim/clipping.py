@@ -14,15 +14,11 @@ def squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
 
 
 def _scaled_at_once(gradients: list[paddle.Tensor], factor: paddle.Tensor) -> list[paddle.Tensor]:
-    """Scale in place those gradients of which one kernel takes all; returns the others.
-
-    It is that of GradScaler, which divides.
-    """
-    for dtype in (paddle.float32, paddle.float16):
-        alike = [gradient for gradient in gradients if gradient.dtype == dtype]
-        if alike:
-            paddle._C_ops.check_finite_and_unscale_(alike, 1.0 / factor.reshape([1]))
-    return [gradient for gradient in gradients if gradient.dtype not in (paddle.float32, paddle.float16)]
+    """Scale the float32 gradients in place by one kernel, that of GradScaler, which divides; returns the others."""
+    alike = [gradient for gradient in gradients if gradient.dtype == paddle.float32]
+    if alike:
+        paddle._C_ops.check_finite_and_unscale_(alike, 1.0 / factor.reshape([1]))
+    return [gradient for gradient in gradients if gradient.dtype != paddle.float32]
 
 
 @dataclass(frozen=True)
