@@ -303,6 +303,7 @@ def _optimizer(
     )
     if sharding is not None:
         optimizer = sharding.optimizer(optimizer)
+        precision.agree_by(sharding.any)
     exact = {name: to_numpy(p) for name, p in optimizer.named} if precision.keeps_masters else {}
     model, optimizer.paddle_optimizer = precision.decorate(model, optimizer.paddle_optimizer)
     if exact:  # else Paddle would make the masters of weights that half precision has rounded

@@ -57,6 +57,23 @@ class LossScale:
         self.good, self.bad = state["incr_count"], state["decr_count"]
 
 
+class _AgreedScaler(paddle.amp.GradScaler):
+    """Paddle's scaler with a fixed scale, which takes an overflow on one process for one on all.
+
+    Args:
+        agree: whether a bool tensor is true on any process.
+    """
+
+    def __init__(self, agree: Callable[[paddle.Tensor], paddle.Tensor], scale: float):
+        super().__init__(enable=True, init_loss_scaling=scale, use_dynamic_loss_scaling=False)
+        self._agree = agree
+
+    def unscale_(self, optimizer: paddle.optimizer.Optimizer) -> None:
+        """As Paddle's."""
+        super().unscale_(optimizer)
+        self._found_inf = self._agree(self._found_inf)
+
+
 class Precision:
     """The policy of one run.
 
@@ -109,6 +126,15 @@ class Precision:
     def of(cls, config: Config, world: World) -> "Precision":
         """As the section FP16 of a configuration asks."""
         return cls(config.FP16, world.on_cpu, warn=config.Global.device != "auto")
+
+    def agree_by(self, agree: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
+        """Take an overflow on one process for one on all, where each process has gradients of its own.
+
+        Args:
+            agree: whether a bool tensor is true on any process.
+        """
+        if self.scaler is not None:
+            self.scaler = _AgreedScaler(agree, self._scale.value)
 
     def __str__(self) -> str:
         return f"{self.fp16.dtype} ({self.fp16.level})" if self.active else "float32"
@@ -175,7 +201,7 @@ class Precision:
         """Divide the gradients by the loss scale, once per update and before clipping."""
         if self.scaler is None:
             return
-        optimizer.unscale(self.scaler)
+        self.scaler.unscale_(optimizer.paddle_optimizer)
         kept = self.fp16.GradScaler.no_unscale_list
         for name, parameter in optimizer.named if kept else ():
             if parameter.grad is not None and any(part in name for part in kept):

@@ -322,7 +322,7 @@ class Sharding:
     # -- parts of a run ------------------------------------------------------------------------
 
     def optimizer(self, optimizer: Optimizer) -> "ShardedOptimizer":
-        """An optimizer of this process's parameters that agrees with the others on norm, overflow and weights."""
+        """An optimizer of this process's parameters that agrees with the others on norm and weights."""
         return ShardedOptimizer(optimizer, self, self._model)
 
     def accumulation(self, optimizer: Optimizer, *, count: int, apart: bool) -> "ShardedAccumulation":
@@ -374,11 +374,6 @@ class ShardedOptimizer(Optimizer):
         )
         super().__init__(optimizer.paddle_optimizer, model, sharded, sharding.owned)
         self._sharding = sharding
-
-    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
-        """As Optimizer; an overflow on one process is one on all."""
-        super().unscale(scaler)
-        scaler._found_inf = self._sharding.any(scaler._found_inf)
 
     def clear_gradients(self) -> None:
         """Of all parameters: in stage 1 every process has them."""

@@ -48,10 +48,6 @@ class Optimizer:
         """Clip in place; returns the global norm before, a scalar on the device."""
         return self.clip(self.named)
 
-    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
-        """Divide the gradients by the loss scale; the scaler then knows whether one is not finite."""
-        scaler.unscale_(self.paddle_optimizer)
-
     def clear_gradients(self) -> None:
         self.paddle_optimizer.clear_grad(set_to_zero=False)
 
