@@ -102,13 +102,13 @@ def test_a_graph_computes_what_the_network_does(kind):
 
 def test_recomputed_and_compiled_blocks():
     """What training puts around a block's forward is left out of the graph, and stays in the network."""
-    network = model()
+    network = model(depth=1)
     expected = network(images(6)).numpy()
     blocks.recompute_blocks(network, interval=1, names=(), on_cpu=True)
     forwards = [block.forward for block in network.blocks]
     close_to(both(network, images(6))[1], expected)
     assert [block.forward for block in network.blocks] == forwards
-    network = model()
+    network = model(depth=1)
     expected = network(images(6)).numpy()
     blocks.compile_blocks(network)
     close_to(both(network, images(6))[1], expected)
