@@ -55,10 +55,24 @@ def check(path: Path, expected, size=32, channels: int = 3, **given) -> set[str]
 # -- torch's files: name → (arrays → what is saved, the model) --------------------------------------
 
 STEPS = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}
-PREFIXES = (
-    "module. model. module.model. _orig_mod. backbone. encoder. net. base_model. vit. student.backbone. "
-    "teacher.backbone. visual. trunk. visual_encoder. ema.module. image_encoder."
-).split()
+PREFIXES = [
+    "module.",
+    "model.",
+    "module.model.",
+    "_orig_mod.",
+    "backbone.",
+    "encoder.",
+    "net.",
+    "base_model.",
+    "vit.",
+    "student.backbone.",
+    "teacher.backbone.",
+    "visual.",
+    "trunk.",
+    "visual_encoder.",
+    "ema.module.",
+    "image_encoder.",
+]
 WRAPPED = {
     **{f"prefix {prefix}": with_prefix(prefix) for prefix in PREFIXES},
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "arch": "x"},
