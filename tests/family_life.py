@@ -108,5 +108,6 @@ def _file(to: str) -> str:
 
 def fields_of(spec: Any) -> dict[str, Any]:
     """A spec as a recipe's Model."""
-    values = dataclasses.asdict(spec)
+    height, width = spec.img_size if isinstance(spec.img_size, (list, tuple)) else (spec.img_size, spec.img_size)
+    values = dataclasses.asdict(spec) | {"img_size": height if height == width else [height, width]}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

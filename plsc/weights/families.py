@@ -118,7 +118,11 @@ class Family:
         path = Path(os.path.abspath(path))  # links stay: Hugging Face's cache consists of them
         cached = [part.rpartition("--")[2] for part in path.parts[:-1] if part.startswith("models--")]
         for place in (path.name, path.parent.name, *cached[-1:]):
-            fitting = [name for name in self.architectures if re.match(rf"{re.escape(name)}(?![^.-])", place)]
+            fitting = [
+                name
+                for name in self.architectures
+                if place.startswith(name) and place[len(name) : len(name) + 1] in ("", ".", "-")
+            ]
             if fitting:
                 return max(fitting, key=len)
         return None
