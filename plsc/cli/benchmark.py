@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   plsc benchmark output/mine
   plsc benchmark output/mine mine_paddle mine_onnx --batch-sizes 1,8,32 --seconds 5 --output speed.json
-  plsc benchmark -c digits                                     the recipe's model, with fresh weights
-  plsc benchmark -c digits --train                             its updates, at its batch size
+  plsc benchmark -c digits                                   # its model, with fresh weights
+  plsc benchmark -c digits --train                           # its updates, at its batch size
   plsc benchmark -c my_run.yaml --train --batch-sizes 8,16 -o Global.device_tflops=0.5 --json
 """
 
