@@ -49,7 +49,6 @@ def plsc(model: str, batch: int, folder: Path, **changes: object) -> Callable[[]
 
     environment.import_paddle()
     environment.keep_freed_memory()
-    train_step.register_data()
     trainer, batches = train_step.trainer(
         folder / "run", model=f"ViT_{NAMES[model]}_patch16_224", batch_size=batch, **changes
     )

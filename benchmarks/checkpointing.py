@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to write to; by default a temporary folder")
     arguments = parser.parse_args()
     environment.import_paddle()
-    train_step.register_data()
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         measure(folder / "run", arguments)
