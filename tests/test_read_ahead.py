@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import time
 
@@ -77,6 +78,12 @@ def order_of(data, batch_size: int, lanes: int = 1, rank: int = 0, world: int = 
     )
 
 
+def only_copy() -> bytes:
+    """The one file in the cache."""
+    (copy,) = [path for path in remote.LocalCopies(None, None).folder.iterdir() if not path.name.startswith(".")]
+    return copy.read_bytes()
+
+
 def loader_of(data, batch_size: int, workers: int = 0) -> Loader:
     fetcher = Fetcher(data, [lambda image, rng: PIXELS], seed=0, class_num=None)
     return Loader(fetcher, batch_size=batch_size, num_workers=workers)
@@ -143,8 +150,33 @@ def test_a_large_file_comes_in_parts_and_only_lost_ones_again(store, monkeypatch
     assert [number(data[k]) for k in range(10)] == list(range(10))
     parts = -(-len(store.files[path]) // 100_000)
     assert store.asked_for(path) == parts + 1
-    (copy,) = [p for p in remote.LocalCopies(None, None).folder.iterdir() if not p.name.startswith(".")]
-    assert copy.read_bytes() == store.files[path]
+    assert only_copy() == store.files[path]
+
+
+def test_a_disk_that_takes_little_at_a_time(store, monkeypatch):
+    monkeypatch.setattr(remote, "_BLOCK", 5000)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, content, start: pwrite(file, content[:700], start))
+    store.files["/bucket/a"] = os.urandom(12_345)
+    remote.LocalCopies(None, None).path_of(f"{store.address}/bucket/a")
+    assert only_copy() == store.files["/bucket/a"]
+
+
+@pytest.mark.parametrize(
+    ("pwrite", "message"),
+    [
+        (lambda file, content, start: 0, "the disk takes no more bytes; 5000 of 5000 at byte 0 are left"),
+        (lambda file, content, start: len(content), "the copy has 0 of 12345 bytes"),
+    ],
+)
+def test_a_copy_with_bytes_missing_is_not_kept(store, monkeypatch, pwrite, message):
+    monkeypatch.setattr(remote, "_BLOCK", 5000)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    store.files["/bucket/a"] = os.urandom(12_345)
+    copies = remote.LocalCopies(None, None)
+    with pytest.raises(DataError, match=f"bucket/a: cannot be fetched: {message}"):
+        copies.path_of(f"{store.address}/bucket/a")
+    assert [path.name for path in copies.folder.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_server_without_ranges(store, monkeypatch):

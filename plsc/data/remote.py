@@ -158,8 +158,8 @@ class _NoParts(Exception):
 
 def _fetch_whole(filesystem: Any, path: str, copy: Path, size: int | None) -> None:
     filesystem.get_file(path, str(copy))
-    if size is not None and size != copy.stat().st_size:
-        raise OSError(f"{copy.stat().st_size} of {size} bytes came")
+    if size is not None:
+        _require_size(copy, size)
 
 
 def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: int) -> None:
@@ -181,7 +181,7 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
                     raise OSError(f"{len(content)} of {end - start} bytes came")
                 return content
 
-            os.pwrite(file.fileno(), _persistently(address, block), start)
+            _write_at(file.fileno(), _persistently(address, block), start)
 
         fetch(0)
         blocks = [pool.submit(fetch, start) for start in range(_BLOCK, size, _BLOCK)]
@@ -191,6 +191,22 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        _require_size(copy, size)
+
+
+def _write_at(descriptor: int, content: bytes, start: int) -> None:
+    """Write all of it: a system call may take less, on a disk that is nearly full say."""
+    rest = memoryview(content)
+    while len(rest):
+        written = os.pwrite(descriptor, rest, start)
+        if not written:
+            raise OSError(f"the disk takes no more bytes; {len(rest)} of {len(content)} at byte {start} are left")
+        rest, start = rest[written:], start + written
+
+
+def _require_size(copy: Path, size: int) -> None:
+    if copy.stat().st_size != size:
+        raise OSError(f"the copy has {copy.stat().st_size} of {size} bytes")
 
 
 def _persistently(address: str, ask: Callable[[], T]) -> T:
