@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ def store(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "_hosts_without_parts", set())
     yield store
     store.close()
 
@@ -185,6 +187,33 @@ def test_a_server_without_ranges(store, monkeypatch):
     data = WebDataset(fill(store, 1, 5))
     store.faults["/bucket/000.tar"] = [503, "drop"]
     assert number(data[4]) == 4
+
+
+def test_a_large_file_of_a_server_without_ranges_goes_past_memory(store):
+    """That it has none is learned by one request, whose answer is not read; later files are asked for once."""
+    store.ranges = False
+    size = 64 << 20
+    store.files |= {f"/bucket/{name}": bytes(size) for name in "ab"}
+    copies = remote.LocalCopies(None, None)
+    tracemalloc.start()
+    try:
+        sizes = [copies.path_of(f"{store.address}/bucket/{name}").stat().st_size for name in "ab"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sizes == [size, size]
+    assert peak < size / 4
+    parts = [(path, part) for method, path, part in store.requests if method == "GET"]
+    first = f"bytes=0-{remote._BLOCK - 1}"
+    assert parts == [("/bucket/a", first), ("/bucket/a", None), ("/bucket/b", None)]
+
+
+def test_a_server_that_gives_small_files_as_a_whole_is_not_taken_for_one_without_ranges(store):
+    store.ranges = False
+    store.files["/bucket/a"] = b"content"
+    remote.LocalCopies(None, None).path_of(f"{store.address}/bucket/a")
+    assert only_copy() == b"content" and store.asked_for("/bucket/a") == 1
+    assert not remote._hosts_without_parts
 
 
 def test_faults_that_stay_are_an_error(store, monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from plsc.data.index import cache_folder
 from plsc.errors import ConfigError, DataError
@@ -28,6 +29,8 @@ _CONNECTIONS = 4  # blocks of one file that are on their way
 _TRIES = 6  # of one block: over 15 to 30 seconds where the answer is an error
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _SILENT_SECONDS = 30.0  # without a byte, after which a connection counts as lost
+
+_hosts_without_parts: set[str] = set()  # that answered a request for a part of a file with all of it
 
 
 def is_remote(path: str) -> bool:
@@ -114,18 +117,8 @@ class LocalCopies:
     def _fetch(self, address: str, copy: Path):
         filesystem, path = _filesystem(address)
         try:
-            try:
-                info = _persistently(address, lambda: filesystem.info(path))
-            except NotImplementedError:
-                info = {}
             with replacing_file(copy) as writing:
-                size = info.get("size")
-                try:
-                    if not size or info.get("partial") is False:
-                        raise _NoParts
-                    _fetch_blocks(address, filesystem, path, writing, size)
-                except _NoParts:
-                    _persistently(address, lambda: _fetch_whole(filesystem, path, writing, size))
+                _fetch_file(address, filesystem, path, writing)
         except Exception as error:
             raise DataError(f"{address}: cannot be fetched: {_shown(error)}") from error
 
@@ -156,6 +149,22 @@ class _NoParts(Exception):
     """The storage gives files as a whole only."""
 
 
+def _fetch_file(address: str, filesystem: Any, path: str, copy: Path) -> None:
+    """Fetch a file in parts where the storage gives them, else as a whole."""
+    try:
+        info = _persistently(address, lambda: filesystem.info(path))
+    except NotImplementedError:
+        info = {}
+    size, host = info.get("size"), urlsplit(address).netloc
+    if size and info.get("partial") is not False and host not in _hosts_without_parts:
+        try:
+            _fetch_blocks(address, filesystem, path, copy, size)
+            return
+        except _NoParts:
+            _hosts_without_parts.add(host)
+    _persistently(address, lambda: _fetch_whole(filesystem, path, copy, size))
+
+
 def _fetch_whole(filesystem: Any, path: str, copy: Path, size: int | None) -> None:
     filesystem.get_file(path, str(copy))
     if size is not None:
@@ -166,7 +175,7 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
     """Fetch a file block by block, several at a time, so that neither latency nor one connection is the limit.
 
     Raises:
-        _NoParts: asked for a part, the storage sends more.
+        _NoParts: asked for a part, the storage sends the whole file.
     """
     with open(copy, "wb") as file, ThreadPoolExecutor(_CONNECTIONS, "plsc-fetch") as pool:
 
@@ -174,9 +183,7 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
             end = min(start + _BLOCK, size)
 
             def block() -> bytes:
-                content = filesystem.cat_file(path, start=start, end=end)
-                if len(content) > end - start:
-                    raise _NoParts
+                content = _part(filesystem, path, start, end)
                 if len(content) < end - start:
                     raise OSError(f"{len(content)} of {end - start} bytes came")
                 return content
@@ -192,6 +199,37 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         _require_size(copy, size)
+
+
+def _part(filesystem: Any, path: str, start: int, end: int) -> bytes:
+    """The bytes from `start` to `end`, or fewer. Raises _NoParts, for a web server before more are read."""
+    if path.startswith(("http://", "https://")):
+        from fsspec.asyn import sync
+
+        content = sync(filesystem.loop, _part_from_web, filesystem, path, start, end)
+    else:
+        content = filesystem.cat_file(path, start=start, end=end)
+    if len(content) > end - start:
+        raise _NoParts
+    return content
+
+
+async def _part_from_web(filesystem: Any, url: str, start: int, end: int) -> bytes:
+    # fsspec's own way reads whatever comes into memory, the whole file too
+    headers = {
+        **filesystem.kwargs.get("headers", {}),
+        "Range": f"bytes={start}-{end - 1}",
+        "Accept-Encoding": "identity",
+    }
+    session = await filesystem.set_session()
+    async with session.get(filesystem.encode_url(url), **{**filesystem.kwargs, "headers": headers}) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        is_whole = start == 0 and answer.content_length == end  # asked for all of a file, a server may answer 200
+        if answer.status != 206 and not is_whole:
+            raise _NoParts
+        return await answer.read()
 
 
 def _write_at(descriptor: int, content: bytes, start: int) -> None:
