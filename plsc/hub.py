@@ -196,7 +196,7 @@ class Repository:
     """A repository of the hub that may be written to, as far as is known without asking the hub.
 
     Attributes:
-        name: OWNER/NAME. private: whether it is created as one that only its owner sees.
+        name: OWNER/NAME. private: whether only its owner may see it; it is created so, and a public one refused.
     """
 
     name: str
@@ -238,14 +238,20 @@ class Repository:
             The repository's address.
 
         Raises:
-            CheckpointError: the hub cannot be reached or refuses, or the repository has other weights, or documents of
-                other weights, beside which these would not be found.
+            CheckpointError: the hub cannot be reached or refuses, the repository is public although a private one was
+                asked for, or it has other weights, or documents of other weights, beside which these would not be
+                found.
         """
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="plsc")
         with self._reaching(api):
-            api.create_repo(self.name, private=self.private or None, exist_ok=True)
+            api.create_repo(self.name, private=self.private or None, exist_ok=True)  # one that is there stays as it is
+            if self.private and not api.repo_info(self.name).private:
+                raise CheckpointError(
+                    f"{self.name}: is public, and nothing was uploaded; make it private at "
+                    f"{api.endpoint}/{self.name}/settings, push to another name, or leave out --private"
+                )
             there = set(api.list_repo_files(self.name))
             ours = {path.name for path in files}
             others = sorted(name for name in there - ours if _is_of_weights(name))

@@ -52,8 +52,8 @@ class HubServer(Server):
             name = f"{content['organization']}/{content['name']}"
             if name in self.repositories:
                 return {"error": "You already created this model repo", "url": f"{self.address}/{name}"}, 409
-            self._store(name, {".gitattributes": b""})
             self.private |= {name} if content.get("private") or content.get("visibility") == "private" else set()
+            self._store(name, {".gitattributes": b""})
             return {"url": f"{self.address}/{name}", "name": name}, 200
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
@@ -90,7 +90,8 @@ class HubServer(Server):
         """Have a repository, and all that the client may ask of its newest commit."""
         self.repositories[name] = contents
         sha = _sha(contents)
-        listing = {"id": name, "sha": sha, "siblings": [{"rfilename": file} for file in contents]}
+        files = [{"rfilename": file} for file in contents]
+        listing = {"id": name, "sha": sha, "private": name in self.private, "siblings": files}
         tree = [
             {"type": "file", "path": file, "size": len(content), "oid": "0" * 40} for file, content in contents.items()
         ]

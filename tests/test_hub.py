@@ -149,6 +149,19 @@ def test_private(server, weights):
     assert server.private == {"me/secret"}
 
 
+def test_what_is_to_be_private_does_not_go_into_a_public_repository(server, weights):
+    """The hub leaves a repository that is there as public as it is."""
+    for name, private in (("me/open", False), ("me/secret", True)):
+        plsc.convert_weights(weights, "safetensors", push=name, private=private)
+    before = len(server.requests)
+    with pytest.raises(CheckpointError, match=r"me/open: is public, and nothing was uploaded; .*leave out --private"):
+        plsc.convert_weights(weights, "safetensors", push="me/open", private=True)
+    assert {path for method, path, _ in server.requests[before:] if method != "GET"} == {"/api/repos/create"}
+    assert len(server.commits) == 2
+    plsc.convert_weights(weights, "safetensors", push="me/secret", private=True)
+    assert len(server.commits) == 3
+
+
 def test_the_command(server, weights, capsys):
     assert main(["convert", str(weights), "--to", "timm", "--push", "me/tiny", "--license", "mit"]) == 0
     assert f"pushed {server.address}/me/tiny, which plsc opens as hf:me/tiny" in capsys.readouterr().out
