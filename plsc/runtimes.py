@@ -9,10 +9,11 @@ import os
 import queue
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class _Session:
     """One predictor of Paddle Inference as a function, for one thread at a time.
 
     Args:
-        prints: whether its first run may print: oneDNN does so when the process sees some operations first.
+        prints: whether its first run may print a note, which is left out.
     """
 
     def __init__(self, file: Path, predictor: Any, *, prints: bool = True):
@@ -88,7 +89,7 @@ class _Session:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         self._entry.copy_from_cpu(np.ascontiguousarray(images))
         try:
-            with captured_output() if self._prints else contextlib.nullcontext():
+            with _without_note() if self._prints else contextlib.nullcontext():
                 self._predictor.run()
         except (RuntimeError, ValueError) as error:
             raise _does_not_run(self._file, images, error) from error
@@ -117,7 +118,7 @@ def _paddle_predictor(file: Path, threads: int) -> Any:
     else:
         config.enable_custom_device(kind, int(number or 0))
     try:
-        with captured_output():
+        with _without_note():
             return inference.create_predictor(config)
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(f"{file}: Paddle Inference cannot load it: {_last_line(error)}") from error
@@ -165,25 +166,53 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+_NOTE = b"ReduceMeanCheckIfOneDNNSupport\n"  # which Paddle prints on stdout when it first meets the operation
+_REDIRECTING = threading.RLock()  # descriptors are those of the whole process
+
+
 @contextlib.contextmanager
 def captured_output() -> Iterator[Callable[[], str]]:
-    """Context in which nothing is printed, also by compiled libraries; yields what reads the text that was."""
-    _flush()
-    kept = [os.dup(1), os.dup(2)]
-    with tempfile.TemporaryFile() as file:
+    """Context in which nothing is printed, also by compiled libraries; yields what reads the text that was.
+
+    What other threads print meanwhile is in it, too. One thread at a time captures; others wait.
+    """
+    with tempfile.TemporaryFile() as file, _redirected(file, 1, 2):
 
         def printed() -> str:
             _flush()
             file.seek(0)
             return file.read().decode(errors="replace")
 
+        yield printed
+
+
+@contextlib.contextmanager
+def _without_note() -> Iterator[None]:
+    """Context that leaves Paddle's note out of stdout; what else is printed, by any thread, appears at its end."""
+    with _REDIRECTING, tempfile.TemporaryFile() as file:
         try:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            yield printed
+            with _redirected(file, 1):
+                yield
+        finally:
+            file.seek(0)
+            if rest := file.read().replace(_NOTE, b""):
+                with open(1, "wb", closefd=False) as stdout:
+                    stdout.write(rest)
+
+
+@contextlib.contextmanager
+def _redirected(file: IO[bytes], *descriptors: int) -> Iterator[None]:
+    """Context in which the process writes into a file instead; one thread at a time."""
+    with _REDIRECTING:
+        _flush()
+        kept = {number: os.dup(number) for number in descriptors}
+        try:
+            for number in kept:
+                os.dup2(file.fileno(), number)
+            yield
         finally:
             _flush()
-            for number, descriptor in enumerate(kept, start=1):
+            for number, descriptor in kept.items():
                 os.dup2(descriptor, number)
                 os.close(descriptor)
 
