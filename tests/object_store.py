@@ -20,7 +20,7 @@ class ObjectStore:
     Attributes:
         files: path → content.
         faults: path → what happens to the next requests for its content, in order: 503, or "drop" after a third of it,
-            or "stall", which sends nothing for a second.
+            or "stall", which sends nothing for a second, or bytes, which replace it first, or None.
         requests: (method, path, Range) of every request.
         ranges: whether parts of files can be asked for.
     """
@@ -76,6 +76,8 @@ class ObjectStore:
         if fault == 503:
             self._send(handler, 503, b"")
             return
+        if isinstance(fault, bytes):
+            self.files[path] = content = fault
         status, headers = 200, {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}
         if self.ranges:
             headers["Accept-Ranges"] = "bytes"

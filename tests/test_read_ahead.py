@@ -80,6 +80,11 @@ def order_of(data, batch_size: int, lanes: int = 1, rank: int = 0, world: int = 
     )
 
 
+def require_s3() -> None:
+    """Skip without s3fs; what it remembers of an earlier test's store is forgotten."""
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+
+
 def only_copy() -> bytes:
     """The one file in the cache."""
     (copy,) = [path for path in remote.LocalCopies(None, None).folder.iterdir() if not path.name.startswith(".")]
@@ -216,6 +221,40 @@ def test_a_server_that_gives_small_files_as_a_whole_is_not_taken_for_one_without
     assert not remote._hosts_without_parts
 
 
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+@pytest.mark.parametrize("size", [50_000, 70_000, 20_000])
+def test_a_file_that_is_replaced_while_it_comes(store, monkeypatch, protocol, size):
+    """By one of the same size, a longer or a shorter one: the copy is of one version."""
+    if protocol == "s3":
+        require_s3()
+    monkeypatch.setattr(remote, "_BLOCK", 10_000)
+    newer = b"b" * size
+    store.files["/bucket/a"] = b"a" * 50_000
+    store.faults["/bucket/a"] = [None, None, newer]
+    pattern = "s3://bucket/*" if protocol == "s3" else f"{store.address}/bucket/a"
+    (address,) = remote.list_remote(pattern)
+    remote.LocalCopies(None, None).path_of(address)
+    assert only_copy() == newer
+
+
+def test_a_file_that_keeps_changing_is_an_error(store, monkeypatch):
+    monkeypatch.setattr(remote, "_BLOCK", 10_000)
+    store.files["/bucket/a"] = bytes(30_000)
+    store.faults["/bucket/a"] = [bytes([k]) * 30_000 for k in range(1, 100)]
+    copies = remote.LocalCopies(None, None)
+    with pytest.raises(DataError, match=r"bucket/a: cannot be fetched: its size, ETag or time changed .* 3 times"):
+        copies.path_of(f"{store.address}/bucket/a")
+    assert store.asked_for("/bucket/a") == 9
+    assert [path.name for path in copies.folder.iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize("key", ["ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "size"])
+def test_what_distinguishes_versions(key):
+    before = {"name": "a", "type": "file", key: 1}
+    assert remote._version(before) != remote._version({**before, key: 2})
+    assert remote._version(before) == remote._version({**before, "name": "b"})
+
+
 def test_faults_that_stay_are_an_error(store, monkeypatch):
     monkeypatch.setattr(remote, "_TRIES", 3)
     data = WebDataset(fill(store, 1, 5))
@@ -235,7 +274,7 @@ def test_a_file_that_is_not_there_is_asked_for_once(store):
 
 def test_s3(store):
     """Listed and read by S3's own protocol, with a fault on the way."""
-    pytest.importorskip("s3fs")
+    require_s3()
     fill(store, 3, 4)
     store.faults["/bucket/001.tar"] = [503]
     data = WebDataset("s3://bucket/*.tar")

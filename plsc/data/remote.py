@@ -27,6 +27,8 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _BLOCK = 8 << 20  # bytes asked for at once
 _CONNECTIONS = 4  # blocks of one file that are on their way
 _TRIES = 6  # of one block: over 15 to 30 seconds where the answer is an error
+_VERSIONS = 3  # of one file that changes while its blocks are fetched
+_VERSION_KEYS = {"size", "etag", "lastmodified", "mtime"}  # of fsspec's info, without - and _
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _SILENT_SECONDS = 30.0  # without a byte, after which a connection counts as lost
 
@@ -150,19 +152,48 @@ class _NoParts(Exception):
 
 
 def _fetch_file(address: str, filesystem: Any, path: str, copy: Path) -> None:
-    """Fetch a file in parts where the storage gives them, else as a whole."""
-    try:
-        info = _persistently(address, lambda: filesystem.info(path))
-    except NotImplementedError:
-        info = {}
-    size, host = info.get("size"), urlsplit(address).netloc
-    if size and info.get("partial") is not False and host not in _hosts_without_parts:
+    """Fetch a file in parts where the storage gives them, else as a whole.
+
+    Parts are of one version: where the file has changed when the last has come, all are fetched again.
+    """
+    host = urlsplit(address).netloc
+    for _ in range(_VERSIONS):
+        info = _persistently(address, lambda: _info(filesystem, path))
+        size = info.get("size")
+        if not size or info.get("partial") is False or host in _hosts_without_parts:
+            break
         try:
             _fetch_blocks(address, filesystem, path, copy, size)
-            return
         except _NoParts:
             _hosts_without_parts.add(host)
+            break
+        except Exception:  # parts that a shorter version does not have, for example
+            if _version(_info(filesystem, path)) == _version(info):
+                raise
+        else:
+            if _version(_persistently(address, lambda: _info(filesystem, path))) == _version(info):
+                return
+        log.info("%s: changed while it was fetched", address)
+    else:
+        raise OSError(
+            f"its size, ETag or time changed while it was fetched, {_VERSIONS} times in a row; "
+            "start again when it is no longer written to"
+        )
     _persistently(address, lambda: _fetch_whole(filesystem, path, copy, size))
+
+
+def _info(filesystem: Any, path: str) -> dict[str, Any]:
+    """What the storage knows of a file now; nothing for a storage that cannot be asked."""
+    filesystem.invalidate_cache(path)  # listings that s3fs and others remember
+    try:
+        return filesystem.info(path)
+    except NotImplementedError:
+        return {}
+
+
+def _version(info: dict[str, Any]) -> dict[str, Any]:
+    """The entries that differ between two versions of a file. Stores spell them ETag or etag, for example."""
+    return {key: value for key, value in info.items() if re.sub("[-_]", "", key).lower() in _VERSION_KEYS}
 
 
 def _fetch_whole(filesystem: Any, path: str, copy: Path, size: int | None) -> None:
