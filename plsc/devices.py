@@ -163,8 +163,8 @@ def _require(name: str) -> None:
     devices = count_devices(kind)
     if devices.lack is not None:
         raise DeviceError(_unusable(name, devices.lack.reason, devices.lack.remedy))
-    selected = f"FLAGS_selected_{kind}s"  # set by the launcher, for each process
-    index = int(number) if colon else int(os.environ.get(selected, "0").split(",")[0])
+    selected = _selected(kind)
+    index = int(number) if colon else selected
     if index < devices.count:
         return
     known = f"the devices of the kind {kind} here are those of the numbers {drivers.numbers(devices.count)}"
@@ -176,6 +176,20 @@ def _require(name: str) -> None:
     limits = drivers.FAMILIES[kind].variables if kind in drivers.FAMILIES else ()
     limit = next((f" ({variable} is {os.environ[variable]!r})" for variable in limits if variable in os.environ), "")
     raise DeviceError(f"Global.device is {name!r}, but {known}{limit}")
+
+
+def _selected(kind: str) -> int:
+    """The number of the device that the launcher chose for this process; 0 without one."""
+    variable = f"FLAGS_selected_{kind}s"
+    number = os.environ.get(variable, "0").split(",")[0].strip()
+    if not number:
+        os.environ[variable] = number = "0"  # Paddle reads a number from it too
+    if not (number.isascii() and number.isdecimal()):
+        raise DeviceError(
+            f"the environment variable {variable} is {os.environ[variable]!r}, but begins with the number of a device\n"
+            "  what to do: unset it, the launcher sets it itself; or write a number such as 0"
+        )
+    return int(number)
 
 
 def _unusable(name: str, reason: str, remedy: str) -> str:

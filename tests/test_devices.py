@@ -3,6 +3,7 @@
 On folders with the files of many machines, and on this machine.
 """
 
+import os
 import types
 from pathlib import Path
 
@@ -206,6 +207,8 @@ def test_auto_says_why_it_is_the_cpu(gpu_build, monkeypatch):
         ("gpu:2", 2, {}, ["'gpu:2'", "0 to 1"]),
         ("gpu:1", 1, {"CUDA_VISIBLE_DEVICES": "3"}, ["'gpu:1'", "numbers 0", "CUDA_VISIBLE_DEVICES is '3'"]),
         ("gpu", 2, {"FLAGS_selected_gpus": "2"}, ["launcher", "gpu:2", "--nproc_per_node"]),
+        ("gpu", 2, {"FLAGS_selected_gpus": "one"}, ["variable FLAGS_selected_gpus is 'one'", "unset it"]),
+        ("gpu:1", 2, {"FLAGS_selected_gpus": "-1,0"}, ["variable FLAGS_selected_gpus is '-1,0'", "unset it"]),
         ("gpu:one", 2, {}, ["'gpu:one'", "gpu:0"]),
         ("gpu:-1", 2, {}, ["'gpu:-1'", "gpu:0"]),
     ],
@@ -227,6 +230,17 @@ def test_a_device_that_is_there_is_set(gpu_build, monkeypatch):
     monkeypatch.setenv("FLAGS_selected_gpus", "1")
     assert devices.select_device("gpu") == "gpu"
     assert chosen == ["gpu:1", "gpu"]
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_variable_of_the_launcher_is_the_first_device(gpu_build, monkeypatch, value):
+    """For Paddle too, which reads a number from it."""
+    gpu_build.answer = 1
+    variable, numbers = "FLAGS_selected_gpus", []
+    monkeypatch.setattr(paddle, "set_device", lambda name: numbers.append(int(os.environ[variable])))
+    monkeypatch.setenv(variable, value)
+    assert devices.select_device("gpu") == "gpu"
+    assert numbers == [0]
 
 
 def test_two_builds_that_overwrite_each_other(cpu_build, monkeypatch):
