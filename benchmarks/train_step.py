@@ -41,7 +41,13 @@ def recipe(folder: Path, *, model: str = MODEL, batch_size: int = BATCH, steps: 
         "Optimizer": {"name": "AdamW", "weight_decay": 0.05, "grad_clip": {"clip_norm": 1.0}},
         "DataLoader": {
             "Train": {
-                "dataset": {"name": "RandomPixels", "classes": CLASSES, "transform_ops": transforms},
+                "dataset": {
+                    "name": "RandomPixels",
+                    "height": SIZE,
+                    "width": SIZE,
+                    "classes": CLASSES,
+                    "transform_ops": transforms,
+                },
                 "sampler": {"batch_size": batch_size, "shuffle": True, "drop_last": True},
             }
         },

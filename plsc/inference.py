@@ -20,6 +20,7 @@ from paddle.static import InputSpec
 from plsc import compat, environment, files, runtimes
 from plsc.errors import DeviceError
 from plsc.models.base import Deployable
+from plsc.models.spec import flops
 
 log = logging.getLogger("plsc")
 
@@ -29,6 +30,7 @@ Mode = Literal["auto", "graph", "dygraph"]
 TOLERANCE = 1e-5  # of outputs, between graph and dygraph, as a fraction of the largest
 _CHECKED = 4  # pictures that both compute: fewer than the graph takes, so that one which mixes pictures is found out
 _SAVED = 0.4  # of dygraph's time; processor time measured: 0.5 with ViT-Ti, 0.35 with ViT-B
+_SPEED = 8e10  # operations a second of dygraph on one core, measured with ViT-Ti
 _SECONDS, _SECONDS_A_PARAMETER = 0.4, 1.5e-8  # that making a graph takes, before one was made
 _STREAM_BYTES = 2**29  # that streams may take, where they are several
 _ROWS = 32  # of a stream at a time; fewer take longer a picture (5: a fifth more than 25, on a busy machine)
@@ -81,37 +83,33 @@ class Inference:
     def answer(self, network: Network, images: paddle.Tensor) -> paddle.Tensor:
         """As a call, of weights that stay as they are and images whose number is unknown; in any thread.
 
-        Once dygraph has taken so long that a graph would have paid, as much again is expected and the graph made.
+        Once dygraph has taken so long that a graph would have paid, as much again is expected and the graph made: in
+        the main thread only, since recording a network stops the dygraph of other threads. In mode graph the first
+        images wait for it, in whatever thread they come.
         """
+        if self.mode == "graph":
+            with self._making:
+                if self.undecided:
+                    self.convert(network, images)
         if not self.undecided:
             return self(network, images)
         started = time.perf_counter()
         outputs = network(images)
         self._spent += time.perf_counter() - started
-        if (self.mode == "graph" or self.repays(network, self._spent)) and self._making.acquire(blocking=False):
-            try:
-                self.convert(network, images)
-            finally:
-                self._making.release()
+        repays = _SAVED * self._spent > (self._cost or _expected_seconds(network))
+        if repays and threading.current_thread() is threading.main_thread():
+            self.convert(network, images)
         return outputs
 
-    def pays(self, network: Network, images: paddle.Tensor, pictures: int) -> bool:
-        """Whether a graph saves more time than it takes, by what some of these images take in dygraph.
+    def pays(self, network: Network, pictures: int) -> bool:
+        """Whether a graph for so many pictures saves more time than it takes, by counts alone.
 
-        Args:
-            pictures: that are to be computed.
+        No time is measured, so that a run which is repeated or continued computes the same bits. A network whose
+        operations plsc cannot count stays in dygraph.
         """
         if self.mode == "graph" or not self.undecided:
             return self.undecided
-        some = images[:_CHECKED]
-        network(some)  # the first forward takes longer
-        started = time.perf_counter()
-        network(some)
-        return self.repays(network, pictures * (time.perf_counter() - started) / len(some))
-
-    def repays(self, network: Network, seconds: float) -> bool:
-        """Whether a graph saves more time than it takes, where dygraph takes so many seconds."""
-        return self.undecided and _SAVED * seconds > (self._cost or _expected_seconds(network))
+        return _SAVED * pictures * _operations(network) / _SPEED > _expected_seconds(network)
 
     def convert(self, network: Network, images: paddle.Tensor) -> None:
         """Make the graph of a network in evaluation mode, for batches like these images.
@@ -213,6 +211,14 @@ def _compared(graph: runtimes.Streams, network: Network, images: paddle.Tensor) 
             f"{TOLERANCE:.0e} of the largest is tolerated"
         )
     return paddle.to_tensor(outputs)
+
+
+def _operations(network: Network) -> int:
+    """Of one picture's forward; 0 where they cannot be counted."""
+    try:
+        return flops(getattr(network, "spec", None))
+    except TypeError:
+        return 0
 
 
 def _expected_seconds(network: Network) -> float:

@@ -729,7 +729,7 @@ def test_a_predictor_runs_on_the_device_asked_for(model, tmp_path, monkeypatch, 
     path, chosen, used = model, ["gpu:0"], []
     if kind == "export":
         exported(model, path := tmp_path / "out", format="paddle")
-    with pytest.raises(DeviceError, match="'xpu', which the installed Paddle"):
+    with pytest.raises(DeviceError, match="'xpu', but the installed paddlepaddle"):
         predictor.load_predictor(path, device="xpu")
     monkeypatch.setattr(paddle, "set_device", chosen.append)
     monkeypatch.setattr(paddle, "get_device", lambda: chosen[-1])

@@ -219,40 +219,45 @@ def test_a_model_that_is_fine_becomes_one():
     assert len(lines) == 1 and "was made in" in lines[0]
 
 
-def test_what_pays(monkeypatch):
-    """Pictures times the measured time of one, against the time that a graph takes."""
-
-    class Slow(nn.Layer):
-        def forward(self, x):
-            time.sleep(0.002 * len(x))
-            return x
-
-    network, batch = Slow(), images(8)
-    monkeypatch.setattr(inference, "_SECONDS", 0.4)
-    assert not Inference().pays(network, batch, 100)  # saves 0.08 s
-    assert Inference().pays(network, batch, 10_000)  # saves 8 s
-    assert Inference("graph").pays(network, batch, 1)
-    assert not Inference("dygraph").pays(network, batch, 10**9)
-    run = Inference()
-    run._cost = 100.0  # as it was measured
-    assert not run.pays(network, batch, 10_000)
+def test_what_pays():
+    """By counts: the same in every run, so that a continued one computes the same bits."""
+    network = VisionTransformer(ViTSpec(embed_dim=192, num_heads=3, depth=1, class_num=10))  # 0.3 GFLOPs a picture
+    assert not Inference().pays(network, 100)  # saves 0.1 s
+    assert Inference().pays(network, 1000)  # saves 1 s
+    assert Inference("graph").pays(network, 1)
+    assert not Inference("dygraph").pays(network, 10**9)
+    assert not Inference().pays(nn.Linear(2, 2), 10**9), "operations that nobody has counted"
 
 
-def test_work_of_unknown_length(monkeypatch):
-    """Dygraph, until it has taken so long that a graph would have paid; in several threads one makes it."""
+def test_work_of_unknown_length():
+    """Dygraph, until it has taken so long that a graph would have paid; then the main thread makes one."""
     network, batch = model(), images(8)
-    run, threads = Inference(use="prediction"), ThreadPoolExecutor(3)
-    with paddle.no_grad():
+    run = Inference(use="prediction")
+    with paddle.no_grad(), ThreadPoolExecutor(3) as threads:
         expected = network(batch).numpy()
         run._cost = 1e9
         run.answer(network, batch)
         assert run.undecided and 0.0 < run._spent < 60.0
         run._cost = 1e-9
-        answers = list(threads.map(paddle.no_grad()(lambda _: run.answer(network, batch).numpy()), range(12)))
+        work = paddle.no_grad()(lambda _: run.answer(network, batch).numpy())
+        answers = list(threads.map(work, range(6)))
+        assert run.undecided, "recording in one thread stops the dygraph of others"
+        answers.append(work(None))
         assert not run.undecided
+        answers += threads.map(work, range(6))
         for answer in answers:
             close_to(answer, expected)
         close_to(run.answer(lambda images: pytest.fail("dygraph"), batch).numpy(), expected)
+        run.close()
+
+
+def test_threads_wait_for_a_graph_that_is_asked_for():
+    network, batch = model(), images(8)
+    run = Inference("graph", use="prediction")
+    with paddle.no_grad(), ThreadPoolExecutor(3) as threads:
+        expected = network(batch).numpy()
+        for answer in threads.map(paddle.no_grad()(lambda _: run.answer(network, batch).numpy()), range(12)):
+            close_to(answer, expected)
         run.close()
 
 

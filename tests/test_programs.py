@@ -85,7 +85,7 @@ def test_the_benchmark_of_a_training_step_runs(monkeypatch, capsys, process_stat
     monkeypatch.setattr(sys, "argv", ["train_step.py", "--rounds", "1", "--steps", "1"])
     module.main()
     printed = capsys.readouterr().out
-    assert len(set(ran)) == 4 and "bare Paddle loop" in printed and "engine / bare loop" in printed
+    assert len(set(ran)) == 4 and "bare Paddle loop" in printed and "plain layers / bare loop" in printed
 
 
 def test_the_benchmark_of_checkpoints_runs(tmp_path, monkeypatch, capsys, process_state):

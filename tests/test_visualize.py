@@ -1021,7 +1021,7 @@ def test_the_recipes_device_is_taken(here, capsys, picture):
     weights = write_weights("model.safetensors", a_model())
     pictures_ = ["red.png"] if picture == "attention" else []
     arguments = ["visualize", picture, "--weights", weights, *pictures_, "-c", "digits", "-o", "Global.device=npu"]
-    assert "Global.device is 'npu', which the installed Paddle" in refused(capsys, *arguments)
+    assert "Global.device is 'npu', but the installed paddlepaddle" in refused(capsys, *arguments)
 
 
 def test_the_pictures_of_the_guide_can_be_drawn_from_a_checkout(here):

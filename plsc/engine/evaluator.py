@@ -163,7 +163,7 @@ class Evaluator:
         """Make the network's graph where that pays for any process; the others' evaluation ends no sooner."""
         if self.inference.mode == "dygraph":
             return
-        pays = self.inference.pays(network, images, -(-self.size // self.world.size))
+        pays = self.inference.pays(network, -(-self.size // self.world.size))
         self.world.barrier()  # not in the collective: a first batch, or a graph, may take a process long
         if self.world.all_reduce_max(paddle.to_tensor([int(pays)])).item() and self.inference.undecided:
             self.inference.convert(network, images)

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REASON = "make test-parity installs them"
 torch = pytest.importorskip("torch", reason=REASON)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # after that: where torch is missing, other tests run in this process
 timm = pytest.importorskip("timm", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
