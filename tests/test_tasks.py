@@ -1,6 +1,7 @@
 """Tasks of others, and models that are no ViT: the loop and the evaluator know nothing of either."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.errors import ConfigError
 from plsc.losses import CELoss
+from plsc.models import cpu_forms
 from plsc.registry import METRICS, MODELS, TASKS
 from plsc.targets import Targets
 from plsc.tasks import Classification, PreparesBatch, Task, TaskOutput
-from tests.helpers import metrics, tiny_digits
+from tests.helpers import log_texts, metrics, tiny_digits
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -113,10 +115,30 @@ class SelfDistillation:
         self.prior, self.updates = paddle.to_tensor(state["prior"]), state["updates"]
 
 
+class Adversarial:
+    """The loss of pictures moved against the network, and a gradient that is taken twice from one graph."""
+
+    def __init__(self, reach: float = 0.0, *, mode: str, loss):
+        self._reach, self._loss, self._training = reach, loss, mode == "Train"
+
+    def __call__(self, network, batch):
+        targets = Targets.of(batch)
+        if not self._training:
+            logits = network(batch["image"])
+            return TaskOutput(self._loss(logits, targets), logits, targets)
+        image = batch["image"].detach()
+        image.stop_gradient = False
+        (direction,) = paddle.grad(self._loss(network(image), targets).mean(), image)
+        logits = network(batch["image"] + self._reach * direction.sign())
+        loss = self._loss(logits, targets)
+        loss.mean().backward(retain_graph=True)
+        return TaskOutput(loss, logits, targets)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The parts above, for this file alone."""
-    parts = {MODELS: [NormalisedConvNet], TASKS: [HowLarge, SelfDistillation], METRICS: [MeanError]}
+    parts = {MODELS: [NormalisedConvNet], TASKS: [HowLarge, SelfDistillation, Adversarial], METRICS: [MeanError]}
     before = {registry: dict(registry._entries) for registry in parts}
     for registry, factories in parts.items():
         for factory in factories:
@@ -183,6 +205,31 @@ def test_a_task_that_begins_on_a_resume_is_reported():
     plsc.train(load(config(steps=2)))
     plsc.train(load(config(steps=3, task={"name": "SelfDistillation"}, resume="auto")))
     assert "has no state of task, which begins now" in Path("run/train.log").read_text()
+
+
+def test_a_task_may_call_paddle_grad_and_take_two_backwards(tmp_path):
+    """On CPU by default. Where pictures stay, gradients are twice those of classification; where they move, others."""
+    tasks = [{"name": "Classification"}, {"name": "Adversarial"}, {"name": "Adversarial", "reach": 0.1}]
+    norms = []
+    for number, task in enumerate(tasks):
+        trainer = assemble(load(config(tmp_path / str(number), task=task)), World())
+        head = trainer.model.head.weight  # zero at first, which gives pictures no gradient
+        head.set_value(paddle.linspace(-1.0, 1.0, head.size).reshape(head.shape))
+        trainer.model.train()
+        norms.append(float(trainer.advance(trainer.feed.loader.run(trainer.sampler.batches(0)))))
+        trainer.feed.loader.close()
+    assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4) and norms[2] > 1.001 * norms[1]
+
+
+def test_quicker_layers_are_for_own_tasks_where_they_are_asked_for(tmp_path):
+    def quick(folder, **globals_):
+        model = assemble(load(config(tmp_path / folder, task={"name": "Adversarial"}, **globals_)), World()).model
+        return any(type(layer).__module__ == cpu_forms.__name__ for layer in model.sublayers())
+
+    with log_texts(logging.INFO) as texts:
+        assert not quick("default")
+    assert sum("task Adversarial is not plsc's" in text for text in texts) == 1
+    assert quick("asked", cpu_forms=True) and not quick("refused", cpu_forms=False)
 
 
 def test_classification_is_a_task_like_others():

@@ -60,7 +60,7 @@ class Global(Section):
     loggers: tuple[Literal["visualdl", "tensorboard", "wandb"], ...] = ()  # besides metrics.jsonl
     profiler_options: str | None = None  # "batch_range=[10,20];sorted_key=total", see docs/training.md
     to_static: bool = False  # compile each transformer block
-    cpu_forms: bool = True  # on CPU: layers by kernels that are quicker there, equal to 1e-5; not with to_static
+    cpu_forms: bool | None = None  # on CPU: layers by quicker kernels, see docs/training.md; default: for plsc's tasks
     inference: Literal["auto", "graph", "dygraph"] = "auto"  # of evaluation on CPU: Paddle Inference where it pays
     cpu_threads: Annotated[int, Field(ge=1, le=4096)] | None = None  # per process; default: cores ÷ local processes
     device_tflops: PositiveFloat | None = None  # peak of one device, for MFU; default: known of GPUs in half precision

@@ -31,6 +31,7 @@ from plsc.model_card import ModelCard
 from plsc.models import cpu_forms
 from plsc.optim import Optimizer
 from plsc.optim.groups import freeze
+from plsc.registry import TASKS
 from plsc.tensors import to_numpy
 from plsc.weights import Source
 from plsc.weights import read as read_weights
@@ -331,12 +332,27 @@ def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> Non
     recompute = config.DistributedStrategy.recompute
     if config.Global.to_static:
         blocks.compile_blocks(model)
-    elif world.on_cpu and config.Global.cpu_forms:
+    elif world.on_cpu and _takes_cpu_forms(config):
         cpu_forms.use(model)
     if recompute is not None:
         blocks.recompute_blocks(
             model, interval=recompute.layerlist_interval, names=recompute.names, on_cpu=world.on_cpu
         )
+
+
+def _takes_cpu_forms(config: Config) -> bool:
+    """Whether they are asked for, or the task is plsc's: one of somebody else's may need what they lack."""
+    if config.Global.cpu_forms is not None or config.Task is None:
+        return config.Global.cpu_forms is not False
+    name = config.Task.name
+    if TASKS.get(name).factory.__module__.startswith("plsc."):
+        return True
+    log.info(
+        "task %s is not plsc's: layers compute by Paddle's plain kernels; if it calls neither paddle.grad nor backward "
+        "with retain_graph, Global.cpu_forms: True makes a step on CPU quicker",
+        name,
+    )
+    return False
 
 
 def _schedule_steps(config: Config, steps_per_epoch: int) -> int:

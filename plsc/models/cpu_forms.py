@@ -8,6 +8,11 @@ took most of the rest. Here sums over rows are products with a vector of ones, h
 `use` gives a model's layers these classes; parameters, names and states stay as they are. While a graph is built, and
 for attention with more than a plain one has, the layers compute as before (calling the base class by its name, since
 Paddle 2.6 compiles no super()). tests/test_cpu_forms.py holds logits and gradients of both forms against each other.
+
+What they lack: Paddle's PyLayer, by which they have a backward of their own, takes no part in paddle.grad for some of
+a graph's tensors (it raises "stopgradient is true"), nor in create_graph, and a second backward through a retained
+graph ends in a segmentation fault, whatever the PyLayer saves. So models outside of training keep the plain layers, and
+by default those of tasks that are not plsc's. Where a model's own forward needs gradients: `Global.cpu_forms: False`.
 """
 
 from functools import lru_cache
