@@ -91,7 +91,9 @@ def test_a_frozen_backbone_is_passed_without_gradients():
     np.testing.assert_array_equal(logits.numpy(), expected)
 
 
-@pytest.mark.parametrize(("centre", "spread"), [(0.0, 1.0), (30.0, 1.0), (0.0, 1e-3), (-5.0, 0.02), (2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("centre", "spread"), [(0.0, 1.0), (30.0, 1.0), (1e3, 0.1), (1e4, 0.1), (0.0, 1e-3), (-5.0, 0.02), (2.0, 0.0)]
+)
 def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, spread):
     """Held against float64, beside Paddle's own backward in float32."""
     rng = np.random.default_rng(0)
@@ -114,7 +116,7 @@ def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, s
     quick = gradient(layer, x)
     scale = np.abs(exact).max()
     error, plain_error = np.abs(quick - exact).max() / scale, np.abs(plain - exact).max() / scale
-    assert error < max(2e-6, 3 * plain_error), (error, plain_error)
+    assert error < max(2e-6, plain_error), (error, plain_error)
 
 
 @pytest.mark.smoke

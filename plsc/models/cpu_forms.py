@@ -127,7 +127,8 @@ class _LayerNorm(PyLayer):
     """(x - mean) · r · weight + bias over the last axis, where r = (variance + epsilon)^-1/2.
 
     With n = (x - mean) · r and u = dy · weight, the gradient of x is r · (u - mean(u) - n · mean(u · n)). n is computed
-    again, and r follows from the covariance of n and x, variance · r = 1/r - epsilon · r, a quadratic equation.
+    again, and r follows from the covariance of n and x, variance · r = 1/r - epsilon · r, a quadratic equation. Both are
+    of x - mean, since digits that x has far from zero would be lost in its products.
     """
 
     @staticmethod
@@ -144,15 +145,16 @@ class _LayerNorm(PyLayer):
         shape, width, epsilon = x.shape, x.shape[-1], ctx.epsilon
         of_x, of_weight, of_bias = ctx.wanted
         x, dy = x.reshape([-1, width]), dy.reshape([-1, width])
+        mean, row = _ones(width, 1) / width, _ones(1, width)
+        # columns and rows are spread by products, which takes half as long as by broadcasting
+        x = paddle.addmm(x, paddle.matmul(x, mean), row, alpha=-1.0)
         n = F.layer_norm(x, [width], None, None, epsilon)
         dy_n = dy * n
         dx = None
         if of_x:
-            mean = _ones(width, 1) / width
-            covariance = paddle.matmul(n * x, mean) - paddle.matmul(n, mean) * paddle.matmul(x, mean)
+            covariance = paddle.matmul(x.multiply_(n), mean)
             r = 2.0 / (covariance + (covariance * covariance + 4.0 * epsilon).sqrt())
-            mean, row = mean * weight.unsqueeze(1), _ones(1, width)
-            # columns and rows are spread by products, which takes half as long as by broadcasting
+            mean = mean * weight.unsqueeze(1)
             dx = paddle.matmul(r, weight.unsqueeze(0)).multiply_(dy)
             dx = dx.subtract_(paddle.matmul(r * paddle.matmul(dy_n, mean), row).multiply_(n))
             dx = paddle.addmm(dx, r * paddle.matmul(dy, mean), row, alpha=-1.0).reshape(shape)
