@@ -21,14 +21,14 @@ from tests.test_model_parts import KINDS, build, images
 CLOSE = 1e-5  # of the largest value
 
 
-def results(model, *, training: bool = False, of_images: bool = False) -> dict[str, np.ndarray]:
+def results(model, *, training: bool = False, of_images: bool = False, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Logits, and the gradients of parameters and images; None where there is no gradient."""
     model.train() if training else model.eval()
     paddle.seed(3)
-    x = images()
+    x = images().astype(dtype)
     x.stop_gradient = not of_images
     logits = model(x)
-    (logits * paddle.to_tensor([1.0, -2.0, 3.0])).sum().backward()
+    (logits * paddle.to_tensor([1.0, -2.0, 3.0], dtype=dtype)).sum().backward()
     gradients = {name: None if p.grad is None else p.grad.numpy() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.clear_gradient(False)  # None, not zeros
@@ -117,6 +117,17 @@ def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, s
     scale = np.abs(exact).max()
     error, plain_error = np.abs(quick - exact).max() / scale, np.abs(plain - exact).max() / scale
     assert error < max(2e-6, plain_error), (error, plain_error)
+
+
+def test_float64_and_then_float32():
+    """Of the same shapes, in one process."""
+    model = build()
+    plain = results(model)
+    cpu_forms.use(model)
+    for dtype in ("float32", "float64", "float32"):
+        quick = results(model.to(dtype=dtype), dtype=dtype)
+        assert quick["logits"].dtype == quick["head.weight"].dtype == dtype
+        assert_close(quick, plain)
 
 
 @pytest.mark.smoke

@@ -127,8 +127,8 @@ class _LayerNorm(PyLayer):
     """(x - mean) · r · weight + bias over the last axis, where r = (variance + epsilon)^-1/2.
 
     With n = (x - mean) · r and u = dy · weight, the gradient of x is r · (u - mean(u) - n · mean(u · n)). n is computed
-    again, and r follows from the covariance of n and x, variance · r = 1/r - epsilon · r, a quadratic equation. Both are
-    of x - mean, since digits that x has far from zero would be lost in its products.
+    again, and r follows from the covariance of n and x, variance · r = 1/r - epsilon · r, a quadratic equation.
+    Both are taken of x - mean, since products with an x far from zero lose digits.
     """
 
     @staticmethod
@@ -145,7 +145,7 @@ class _LayerNorm(PyLayer):
         shape, width, epsilon = x.shape, x.shape[-1], ctx.epsilon
         of_x, of_weight, of_bias = ctx.wanted
         x, dy = x.reshape([-1, width]), dy.reshape([-1, width])
-        mean, row = _ones(width, 1) / width, _ones(1, width)
+        mean, row = _ones(width, 1, x.dtype) / width, _ones(1, width, x.dtype)
         # columns and rows are spread by products, which takes half as long as by broadcasting
         x = paddle.addmm(x, paddle.matmul(x, mean), row, alpha=-1.0)
         n = F.layer_norm(x, [width], None, None, epsilon)
@@ -196,16 +196,16 @@ class _MergeHeads(PyLayer):
         return rows.reshape([batch * heads, tokens, head])
 
 
-# what depends on shapes alone is kept; batches of a run have one or two
+# what depends on shapes and types alone is kept; batches of a run have one or two
 
 
 @lru_cache(maxsize=64)
-def _ones(rows: int, columns: int) -> paddle.Tensor:
-    return paddle.ones([rows, columns])
+def _ones(rows: int, columns: int, dtype: paddle.dtype) -> paddle.Tensor:
+    return paddle.ones([rows, columns], dtype)
 
 
 def _sum_of_rows(x: paddle.Tensor) -> paddle.Tensor:
-    return paddle.matmul(_ones(1, x.shape[0]), x).reshape([-1])
+    return paddle.matmul(_ones(1, x.shape[0], x.dtype), x).reshape([-1])
 
 
 def _order(places: np.ndarray) -> tuple[paddle.Tensor, paddle.Tensor]:
