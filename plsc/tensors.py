@@ -1,7 +1,14 @@
 """Arrays ⇄ tensors."""
 
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import paddle
+
+_QUEUED = 64  # copies of on_device that the device may not have made yet
 
 
 def named_tensors(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
@@ -21,8 +28,30 @@ def to_numpy(tensor: paddle.Tensor) -> np.ndarray:
 
 def on_device(array: np.ndarray) -> paddle.Tensor:
     """The array's copy on the present device, queued there; paddle.to_tensor waits until all else is done."""
-    place = paddle.framework._current_expected_place()
-    return paddle.to_tensor(array, place=paddle.CPUPlace())._copy_to(place, False)
+    device = paddle.get_device()
+    if device == "cpu":
+        return paddle.to_tensor(array)
+    queued = next(_queued(device))
+    if queued.staged is not None and not queued.copied.query():
+        queued.copied.synchronize()
+    queued.staged = paddle.to_tensor(array, place=paddle.CPUPlace())
+    tensor = queued.staged._copy_to(paddle.framework._current_expected_place(), False)
+    queued.copied.record(paddle.device.current_stream())
+    return tensor
+
+
+class _Queued:
+    """The host's side of a copy, which stays as it is until the device has made the copy."""
+
+    def __init__(self) -> None:
+        self.copied: Any = paddle.device.Event()
+        self.staged: paddle.Tensor | None = None
+
+
+@lru_cache
+def _queued(device: str) -> Iterator[_Queued]:
+    """The last copies to a device, to be used in turn."""
+    return itertools.cycle([_Queued() for _ in range(_QUEUED)])
 
 
 @paddle.no_grad()

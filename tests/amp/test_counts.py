@@ -11,6 +11,7 @@ import plsc
 from plsc.data.device import CopiesAhead, DeviceInput
 from plsc.engine.guard import FiniteGuard
 from plsc.engine.trainer import Trainer
+from plsc.tensors import on_device
 from tests.amp.runs import RANDOM, digits, events, half, kernels, train, watched_waits
 
 STEPS = 6
@@ -184,3 +185,15 @@ def test_the_device_notices_arrays_used_again_before_their_copy(monkeypatch):
     monkeypatch.undo()
     given["image"][...] = 0
     assert not is_batch(to_device.finish(), arrays(0))
+
+
+def test_small_arrays_stay_until_they_are_copied():
+    """More of them than are kept, on a stream whose copies are late."""
+    given = [np.full([1000], number, "float32") for number in range(200)]
+    paddle.ones([1])  # the first stream is that which computes
+    late = paddle.device.Stream()
+    with paddle.device.stream_guard(late):
+        copies = [on_device(array) for array in given]
+    late.synchronize()
+    for copy, array in zip(copies, given, strict=True):
+        np.testing.assert_array_equal(copy.numpy(), array)
