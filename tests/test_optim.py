@@ -10,7 +10,7 @@ import pytest
 from plsc import compat
 from plsc.errors import CheckpointError, ConfigError
 from plsc.models import VisionTransformer, ViTSpec
-from plsc.optim import GradientClip, Group, Optimizer, parameter_groups
+from plsc.optim import GradientClip, Group, Optimizer, multi_tensor, parameter_groups
 from plsc.optim.groups import freeze
 from plsc.registry import OPTIMIZERS
 
@@ -525,6 +525,26 @@ def test_adamw_in_one_call_a_group_is_paddles_bit_for_bit(monkeypatch):
         for key, expected in {**theirs.weights(), **plain.state_dict()}.items():
             assert np.array_equal({**ours.weights(), **optimizer.state_dict()}[key], expected), (t, key)
     assert calls == ([] if compat.IS_PADDLE_2 else [1, 2, 2, 2, 2, 2, 2, 2])  # parameters of kept and free
+
+
+@pytest.mark.skipif(compat.IS_PADDLE_2, reason="has another kernel, which is not taken")
+def test_a_kernel_that_fails_with_a_loaded_state_is_not_taken(monkeypatch):
+    """One that leaves weights alone where the powers of beta were assigned."""
+    computes_right = multi_tensor._computes_right.__wrapped__
+    assert computes_right(paddle.get_device())
+    loaded, assign, fused = set(), paddle.assign, paddle._C_ops.fused_adam_
+
+    def watched(value, output=None):
+        loaded.update([] if output is None else [output.data_ptr()])
+        return assign(value, output)
+
+    def failing(*arguments):
+        if not any(power.data_ptr() in loaded for power in arguments[6]):
+            fused(*arguments)
+
+    monkeypatch.setattr(paddle, "assign", watched)
+    monkeypatch.setattr(paddle._C_ops, "fused_adam_", failing)
+    assert not computes_right(paddle.get_device())
 
 
 def test_muon_sorts_the_parameters_of_a_vit():

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from plsc import compat
+from plsc.tensors import assign, to_numpy
 
 log = logging.getLogger("plsc")
 
@@ -73,7 +74,10 @@ _SHAPES = ((5,), (3, 7), (_CHUNK + 9,))
 
 @functools.cache
 def _computes_right(device: str) -> bool:
-    """Whether the kernel is there on the present device, and its updates are AdamW's. Looked at once."""
+    """Whether the kernel is there on the present device, and its updates are AdamW's, also of a loaded state.
+
+    Looked at once.
+    """
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=shape).astype("float32") for shape in _SHAPES]
     try:
@@ -93,6 +97,9 @@ def _computes_right(device: str) -> bool:
                 second[k] = _BETAS[1] * second[k] + (1 - _BETAS[1]) * gradient.astype("float64") ** 2
                 step = first[k] / (1 - _BETAS[0] ** t) / (np.sqrt(second[k] / (1 - _BETAS[1] ** t)) + _EPSILON)
                 weights[k] = weights[k] * (1 - _RATE * _DECAY) - _RATE * step
+            if t == 2:  # Paddle may have made the state elsewhere than a continued run puts it
+                for state in [s for of_kind in optimizer._accumulators.values() for s in of_kind.values()]:
+                    assign(state, to_numpy(state))
             optimizer._update(tensors, paddle.full([1], _RATE, dtype="float32"), group)
         wrong = [w.shape for w, t in zip(weights, tensors, strict=True) if not np.allclose(t.numpy(), w, 1e-5, 1e-6)]
         problem = f"computes something else for {wrong}" if wrong else ""
