@@ -1173,6 +1173,17 @@ def test_averaged_weights_of_torch(tmp_path, caplog):
         read(raw, "ema")
 
 
+@pytest.mark.parametrize("inner", [lambda tree: tree, lambda tree: {"state_dict": tree}], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_of_torch_without_raw_ones(tmp_path, caplog, key, inner):
+    """With --ema and without, where the log says so."""
+    path = torch_zip(tmp_path / "w.pth", {key: inner(torch_tree(drawn())), "epoch": 3})
+    source = read(path, "ema")
+    assert caplog.text == "" and all(np.array_equal(source.read(name), array) for name, array in drawn().items())
+    assert_loads(path, drawn(), "timm")
+    assert f"{path}: holds averaged weights only, which are read" in caplog.text
+
+
 def test_somebodys_own_prefix(tmp_path):
     """Where all names have it; beside other arrays it may be one tower of several."""
     theirs = {f"net.{name}": array for name, array in timm(drawn()).items()}

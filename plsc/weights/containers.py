@@ -58,7 +58,7 @@ class Container:
     Attributes:
         kind: npz, safetensors, torch, paddle or tensorflow.
         notes: plain values beside the arrays (metadata, training arguments).
-        averaged: the moving averages of arrays, where the file keeps both.
+        averaged: the moving averages of arrays, where the file has them; tensors itself where it has nothing else.
     """
 
     path: Path
@@ -285,7 +285,8 @@ def _torch_container(
             check(tensor.storage)
         return {name: Tensor(tensor.shape, partial(read, tensor)) for name, tensor in tensors.items()}
 
-    return Container(path, "torch", lazy(arrays), notes, lazy(averaged))
+    tensors = lazy(arrays)
+    return Container(path, "torch", tensors, notes, tensors if averaged is arrays else lazy(averaged))
 
 
 # keys under which training scripts keep the weights, the averaged ones last
@@ -299,22 +300,27 @@ _WRAPPED = 4  # at most
 def _state_dict(
     path: Path, tree: Any, kind: type[_Array]
 ) -> tuple[dict[str, _Array], dict[str, _Array], dict[str, Any]]:
-    """The mapping name → array inside a checkpoint, that of averaged arrays beside it, and the plain values."""
+    """The mapping name → array inside a checkpoint, that of averaged arrays, and the plain values.
+
+    The first two are one where the checkpoint has averaged arrays only.
+    """
     notes: dict[str, Any] = {}
     averaged: dict[str, _Array] = {}
+    only_averaged = False
     for _ in range(_WRAPPED):
         if not isinstance(tree, dict):
             break
         arrays = {k: v for k, v in tree.items() if isinstance(v, kind) and isinstance(k, str)}
         notes.update({k: v for k, v in tree.items() if isinstance(v, (int, float, str, list)) and isinstance(k, str)})
         if arrays:
-            return arrays, averaged, notes
+            return arrays, arrays if only_averaged else averaged, notes
         wrapper = next((k for k in _WRAPPERS if isinstance(tree.get(k), dict)), None)
         if wrapper is None:
             break
         for key in _AVERAGED:
             if key != wrapper and isinstance(tree.get(key), dict):
                 averaged = {k: v for k, v in tree[key].items() if isinstance(v, kind) and isinstance(k, str)}
+        only_averaged |= wrapper in _AVERAGED
         tree = tree[wrapper]
     raise CheckpointError(f"{path}: holds no weights by name; looked under {', '.join(_WRAPPERS)}")
 

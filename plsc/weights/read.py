@@ -149,6 +149,8 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
             raise CheckpointError(f"{file}: holds no averaged weights ({looked[container.kind]})")
         raw = container.tensors if container.kind == "tensorflow" else {}  # which averages part of them
         container.tensors = {**raw, **container.averaged}
+    elif container.averaged is container.tensors:
+        log.warning("%s: holds averaged weights only, which are read", file)
     elif container.kind == "torch" and container.averaged:
         log.warning("%s: holds averaged weights, too, which --ema reads; the raw ones are read", file)
     if container.notes.get("format") != "plsc":
