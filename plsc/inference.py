@@ -18,7 +18,7 @@ import paddle
 from paddle.static import InputSpec
 
 from plsc import compat, environment, files, runtimes
-from plsc.errors import DeviceError
+from plsc.errors import DeviceError, PlscError
 from plsc.models.base import Deployable
 from plsc.models.spec import flops
 
@@ -40,8 +40,9 @@ class Inference:
     """How the forward of networks is computed, from one evaluation to the next.
 
     It begins in dygraph. After `convert` the network's graph is used until `close`; the weights must not change
-    meanwhile. Where a graph cannot be made, or computes something else than the network, the log has the reason, and
-    everything stays in dygraph for good. With Paddle 2 auto means dygraph.
+    meanwhile. Where a model makes no graph, or one that computes something else, the log has the reason, and everything
+    stays in dygraph for good; where the machine lacks disk or memory for it, another one is tried later. With Paddle 2
+    auto means dygraph.
 
     Args:
         mode: auto, or graph or dygraph whatever takes longer.
@@ -56,6 +57,7 @@ class Inference:
         # images, their version, and what the new graph made of them
         self._compared: tuple[paddle.Tensor, int, paddle.Tensor] | None = None
         self._spent = 0.0  # seconds in `answer`, in dygraph
+        self._patience = 1  # doubled by each graph that could not be made
         self._possible = mode == "graph" or (mode == "auto" and not compat.IS_PADDLE_2)
         self._making = threading.Lock()
 
@@ -96,7 +98,7 @@ class Inference:
         started = time.perf_counter()
         outputs = network(images)
         self._spent += time.perf_counter() - started
-        repays = _SAVED * self._spent > (self._cost or _expected_seconds(network))
+        repays = _SAVED * self._spent > self._patience * (self._cost or _expected_seconds(network))
         if repays and threading.current_thread() is threading.main_thread():
             self.convert(network, images)
         return outputs
@@ -126,11 +128,16 @@ class Inference:
                 graph.close()
                 raise
         except Exception as error:  # whatever a model of somebody's own raises where it is traced
-            self._possible = False
-            text = f"{self._use} stays in dygraph, as Paddle Inference cannot run the model: {_reason(error)}"
+            passing = _is_of_the_machine(error)
+            self._possible = passing and self.mode == "auto"
+            self._patience *= 2
+            cause = "no graph can be made now" if passing else "the model makes no graph"
+            if isinstance(error, _Differs):
+                cause = "the model's graph computes something else"
+            text = f"{self._use} stays in dygraph: {cause}: {_reason(error)}"
             if self.mode == "graph":
                 raise DeviceError(f"{text}; Global.inference: auto goes on without it") from error
-            log.info("%s", text)
+            log.info("%s%s", text, "; it is tried again later" if passing else "")
         else:
             seconds = time.perf_counter() - started
             if self._cost is None:
@@ -155,7 +162,7 @@ class _Differs(Exception):
 def _made(network: Network, images: paddle.Tensor) -> runtimes.Streams:
     """The graph of a copy of the network."""
     if compat.IS_PADDLE_2:
-        raise _Differs("it is used with Paddle 3 only")
+        raise DeviceError("graphs are used with Paddle 3 only")
     if not isinstance(network, paddle.nn.Layer):
         raise TypeError(f"{type(network).__name__} is no paddle.nn.Layer")
     copied = copy.deepcopy(network)
@@ -232,9 +239,14 @@ def _restore_threads() -> None:
     paddle.base.core.set_num_threads(environment.thread_count())
 
 
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether disk or memory was lacking, which may pass, and not the model is at fault."""
+    return any(isinstance(e, (OSError, MemoryError)) for e in (error, error.__cause__))
+
+
 def _reason(error: Exception) -> str:
     """What an error says, without Paddle's traces of its own code."""
-    if isinstance(error, _Differs):
+    if isinstance(error, (_Differs, PlscError)):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -279,7 +279,7 @@ def load_predictor(
         ConfigError: the recipe does not fit.
         DeviceError: there is no such device, or a library that the export needs is not installed.
 
-    With inference: graph, predictions raise DeviceError where Paddle Inference cannot run the model.
+    With inference: graph, predictions raise DeviceError where the model makes no graph.
 
     Example:
         >>> predictor = plsc.load_predictor("mine_onnx")

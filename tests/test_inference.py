@@ -204,10 +204,48 @@ def test_a_network_that_cannot_be_a_graph_stays_in_dygraph(way):
         outputs = run(network, batch)
     assert isinstance(outputs, tuple) or outputs.shape == [12, 4]
     [line] = lines
-    assert line.startswith("evaluation stays in dygraph, as Paddle Inference cannot run the model: ")
-    assert ("differ by" in line) == (way in ("mixes pictures", "draws"))
-    with pytest.raises(DeviceError, match=r"cannot run the model.*Global\.inference: auto goes on without it"):
+    differs = way in ("mixes pictures", "draws")
+    cause = (
+        "the model's graph computes something else: its outputs differ by" if differs else "the model makes no graph"
+    )
+    assert line.startswith(f"evaluation stays in dygraph: {cause}") and "later" not in line
+    with pytest.raises(DeviceError, match=rf"{cause}.*Global\.inference: auto goes on without it"):
         Inference("graph").convert(Odd(way), batch)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), MemoryError("no memory")], ids=["disk", "memory"]
+)
+def test_a_machine_without_room_for_a_graph_is_asked_again(monkeypatch, error):
+    """In auto, each time after twice as much work; a graph that was asked for is an error at once."""
+    network, batch, run, save = model(), images(8), Inference(use="prediction"), paddle.jit.save
+    tries = []
+
+    def full(*arguments, **options):
+        tries.append(run._spent)
+        raise error
+
+    monkeypatch.setattr(paddle.jit, "save", full)
+    run._cost = 1e-9
+    with paddle.no_grad(), log_texts(logging.INFO) as lines:
+        run.answer(network, batch)
+        assert run.undecided and len(tries) == 1
+        run._cost, run._spent = 0.4 * 3e6, 5e6  # a graph pays after 3e6 seconds, the second attempt after 6e6
+        run.answer(network, batch)
+        assert len(tries) == 1
+        run._spent = 7e6
+        run.answer(network, batch)
+        assert len(tries) == 2
+        with pytest.raises(DeviceError, match="evaluation stays in dygraph: no graph can be made now: "):
+            Inference("graph").convert(network, batch)
+        monkeypatch.setattr(paddle.jit, "save", save)
+        run._spent = 13e6
+        run.answer(network, batch)
+        assert not run.undecided
+        run.close()
+    reason = f"{type(error).__name__}: {error}"
+    text = f"prediction stays in dygraph: no graph can be made now: {reason}; it is tried again later"
+    assert lines == [text, text]
 
 
 def test_a_model_that_is_fine_becomes_one():
