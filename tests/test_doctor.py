@@ -1,5 +1,6 @@
 """plsc doctor: a healthy machine passes, and each fault put into it is reported with its remedy."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import paddle
 import paddle.nn.functional as F
@@ -133,6 +135,35 @@ def test_a_check_that_raises(tmp_path, registered):
     row = plsc.diagnose(device="cpu", run_directory=tmp_path, model=TINY).row("disk")
     assert (row.verdict, row.measured) == ("fail", "RuntimeError: NotFoundError: The kernel is not registered.")
     assert "def broken" not in row.measured and "in broken" in row.data["traceback"]
+
+
+@pytest.mark.parametrize("way", ["agrees", "fails"])
+def test_pictures_stay_until_all_processes_have_ended_their_checks(tmp_path, registered, monkeypatch, way):
+    """The first process gives and gets results, after the others have stopped to read, before it removes them."""
+    only(registered, "mine")
+    pictures, events = tmp_path / "runs" / ".doctor" / "pictures", []
+    agreed = diagnosis._agreed
+
+    @checks.check("mine", seconds=5, alone=True)
+    def mine(site):
+        site.scratch = pictures.parent
+        pictures.mkdir(parents=True)
+        loader = SimpleNamespace(close=lambda: events.append("closed"))
+        site.trainer = SimpleNamespace(feed=SimpleNamespace(loader=loader))
+        return Finding("pass", "fine")
+
+    def meeting(site, *arguments):
+        events.append("meets" if pictures.is_dir() else "meets after the pictures are gone")
+        if way == "fails":
+            raise ConnectionError("the store is gone")
+        return agreed(site, *arguments)
+
+    monkeypatch.setattr(diagnosis, "_agreed", meeting)
+    with pytest.raises(ConnectionError) if way == "fails" else contextlib.nullcontext():
+        result = plsc.diagnose(device="cpu", run_directory=tmp_path / "runs", model=TINY)
+        assert result.row("mine").verdict == "pass"
+    assert events == ["closed", "meets"]
+    assert not (tmp_path / "runs").exists()
 
 
 BUSY = """

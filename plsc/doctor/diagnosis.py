@@ -170,16 +170,19 @@ def diagnose(
     before = paddle.get_device()
     results: dict[str, dict[str, Any]] = {}
     try:
-        for name, finding, seconds in _results(site, progress):
-            results[name] = {**dataclasses.asdict(finding), "seconds": round(seconds, 2)}
-    finally:
         try:
-            _leave(site, existed)
+            for name, finding, seconds in _results(site, progress):
+                results[name] = {**dataclasses.asdict(finding), "seconds": round(seconds, 2)}
+        finally:
+            _stop(site)
+            if not site.stuck:
+                paddle.set_device(before)
+        return _agreed(site, results, time.monotonic() - began)
+    finally:  # the others have given their results, and read no pictures any more
+        try:
+            _remove(site, existed)
         except OSError as error:
             log.warning("%s: what was written there for a while cannot be removed: %s", site.run_directory, error)
-        if not site.stuck:
-            paddle.set_device(before)
-    return _agreed(site, results, time.monotonic() - began)
 
 
 def _checks() -> tuple[Check, ...]:
@@ -238,11 +241,15 @@ def _finding(done: concurrent.futures.Future) -> Finding:
     return Finding("fail", reason(error), "no error", "the whole error is in --json", data={"traceback": trace})
 
 
-def _leave(site: Site, existed: bool) -> None:
-    """Stop what was started, and take away what was written."""
+def _stop(site: Site) -> None:
+    """End what reads pictures."""
     if site.trainer is not None:
         site.trainer.feed.loader.close()
         site.trainer = site.batches = None
+
+
+def _remove(site: Site, existed: bool) -> None:
+    """Take away what was written."""
     if environment.rank() == 0:
         if site.scratch is not None:
             shutil.rmtree(site.scratch)
