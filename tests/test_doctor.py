@@ -15,11 +15,14 @@ import paddle.nn.functional as F
 import pytest
 
 import plsc
+from plsc import compat
 from plsc.cli import main
 from plsc.devices import count_devices
 from plsc.doctor import Finding, Site, checks, communication, diagnosis, hardware, software, training
+from plsc.optim.multi_tensor import MultiTensorAdamW
 from tests.helpers import CHECKOUT, clean_environment
 
+only_paddle_3 = pytest.mark.skipif(compat.IS_PADDLE_2, reason="Paddle 2 updates one parameter after the other")
 TINY = "ViT_tiny_patch16_224"
 
 
@@ -260,14 +263,19 @@ def test_a_gradient_that_is_not_finite(monkeypatch):
     assert finding.verdict == "fail" and "gelu is off by nan" in finding.measured
 
 
-def test_a_wrong_update(monkeypatch):
-    right = paddle.optimizer.AdamW.step
+@pytest.mark.parametrize("at_once", [False, pytest.param(True, marks=only_paddle_3)])
+def test_a_wrong_update(monkeypatch, at_once):
+    """Of what runs update by: all parameters in one call, or one after the other where that is not possible."""
+    place, name = (paddle._C_ops, "fused_adam_") if at_once else (paddle.optimizer.AdamW, "step")
+    right = getattr(place, name)
 
-    def twice(self):
-        right(self)
-        right(self)
+    def twice(*arguments):
+        right(*arguments)
+        right(*arguments)
 
-    monkeypatch.setattr(paddle.optimizer.AdamW, "step", twice)
+    monkeypatch.setattr(MultiTensorAdamW, "_at_once", lambda self: at_once)
+    assert hardware._kernels("float32").verdict == "pass"
+    monkeypatch.setattr(place, name, twice)
     finding = hardware._kernels("float32")
     assert finding.verdict == "fail" and "adamw is off by" in finding.measured
 

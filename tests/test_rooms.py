@@ -50,7 +50,7 @@ ALLOWED = {
     "timing": SHARED | {"build", "config", "loading", "model_card", "predictor", "runtimes", "weights", "engine"},
     "step_timing": SHARED | ROOMS | {"api", "build", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine"},
-    "doctor": SHARED | {"api", "config", "data", "engine", "models", "planning", "runs"},
+    "doctor": SHARED | {"api", "config", "data", "engine", "models", "optim", "planning", "runs"},
     "training": SHARED | {"config", "engine", "visualize"},
     "runs": SHARED | {"config"},
     "reporting": SHARED | ROOMS | {"api", "build", "loading", "predictor", "runs", "visualize"},
