@@ -52,9 +52,14 @@ def watched_waits() -> Iterator[dict[str, int]]:
     seen: dict[str, int] = {}
 
     def tell(what: bytes) -> None:
-        ours = [frame for frame in traceback.extract_stack()[:-1] if Path(frame.filename).is_relative_to(CHECKOUT)]
-        place = ours[-1]
-        where = f"{Path(place.filename).relative_to(CHECKOUT)}:{place.lineno} {place.name}"
+        files = [(Path(frame.filename), frame) for frame in traceback.extract_stack()[:-1]]
+        ours = [  # the environment with Paddle may stand in the checkout
+            (path, frame)
+            for path, frame in files
+            if path.is_relative_to(CHECKOUT) and "site-packages" not in path.parts
+        ]
+        path, frame = ours[-1]
+        where = f"{path.relative_to(CHECKOUT)}:{frame.lineno} {frame.name}"
         seen[f"{what.decode()} at {where}"] = seen.get(f"{what.decode()} at {where}", 0) + 1
 
     called = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(tell)
