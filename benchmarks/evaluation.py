@@ -33,7 +33,8 @@ def evaluated(checkout: Path, arguments: list[str]) -> Run:
     """One `plsc eval` of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "plsc", "eval", *arguments, "--output", str(output)]
+        # not -m plsc, which takes the working folder's plsc before PYTHONPATH
+        command = [sys.executable, str(checkout / "tools" / "eval.py"), *arguments, "--output", str(output)]
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": str(checkout)}, capture_output=True, text=True, check=False
