@@ -2,7 +2,7 @@
 # PADDLE_INDEX is Paddle's own package index for the CUDA version that the driver supports: the address after `-i` in the
 # line that its installation page shows, https://www.paddlepaddle.org.cn/en/install/quick. From the checkout:
 #   docker build -f docker/gpu.Dockerfile -t plsc:gpu --build-arg PADDLE_INDEX=… .
-#   docker run --rm --gpus all --shm-size=16g -v "$PWD/output:/work/output" plsc:gpu plsc train -c digits -o Global.device=gpu
+#   docker run --rm --gpus all --shm-size=16g -v "$PWD/output:/runs/output" plsc:gpu plsc train -c digits -o Global.device=gpu
 FROM python:3.12-slim-bookworm
 
 # what the container toolkit reads
@@ -20,8 +20,8 @@ RUN test -n "$PADDLE_INDEX" || { echo "--build-arg PADDLE_INDEX=… is missing, 
     ; python -m pip install --no-cache-dir --extra-index-url "$PADDLE_INDEX" '/opt/plsc[gpu]'
 
 # runs and their output belong to this user; another one is: docker run --user
-RUN useradd --create-home --uid 1000 plsc && mkdir /work && chown plsc /work
+RUN useradd --create-home --uid 1000 plsc && mkdir /runs && chown plsc /runs
 USER 1000
-WORKDIR /work
+WORKDIR /runs
 
 CMD ["plsc", "--help"]

@@ -93,7 +93,7 @@ def test_the_steps_of_the_cpus_image(tmp_path):
         (shims / name).chmod(0o755)
     path = f"{shims}:{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}"
     env = clean_environment(PATH=path, PYTHONPATH="", HOME=str(tmp_path))
-    here, there = {"/opt/plsc": str(tmp_path / "opt"), "/work": str(tmp_path / "work")}, Path(tmp_path)
+    here, there = {"/opt/plsc": str(tmp_path / "opt"), "/runs": str(tmp_path / "runs")}, Path(tmp_path)
 
     def local(text: str) -> str:
         for outside, inside in here.items():
@@ -118,7 +118,7 @@ def test_the_steps_of_the_cpus_image(tmp_path):
     called = (tmp_path / "called.txt").read_text()
     assert "apt-get install --yes --no-install-recommends libgomp1" in called
     assert "useradd" in called
-    assert there == tmp_path / "work"
+    assert there == tmp_path / "runs"
     assert "plsc <command>" in printed or "usage: plsc" in printed
     run(["plsc", "train", "-c", "digits", "-o", "Global.max_train_step=2", "-o", "Global.output_dir=output/digits"])
     assert (there / "output" / "digits" / "metrics.jsonl").is_file()
