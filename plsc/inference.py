@@ -20,7 +20,7 @@ from paddle.static import InputSpec
 from plsc import compat, environment, files, runtimes
 from plsc.errors import DeviceError, PlscError
 from plsc.models.base import Deployable
-from plsc.models.spec import flops
+from plsc.models.spec import known_flops
 
 log = logging.getLogger("plsc")
 
@@ -111,7 +111,8 @@ class Inference:
         """
         if self.mode == "graph" or not self.undecided:
             return self.undecided
-        return _SAVED * pictures * _operations(network) / _SPEED > _expected_seconds(network)
+        operations = known_flops(getattr(network, "spec", None)) or 0  # of one picture
+        return _SAVED * pictures * operations / _SPEED > _expected_seconds(network)
 
     def convert(self, network: Network, images: paddle.Tensor) -> None:
         """Make the graph of a network in evaluation mode, for batches like these images.
@@ -218,14 +219,6 @@ def _compared(graph: runtimes.Streams, network: Network, images: paddle.Tensor) 
             f"{TOLERANCE:.0e} of the largest is tolerated"
         )
     return paddle.to_tensor(outputs)
-
-
-def _operations(network: Network) -> int:
-    """Of one picture's forward; 0 where they cannot be counted."""
-    try:
-        return flops(getattr(network, "spec", None))
-    except TypeError:
-        return 0
 
 
 def _expected_seconds(network: Network) -> float:

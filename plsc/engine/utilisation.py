@@ -7,7 +7,7 @@ from typing import Any
 
 import paddle
 
-from plsc.models.spec import flops
+from plsc.models.spec import known_flops
 
 # part of a GPU's name → its peak in half precision, dense, in TFLOPS, by NVIDIA's data sheets; the first that fits
 _PEAKS = {
@@ -60,10 +60,8 @@ def training_flops(spec: Any, trained: float = 1.0) -> float | None:
     Returns:
         None where the model's family has no count, see plsc.models.flops.
     """
-    try:
-        return flops(spec) * (1.0 + 2.0 * trained)
-    except TypeError:
-        return None
+    forward = known_flops(spec)
+    return None if forward is None else forward * (1.0 + 2.0 * trained)
 
 
 def full_speed(spec: Any, *, trained: float, tflops: float | None, devices: int) -> float | None:

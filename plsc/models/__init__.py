@@ -8,14 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from plsc.errors import ConfigError
-from plsc.models.spec import ViTSpec, flops, parameter_count
+from plsc.models.spec import ViTSpec, flops, known_flops, parameter_count
 from plsc.models.zoo import PRESETS
 from plsc.registry import MODELS
 
 if TYPE_CHECKING:
     from plsc.models.vision_transformer import VisionTransformer
 
-__all__ = ["ViTSpec", "VisionTransformer", "flops", "list_models", "parameter_count", "spec_of"]
+__all__ = ["ViTSpec", "VisionTransformer", "flops", "known_flops", "list_models", "parameter_count", "spec_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -245,6 +245,14 @@ def flops(spec: Any) -> int:
     raise TypeError(f"the operations of a {type(spec).__name__} cannot be counted")
 
 
+def known_flops(spec: Any) -> int | None:
+    """What `flops` counts; None where the spec's family has no count."""
+    try:
+        return flops(spec)
+    except TypeError:
+        return None
+
+
 @parameter_count.register
 def _(spec: ViTSpec) -> int:
     width, hidden = spec.embed_dim, spec.mlp_width

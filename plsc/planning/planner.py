@@ -14,7 +14,7 @@ from plsc.devices import count_devices, select_device
 from plsc.engine.sharding import degree_of
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
 from plsc.errors import ConfigError, DataError
-from plsc.models import flops
+from plsc.models import known_flops
 from plsc.optim import WithWarmup
 from plsc.planning import advice
 from plsc.planning.memory import Memory, device_memory, footprint, memory_of, share_of
@@ -130,10 +130,8 @@ def plan(
     trained = counted.trained / counted.parameters
     half = config.FP16 is not None and config.FP16.level != "O0" and not on_cpu
     tflops = tflops or config.Global.device_tflops or _known_peak(device, half)
-    try:
-        forward = flops(spec)
-    except TypeError:
-        forward = None
+    forward = known_flops(spec)
+    if forward is None:
         notes.append(f"operations and hours are unknown: the family of {config.Model.name} has no count of them")
     if devices > 1 and config.Global.global_batch_size is None:
         notes.append(
