@@ -359,8 +359,10 @@ def _sigterm_kept() -> Iterator[None]:
     left, late = threading.Event(), threading.Event()
 
     def deliver() -> None:
-        while not left.is_set():
-            if signal.sigtimedwait({signal.SIGTERM}, 0.1) is None:
+        # asked without a wait: a wait that is interrupted and then ends too late (a stopped process that continues, a
+        # machine that pauses) returns from Python's sigtimedwait as if there had been a signal
+        while not left.wait(0.1):
+            if signal.sigtimedwait({signal.SIGTERM}, 0) is None:
                 continue
             if callable(signal.getsignal(signal.SIGTERM)):
                 _thread.interrupt_main(signal.SIGTERM)

@@ -174,6 +174,30 @@ def test_a_signal_while_modules_are_imported_ends_quietly(number, moment, here):
     assert (done.returncode, done.stderr) == SIGNALS[number]
 
 
+@pytest.mark.slow
+def test_a_pause_while_modules_are_imported_is_no_signal(here):
+    """Ctrl-Z and fg, a debugger, a virtual machine that stands still: the command goes on."""
+    program = (
+        "import os, signal, subprocess, sys\n"
+        "class Pause:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('paddle.nn', 'paddle.io', 'paddle.vision', 'paddle.static'):\n"
+        "            subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {os.getpid()}'])\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "sys.meta_path.insert(0, Pause())\n"
+        "from plsc.cli import main\n"
+        "sys.exit(main(['list', 'models', '-v']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_command_and_cleans_up(number, capsys, monkeypatch):
     """Blocks that were entered are left; afterwards the handlers are what they were."""
