@@ -11,12 +11,12 @@ import json
 
 import yaml
 
-from tests.test_remote import Server
+from tests.http_server import FileServer
 
 TOKEN = "hf_of_the_tests"
 
 
-class HubServer(Server):
+class HubServer(FileServer):
     """`repositories`: name → file name → content. `refuse`: status that every write is answered with instead."""
 
     def __init__(self):
@@ -133,22 +133,18 @@ def hub_server(folder, monkeypatch):
     """A stand-in that the client of this process takes for the hub, with caches and token in a folder."""
     from huggingface_hub import constants
 
-    server = HubServer()
     for name in ("PLSC_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", server.address)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for name, value in (  # which the client reads once, when it is imported
-        ("ENDPOINT", server.address),
-        ("HF_HUB_CACHE", str(folder / "hub")),
-        ("HF_TOKEN_PATH", str(folder / "token")),
-        ("HF_HUB_OFFLINE", False),
-        ("HF_HUB_DISABLE_XET", True),
-        ("HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"),
-    ):
-        monkeypatch.setattr(constants, name, value)
-    try:
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for name, value in (  # which the client reads once, when it is imported
+            ("ENDPOINT", server.address),
+            ("HF_HUB_CACHE", str(folder / "hub")),
+            ("HF_TOKEN_PATH", str(folder / "token")),
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_DISABLE_XET", True),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"),
+        ):
+            monkeypatch.setattr(constants, name, value)
         yield server
-    finally:
-        server.server.shutdown()
-        server.server.server_close()

@@ -1,17 +1,18 @@
 """An object store on this machine: files over HTTP and by S3's protocol, slow and faulty as asked."""
 
 import hashlib
-import http.server
 import re
 import threading
 import time
 import urllib.parse
 from email.utils import formatdate
 
+from tests.http_server import Server
+
 CHUNK = 16 << 10
 
 
-class ObjectStore:
+class ObjectStore(Server):
     """Serves files by path (/bucket/key) until it is closed.
 
     Args:
@@ -21,38 +22,18 @@ class ObjectStore:
         files: path → content.
         faults: path → what happens to the next requests for its content, in order: 503, or "drop" after a third of it,
             or "stall", which sends nothing for a second, or bytes, which replace it first, or None.
-        requests: (method, path, Range) of every request.
         ranges: whether parts of files can be asked for.
     """
+
+    protocol = "HTTP/1.1"
 
     def __init__(self, latency: float = 0.0, bandwidth: float | None = None):
         self.latency, self.bandwidth = latency, bandwidth
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list] = {}
-        self.requests: list[tuple[str, str, str | None]] = []
         self.ranges = True
         self._line, self._free = threading.Lock(), 0.0
-        store = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                store.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *arguments):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__()
 
     def asked_for(self, path: str) -> int:
         """How often content of a file was asked for."""

@@ -188,8 +188,7 @@ def test_without_token_network_or_permission(server, weights, monkeypatch):
     with pytest.raises(CheckpointError, match="forbids the network"):
         plsc.convert_weights("absent", "timm", push="me/tiny")
     monkeypatch.delenv("PLSC_OFFLINE")
-    server.server.shutdown()
-    server.server.server_close()
+    server.close()
     with pytest.raises(CheckpointError, match=r"cannot be written to http://127.*refused.*the same command continues"):
         plsc.convert_weights(weights, "timm", push="me/tiny")
     assert server.repositories == {}

@@ -2,10 +2,7 @@
 
 import base64
 import hashlib
-import http.server
 import json
-import re
-import threading
 
 import pytest
 
@@ -13,69 +10,10 @@ from plsc import loading, places, remote
 from plsc.config import load
 from plsc.errors import CheckpointError
 from tests.helpers import tiny_digits, write_config
+from tests.http_server import FileServer
 from tests.test_export import write_model
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-
-
-class Server:
-    """Files over HTTP, with ranges. `cut`: how many bytes the next answers hold before the connection ends."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.headers: dict[str, str] = {}
-        self.cut: list[int] = []
-        self.requests: list[tuple[str, str, str | None]] = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self)
-
-            do_HEAD = do_GET
-
-            def do_POST(self):
-                outer.receive(self)
-
-            do_PUT = do_POST
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def receive(self, handler):
-        handler.send_error(405)
-
-    def answer(self, handler):
-        wanted = handler.headers.get("Range")
-        path = handler.path.split("?")[0]
-        self.requests.append((handler.command, path, wanted))
-        content = self.files.get(path)
-        if content is None:
-            handler.send_error(404)
-            return
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
-        start = int(re.fullmatch(r"bytes=(\d+)-.*", wanted)[1]) if wanted else 0
-        partial = bool(wanted) and handler.headers.get("If-Range") in (None, etag)
-        start = start if partial else 0
-        if partial and start >= len(content):
-            handler.send_error(416)
-            return
-        handler.send_response(206 if partial else 200)
-        handler.send_header("Content-Length", str(len(content) - start))
-        handler.send_header("ETag", etag)
-        if partial:
-            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        for name, value in self.headers.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        if handler.command == "GET":
-            end = start + self.cut.pop(0) if self.cut else len(content)
-            handler.wfile.write(content[start:end])
-            handler.close_connection = True
 
 
 @pytest.fixture
@@ -84,10 +22,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("PLSC_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    server = Server()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+    with FileServer() as server:
+        yield server
 
 
 def test_a_file_is_downloaded_once(server, monkeypatch):
@@ -137,8 +73,7 @@ def test_checksums_are_compared(server):
 
 
 def test_without_a_network_the_message_says_what_to_do(server):
-    server.server.shutdown()
-    server.server.server_close()
+    server.close()
     with pytest.raises(CheckpointError, match=r"w\.npz: cannot be downloaded: .*refused.*download .* elsewhere"):
         remote.local(f"{server.address}/w.npz")
     with pytest.raises(CheckpointError, match="is not encrypted"):

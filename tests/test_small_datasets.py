@@ -1,10 +1,8 @@
 """CIFAR-10, CIFAR-100 and Fashion-MNIST: archives in the official layout, whole, odd and hostile."""
 
-import contextlib
 import functools
 import gzip
 import hashlib
-import http.server
 import io
 import itertools
 import os
@@ -14,7 +12,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -22,6 +19,7 @@ import pytest
 from plsc.data.datasets import CIFAR10, CIFAR100, FashionMNIST, fashion_mnist
 from plsc.errors import DataError
 from tests.helpers import SHARED, metrics, plsc
+from tests.http_server import FileServer
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_BATCH = 12
@@ -331,24 +329,6 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
 # -- downloading ------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def served(folder):
-    """A web server on this machine; its address, and the paths asked for."""
-    asked = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            asked.append(self.path)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def md5(path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
@@ -360,13 +340,13 @@ def test_a_missing_archive_is_downloaded_once(tmp_path, monkeypatch):
     members, images, labels = cifar10_members()
     archive = write_archive(tmp_path / "web", members, python2)
     monkeypatch.setenv("NO_PROXY", "*")
-    with served(tmp_path / "web") as (address, asked):
-        monkeypatch.setattr(cifar, "CIFAR10_URL", f"{address}/{archive.name}")
+    with FileServer(tmp_path / "web") as server:
+        monkeypatch.setattr(cifar, "CIFAR10_URL", f"{server.address}/{archive.name}")
         monkeypatch.setattr(cifar, "CIFAR10_MD5", md5(archive))
         for _ in range(2):
             data = CIFAR10(str(tmp_path / "new" / "folder"), download=True)
             assert equal(data, images[: 5 * PER_BATCH], labels[: 5 * PER_BATCH])
-    assert len(asked) == 1
+    assert len(server.requests) == 1
     assert os.listdir(tmp_path / "new" / "folder") == [archive.name]
 
 
@@ -378,10 +358,10 @@ def test_fashion_mnist_is_downloaded_file_by_file(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")
     monkeypatch.setenv("NO_PROXY", "*")
     official = {"TRAIN_IMAGE": IMAGES, "TRAIN_LABEL": LABELS, "TEST_IMAGE": "t10k-images-idx3-ubyte"}
-    with served(tmp_path / "web") as (address, _):
+    with FileServer(tmp_path / "web") as server:
         for name, file in official.items():
             assert getattr(Official, f"{name}_URL").endswith(f"/{file}.gz")
-            monkeypatch.setattr(Official, f"{name}_URL", f"{address}/{file}.gz")
+            monkeypatch.setattr(Official, f"{name}_URL", f"{server.address}/{file}.gz")
             monkeypatch.setattr(Official, f"{name}_MD5", md5(tmp_path / "web" / f"{file}.gz"))
         data = FashionMNIST(str(tmp_path / "mine"), download=True)
     assert equal(data, images[:40], labels[:40])
@@ -397,8 +377,8 @@ def test_a_failed_download_says_what_to_do_by_hand(tmp_path, monkeypatch, fault)
     if fault == "missing":
         archive.rename(tmp_path / "elsewhere")
     monkeypatch.setenv("NO_PROXY", "*")
-    with served(tmp_path / "web") as (address, _):
-        monkeypatch.setattr(cifar, "CIFAR10_URL", f"{address}/{archive.name}")
+    with FileServer(tmp_path / "web") as server:
+        monkeypatch.setattr(cifar, "CIFAR10_URL", f"{server.address}/{archive.name}")
         expected = rf"cannot be downloaded.*MD5 {cifar.CIFAR10_MD5}\) and put it into {tmp_path}/data"
         with pytest.raises(DataError, match=expected):
             CIFAR10(str(tmp_path / "data"), download=True)

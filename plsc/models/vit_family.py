@@ -1,8 +1,8 @@
 """The family of Vision Transformers: what its arrays tell of a model, and how they fit another size.
 
-The tables of names, which plsc.weights reads in both directions, stand in vit_layouts.py, vit_timm.py and
-vit_huggingface.py; how to read them stands in plsc/weights/layouts.py. docs/checkpoints.md shows the most important
-names side by side. Imports no Paddle.
+The tables of names, which plsc.weights reads in both directions, stand in vit_layouts.py, vit_timm.py,
+vit_huggingface.py and vit_towers.py; how to read them stands in plsc/weights/layouts.py. docs/checkpoints.md shows the
+most important names side by side. Imports no Paddle.
 """
 
 import re
@@ -18,6 +18,7 @@ from plsc.models.vit_huggingface import LAYOUTS as HUGGINGFACE
 from plsc.models.vit_layouts import COYO, GOOGLE, JEONSWORLD, LUKEMELAS, TORCHVISION
 from plsc.models.vit_parts import BACKBONE
 from plsc.models.vit_timm import TIMM
+from plsc.models.vit_towers import LAYOUTS as TOWERS
 from plsc.models.zoo import ALIASES, PRESETS
 from plsc.weights import resample
 from plsc.weights.families import Adapted, Family, Target, register_family
@@ -269,7 +270,7 @@ register_family(
         model="VisionTransformer",
         models=frozenset([*PRESETS, *(alias for aliases in ALIASES.values() for alias in aliases)]),
         spec=ViTSpec,
-        layouts=(COYO, GOOGLE, *HUGGINGFACE, TORCHVISION, LUKEMELAS, JEONSWORLD, TIMM),
+        layouts=(COYO, GOOGLE, *HUGGINGFACE, *TOWERS, TORCHVISION, LUKEMELAS, JEONSWORLD, TIMM),
         names=r"(cls_token|dist_token|pos_embed|reg_token|patch_embed\..+|blocks\.\d+\..+|attn_pool\..+"
         r"|(norm|norm_pre|fc_norm|head0?|head_dist)\.(weight|bias)"
         r"|head_norm\.(_mean|_variance))",

@@ -1,19 +1,15 @@
 """What Hugging Face's transformers calls the arrays of Vision Transformers, a layout for each kind of its models.
 
-A model is written as the first of them that can hold it.
+A model is written as the first of them that can hold it. CLIP and SigLIP stand in vit_towers.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from plsc.errors import CheckpointError
 from plsc.models.vit_parts import (
     POSITION,
     QUERY_KEY_VALUE,
-    ROWS,
-    TOKEN,
     Need,
     PreLogits,
     depth_of,
@@ -23,11 +19,10 @@ from plsc.models.vit_parts import (
     size_of_none,
     stated,
     unfold_class_position,
-    without_zeros,
     zeros,
 )
 from plsc.weights.layouts import HuggingFace, Lack, Layout, Rule, Setting, Spec, Tensors, never, unwrapped
-from plsc.weights.tensors import Tensor, joined
+from plsc.weights.tensors import Tensor
 
 # -- config.json ----------------------------------------------------------------------------------
 
@@ -42,7 +37,7 @@ _HEADS = Setting("num_attention_heads", "num_heads", stated=True)
 _QKV_BIAS = Setting("qkv_bias", "qkv_bias", default=True)
 
 
-def _settings(epsilon: float, *others: Setting, activations: Mapping[str, str] = _ACTIVATIONS) -> tuple[Setting, ...]:
+def settings(epsilon: float, *others: Setting, activations: Mapping[str, str] = _ACTIVATIONS) -> tuple[Setting, ...]:
     """What config.json says of all of these models; epsilon is that of a model which does not say its own."""
     return (
         Setting("hidden_size", "embed_dim"),
@@ -57,7 +52,8 @@ def _settings(epsilon: float, *others: Setting, activations: Mapping[str, str] =
     )
 
 
-def _width_of_mlp(spec: Spec) -> dict[str, Any]:
+def width_of_mlp(spec: Spec) -> dict[str, Any]:
+    """What config.json says of a model's MLP, where it is the width itself."""
     return {"intermediate_size": int(spec["embed_dim"] * spec.get("mlp_ratio", 4.0))}
 
 
@@ -145,9 +141,9 @@ HUGGINGFACE = Layout(
     huggingface=HuggingFace(
         architectures=("ViTForImageClassification", "ViTModel"),
         constants={"model_type": "vit", **_NO_DROPOUT},
-        derived=lambda spec: {**_width_of_mlp(spec), **_pooler(spec)},
+        derived=lambda spec: {**width_of_mlp(spec), **_pooler(spec)},
         required={"pooler_act": "tanh"},
-        settings=_settings(1e-6, _QKV_BIAS),
+        settings=settings(1e-6, _QKV_BIAS),
     ),
 )
 
@@ -162,8 +158,8 @@ IJEPA = Layout(
     huggingface=HuggingFace(
         architectures=("IJepaForImageClassification", "IJepaModel"),
         constants={"model_type": "ijepa", **_NO_DROPOUT},
-        derived=_width_of_mlp,
-        settings=_settings(1e-6, _QKV_BIAS),
+        derived=width_of_mlp,
+        settings=settings(1e-6, _QKV_BIAS),
     ),
 )
 
@@ -194,10 +190,10 @@ DEIT = Layout(
         architectures=("DeiTForImageClassificationWithTeacher", "DeiTModel"),
         constants={"model_type": "deit", **_NO_DROPOUT},
         derived=lambda spec: {
-            **_width_of_mlp(spec),
+            **width_of_mlp(spec),
             **({} if _has_two_heads(spec) else {"architectures": ["DeiTForImageClassification"]}),
         },
-        settings=_settings(1e-6, _QKV_BIAS),
+        settings=settings(1e-6, _QKV_BIAS),
     ),
 )
 
@@ -276,7 +272,7 @@ def _dinov2_layout(*, registers: bool) -> Layout:
                 **_dinov2_config(spec),
                 **({"num_register_tokens": spec["reg_tokens"]} if registers else {}),
             },
-            settings=_settings(1e-6, _QKV_BIAS),
+            settings=settings(1e-6, _QKV_BIAS),
         ),
     )
 
@@ -297,7 +293,7 @@ def _open_beit(tensors: Tensors) -> dict[str, Tensor] | None:
 
 def _beit_config(spec: Spec) -> dict[str, Any]:
     return {
-        **_width_of_mlp(spec),
+        **width_of_mlp(spec),
         "use_relative_position_bias": bool(spec.get("rel_pos_bias")),
         "use_absolute_position_embeddings": spec.get("pos_embed") != "none",
         "use_mean_pooling": bool(spec.get("fc_norm")),
@@ -342,7 +338,7 @@ BEIT = Layout(  # and Data2Vec
         architectures=("BeitForImageClassification", "BeitModel"),
         constants={"model_type": "beit", "use_mask_token": False, **_NO_DROPOUT},
         derived=_beit_config,
-        settings=_settings(1e-12),
+        settings=settings(1e-12),
     ),
 )
 
@@ -421,8 +417,8 @@ def _dinov3_layout(*, gated: bool) -> Layout:
                 "use_gated_mlp": gated,
                 "dtype": "float32",
             },
-            derived=lambda spec: {**_width_of_mlp(spec), "num_register_tokens": spec.get("reg_tokens", 0)},
-            settings=_settings(
+            derived=lambda spec: {**width_of_mlp(spec), "num_register_tokens": spec.get("reg_tokens", 0)},
+            settings=settings(
                 1e-5,
                 Setting("rope_theta", "rope_temperature", stated=True, default=100.0),
                 activations={"silu": "gelu"} if gated else _ACTIVATIONS,
@@ -433,177 +429,4 @@ def _dinov3_layout(*, gated: bool) -> Layout:
 
 DINOV3, DINOV3_GATED = _dinov3_layout(gated=False), _dinov3_layout(gated=True)
 
-# -- CLIP and SigLIP ------------------------------------------------------------------------------
-
-_TOWER_PREFIXES = ("vision_model.", "model.vision_model.")
-
-
-def _open_tower(tensors: Tensors, *, clip: bool) -> dict[str, Tensor] | None:
-    """The arrays of the tower of pictures alone; its projection is a head without bias."""
-    out = unwrapped(tensors, "embeddings.patch_embedding.weight", _TOWER_PREFIXES)
-    if out is None or ("embeddings.class_embedding" in out) != clip:
-        return None
-    others = ("text_model.", "text_projection.", "logit_scale", "logit_bias", "embeddings.position_ids")
-    out = {name: tensor for name, tensor in out.items() if not name.startswith(others)}
-    if "visual_projection.weight" in out:
-        out["visual_projection.bias"] = zeros(out["visual_projection.weight"].shape[0])
-    if "classifier.weight" in out:  # a head on the mean of patches, past what else could pool them
-        unused = ("post_layernorm.", "visual_projection.") if clip else ("head.",)
-        out = {name: tensor for name, tensor in out.items() if not name.startswith(unused)}
-    return out
-
-
-_TOWER = (
-    Rule("pos_embed", "embeddings.position_embedding.weight", ROWS),
-    Rule("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
-    Rule("blocks.{i}.norm{n}.{p}", "encoder.layers.{i}.layer_norm{n}.{p}"),
-    qkv("blocks.{i}.attn.qkv.{p}", "encoder.layers.{i}.self_attn.{part}_proj.{p}", ("q", "k", "v")),
-    Rule("blocks.{i}.attn.proj.{p}", "encoder.layers.{i}.self_attn.out_proj.{p}"),
-    Rule("blocks.{i}.mlp.fc{n}.{p}", "encoder.layers.{i}.mlp.fc{n}.{p}"),
-    Rule("norm.{p}", "post_layernorm.{p}"),
-)
-
-
-def _clip_facts(theirs: Tensors, ours: Tensors) -> dict[str, Any]:
-    facts = {**stated(theirs, ours), "epsilon": 1e-5}
-    return facts | {"pool": "avg" if "classifier.weight" in theirs else "token"}
-
-
-def _close_clip(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    without_zeros(tensors, "visual_projection.bias", "CLIP's projection has no bias")
-    return {k if k.startswith("visual_projection.") else f"vision_model.{k}": t for k, t in tensors.items()}
-
-
-def _clip_config(spec: Spec) -> dict[str, Any]:
-    vision = {**_width_of_mlp(spec), "projection_dim": spec["class_num"] or 512}
-    return vision | {"architectures": ["CLIPVisionModelWithProjection" if spec["class_num"] else "CLIPVisionModel"]}
-
-
-_CLIP_RULES = (
-    Rule("cls_token", "embeddings.class_embedding", TOKEN),
-    Rule("norm_pre.{p}", "pre_layrnorm.{p}"),
-    *_TOWER,
-)
-
-CLIP = Layout(
-    name="huggingface",
-    title="Hugging Face's CLIP",
-    open=lambda tensors: _open_tower(tensors, clip=True),
-    close=_close_clip,
-    container="folder",
-    facts=_clip_facts,
-    fixed={"qk_scale": None},
-    lacks=lacks("act", "epsilon", norm_pre=(True,), patch_bias=(False,)),
-    rules=(
-        *_CLIP_RULES,
-        Rule("head.{p}", "visual_projection.{p}"),
-        Rule("head.{p}", "classifier.{p}", written=never),
-    ),
-    huggingface=HuggingFace(
-        architectures=("CLIPVisionModelWithProjection", "CLIPVisionModel"),
-        constants={"model_type": "clip_vision_model", "attention_dropout": 0.0, "dtype": "float32"},
-        derived=_clip_config,
-        settings=_settings(1e-5),
-    ),
-)
-
-
-def _close_clip_classifier(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """The tower's last norm is there, though nothing that this class computes goes through it."""
-    width = spec["embed_dim"]
-    unused = {"post_layernorm.weight": Tensor.of(np.ones(width, "float32")), "post_layernorm.bias": zeros(width)}
-    return {k if k.startswith("classifier.") else f"vision_model.{k}": t for k, t in {**tensors, **unused}.items()}
-
-
-CLIP_CLASSIFIER = Layout(
-    name="huggingface",
-    title="Hugging Face's CLIP for classification",
-    open=lambda tensors: None,  # read as a CLIP
-    close=_close_clip_classifier,
-    container="folder",
-    lacks=(
-        *lacks("act", "epsilon", norm_pre=(True,), patch_bias=(False,), pool=("avg",), final_norm=(False,)),
-        Need("class_num", "a classifier"),
-    ),
-    rules=(*_CLIP_RULES, Rule("head.{p}", "classifier.{p}")),
-    huggingface=HuggingFace(
-        architectures=("CLIPForImageClassification", "CLIPForImageClassification"),
-        constants={"model_type": "clip", "dtype": "float32"},
-        derived=_width_of_mlp,
-        settings=_settings(1e-5),
-        tower="vision_config",
-    ),
-)
-
-
-def _open_siglip(tensors: Tensors) -> dict[str, Tensor] | None:
-    """torch's attention has query, key and value in one matrix; pooling has the query by itself."""
-    out = _open_tower(tensors, clip=False)
-    if out is None:
-        return None
-    for kind in ("weight", "bias"):
-        whole = out.pop(f"head.attention.in_proj_{kind}", None)
-        if whole is not None:
-            width = whole.shape[0] // 3
-            out[f"head.attention.q.{kind}"], out[f"head.attention.kv.{kind}"] = whole.rows(0, width), whole.rows(width)
-    return out
-
-
-def _is_naflex(theirs: Tensors) -> str | None:
-    if len(theirs["embeddings.patch_embedding.weight"].shape) == 2:
-        return "is a SigLIP 2 of any grid (NaFlex), whose patches come as a sequence; those of a fixed size open"
-    return None
-
-
-def _close_siglip(tensors: dict[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    out = dict(tensors)
-    for kind in ("weight", "bias"):
-        parts = [out.pop(f"head.attention.{part}.{kind}") for part in ("q", "kv")]
-        out[f"head.attention.in_proj_{kind}"] = joined(parts, axis=0)
-    return out
-
-
-SIGLIP = Layout(  # and SigLIP 2 of fixed size
-    name="huggingface",
-    title="Hugging Face's SigLIP",
-    open=_open_siglip,
-    refuse=_is_naflex,
-    close=_close_siglip,
-    container="folder",
-    facts=stated,
-    fixed={"qk_scale": None},
-    lacks=(
-        *lacks("act", "epsilon", class_token=(False,), pool=("map",)),
-        Lack("class_num", "a classifier after attention pooling (--backbone leaves it out)", (0,)),
-    ),
-    rules=(
-        *_TOWER,
-        Rule("attn_pool.latent", "head.probe"),
-        Rule("attn_pool.q.{p}", "head.attention.q.{p}"),
-        Rule("attn_pool.kv.{p}", "head.attention.kv.{p}"),
-        Rule("attn_pool.proj.{p}", "head.attention.out_proj.{p}"),
-        Rule("attn_pool.norm.{p}", "head.layernorm.{p}"),
-        Rule("attn_pool.mlp.fc{n}.{p}", "head.mlp.fc{n}.{p}"),
-        Rule("head.{p}", "classifier.{p}", written=never),
-    ),
-    huggingface=HuggingFace(
-        architectures=("SiglipVisionModel", "SiglipVisionModel"),
-        constants={"model_type": "siglip_vision_model", "attention_dropout": 0.0, "dtype": "float32"},
-        derived=_width_of_mlp,
-        settings=_settings(1e-6),
-    ),
-)
-
-LAYOUTS = (
-    HUGGINGFACE,
-    IJEPA,
-    DEIT,
-    DINOV2,
-    DINOV2_REGISTERS,
-    BEIT,
-    DINOV3,
-    DINOV3_GATED,
-    CLIP,
-    CLIP_CLASSIFIER,
-    SIGLIP,
-)
+LAYOUTS = (HUGGINGFACE, IJEPA, DEIT, DINOV2, DINOV2_REGISTERS, BEIT, DINOV3, DINOV3_GATED)
