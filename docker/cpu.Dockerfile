@@ -1,6 +1,7 @@
 # plsc on CPUs. From the checkout:
 #   docker build -f docker/cpu.Dockerfile -t plsc:cpu .
-#   docker run --rm --shm-size=8g -v "$PWD/output:/runs/output" plsc:cpu plsc train -c digits
+#   mkdir -p output    # or Docker makes the folder, as root's
+#   docker run --rm --user "$(id -u):$(id -g)" --shm-size=8g -v "$PWD/output:/runs/output" plsc:cpu plsc train -c digits
 FROM python:3.12-slim-bookworm
 
 # Paddle links OpenMP's runtime. Debian's version of it is the base image's.
@@ -12,8 +13,9 @@ RUN apt-get update \
 COPY . /opt/plsc
 RUN python -m pip install --no-cache-dir '/opt/plsc[cpu]'
 
-# runs and their output belong to this user; another one is: docker run --user
-RUN useradd --create-home --uid 1000 plsc && mkdir /runs && chown plsc /runs
+# runs, their output and what is cached: any user may write here, as with docker run --user "$(id -u):$(id -g)"
+RUN useradd --home-dir /runs --uid 1000 plsc && mkdir --mode=1777 /runs
+ENV HOME=/runs
 USER 1000
 WORKDIR /runs
 

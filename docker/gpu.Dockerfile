@@ -2,7 +2,9 @@
 # PADDLE_INDEX is Paddle's own package index for the CUDA version that the driver supports: the address after `-i` in the
 # line that its installation page shows, https://www.paddlepaddle.org.cn/en/install/quick. From the checkout:
 #   docker build -f docker/gpu.Dockerfile -t plsc:gpu --build-arg PADDLE_INDEX=… .
-#   docker run --rm --gpus all --shm-size=16g -v "$PWD/output:/runs/output" plsc:gpu plsc train -c digits -o Global.device=gpu
+#   mkdir -p output    # or Docker makes the folder, as root's
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" --shm-size=16g -v "$PWD/output:/runs/output" plsc:gpu \
+#       plsc train -c digits -o Global.device=gpu
 FROM python:3.12-slim-bookworm
 
 # what the container toolkit reads
@@ -19,8 +21,9 @@ ARG PADDLE_INDEX
 RUN test -n "$PADDLE_INDEX" || { echo "--build-arg PADDLE_INDEX=… is missing, see the top of this file" >&2; exit 1; } \
     ; python -m pip install --no-cache-dir --extra-index-url "$PADDLE_INDEX" '/opt/plsc[gpu]'
 
-# runs and their output belong to this user; another one is: docker run --user
-RUN useradd --create-home --uid 1000 plsc && mkdir /runs && chown plsc /runs
+# runs, their output and what is cached: any user may write here, as with docker run --user "$(id -u):$(id -g)"
+RUN useradd --home-dir /runs --uid 1000 plsc && mkdir --mode=1777 /runs
+ENV HOME=/runs
 USER 1000
 WORKDIR /runs
 

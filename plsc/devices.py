@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from plsc import drivers, environment
 from plsc.drivers import Lack
 from plsc.errors import DeviceError
+from plsc.registry import nearest
 
 log = logging.getLogger("plsc")
 
@@ -99,8 +100,7 @@ def _of_wheel(kind: str) -> Lack:
     import paddle
 
     if kind in _OTHER_NAMES:
-        name = _OTHER_NAMES[kind]
-        return Lack("wheel", f"Paddle has no device of the name {kind}", f"write {name}")
+        return Lack("wheel", f"Paddle has no device of the name {kind}", f"write {_OTHER_NAMES[kind]}")
     builds = installed_builds()
     names = " and ".join(f"{package} {version}" for package, version in builds.items())
     names = names or f"Paddle {paddle.__version__}"
@@ -111,11 +111,14 @@ def _of_wheel(kind: str) -> Lack:
             f"pip uninstall -y {' '.join(builds)}, then install {environment.how_to_install(kind)}",
         )
     reason = f"the installed {names} has {', '.join(_built_for())} only"
+    remedy = f"install {environment.how_to_install(kind)}"
     if kind in drivers.FAMILIES:
         machine = drivers.lack(kind)
         if machine.fault in ("machine", "container"):
-            reason += f", and {machine.reason}"
-    return Lack("wheel", reason, f"install {environment.how_to_install(kind)}")
+            reason, remedy = f"{reason}, and {machine.reason}", f"{machine.remedy}; then {remedy}"
+    elif (meant := nearest(kind, ["cpu", *drivers.FAMILIES])) is not None:
+        remedy = f"write {meant} if that is meant, else {remedy}"
+    return Lack("wheel", reason, remedy)
 
 
 def select_device(name: str) -> str:

@@ -257,6 +257,24 @@ def test_names_of_other_frameworks(cpu_build):
         devices.select_device("cuda:0")
 
 
+@pytest.mark.parametrize(("name", "words"), [("gpuu", "write gpu if that is meant, else install"), ("mlu", "install")])
+def test_a_name_that_may_be_a_mistake_or_a_plug_in(cpu_build, name, words):
+    with pytest.raises(DeviceError, match=f"what to do: {words} the plug-in paddle-custom-{name}"):
+        devices.select_device(name)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("container", "docker run --gpus all; then install paddlepaddle-gpu"), ("variable", "install paddlepaddle-gpu")],
+)
+def test_a_wheel_for_cpus_in_a_container_without_gpus(cpu_build, monkeypatch, fault, words):
+    """Both are named at once, with both remedies; a variable cannot be judged before Paddle counts devices."""
+    monkeypatch.setattr(drivers, "lack", lambda kind: Lack(fault, "there is none here", "docker run --gpus all"))
+    missing = devices.count_devices("gpu").lack
+    assert missing.fault == "wheel" and missing.remedy.startswith(words)
+    assert ("there is none here" in missing.reason) == (fault == "container")
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [None, 2])
 def test_one_message_alone_and_under_the_launcher(cpu_build, tmp_path, processes):
@@ -269,4 +287,4 @@ def test_one_message_alone_and_under_the_launcher(cpu_build, tmp_path, processes
     assert done.returncode == 2
     assert text.count("error: Global.device is 'gpu', but the installed paddlepaddle") == (processes or 1)
     assert "Traceback" not in text
-    assert "what to do: install paddlepaddle-gpu" in text
+    assert "install paddlepaddle-gpu" in text

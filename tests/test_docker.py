@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers import CHECKOUT, clean_environment
 
@@ -48,6 +49,21 @@ def test_each_installs_plsc_for_its_device(path):
         name for name, _ in steps if name not in {"FROM", "ENV", "ARG", "RUN", "COPY", "USER", "WORKDIR", "CMD"}
     ] == []
     assert ("USER", "1000") in steps and "--uid 1000" in runs
+    # what docker run --user chooses may write there, too, caches included
+    assert "mkdir --mode=1777 /runs" in runs and ("ENV", "HOME=/runs") in steps and ("WORKDIR", "/runs") in steps
+
+
+def test_the_manifest_of_kubernetes_fits_the_image():
+    """Its program is where the image has it, and its user may write to the volume."""
+    page = (CHECKOUT / "docs" / "cluster.md").read_text()
+    [text] = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "kind: Job" in block]
+    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    program = Path(container["args"][0])
+    assert (CHECKOUT / program.relative_to("/opt/plsc")).is_file()
+    assert f"USER {pod['securityContext']['fsGroup']}\n" in (CHECKOUT / "docker" / "gpu.Dockerfile").read_text()
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert container["workingDir"] in mounts and "/dev/shm" in mounts
 
 
 def test_what_is_copied(tmp_path):
@@ -72,14 +88,13 @@ def test_the_gpus_image_names_the_argument_that_it_needs(tmp_path):
 STAND_INS = {
     "apt-get": 'case "$1" in install) exec /usr/bin/apt-get --simulate --quiet "$@";; esac',
     "useradd": "",
-    "chown": "",
     "rm": '[ "$2" = /var/lib/apt/lists/* ] || [ "${2#/var/lib/apt/lists}" != "$2" ]',
 }
 
 
 @pytest.mark.long
 def test_the_steps_of_the_cpus_image(tmp_path):
-    """In a virtual environment for the image's Python, and folders below tmp_path for /opt and /work."""
+    """In a virtual environment for the image's Python, and folders below tmp_path for /opt and /runs."""
     index = subprocess.run([sys.executable, "-m", "pip", "index", "versions", "tqdm"], capture_output=True, text=True)
     if index.returncode != 0:
         pytest.skip(f"pip reaches no index: {index.stderr.strip().splitlines()[-1]}")
@@ -111,6 +126,8 @@ def test_the_steps_of_the_cpus_image(tmp_path):
             run(["sh", "-ec", local(arguments)])
         elif name == "COPY":
             copy_as_docker_does(tmp_path / "opt")
+        elif name == "ENV":
+            env |= dict(part.split("=", 1) for part in local(arguments).split())
         elif name == "WORKDIR":
             there = Path(local(arguments))
         elif name == "CMD":
@@ -118,6 +135,8 @@ def test_the_steps_of_the_cpus_image(tmp_path):
     called = (tmp_path / "called.txt").read_text()
     assert "apt-get install --yes --no-install-recommends libgomp1" in called
     assert "useradd" in called
+    assert stat.S_IMODE((tmp_path / "runs").stat().st_mode) == 0o1777
+    assert env["HOME"] == str(tmp_path / "runs")
     assert there == tmp_path / "runs"
     assert "plsc <command>" in printed or "usage: plsc" in printed
     run(["plsc", "train", "-c", "digits", "-o", "Global.max_train_step=2", "-o", "Global.output_dir=output/digits"])

@@ -58,6 +58,23 @@ def test_the_benchmark_of_large_data_sets_runs():
         assert line in done.stdout
 
 
+def test_an_epoch_at_the_scale_of_coyo_goes_on_with_half_of_the_processes(tmp_path, monkeypatch):
+    """As benchmarks/coyo_scale.py counts it, here with fewer samples: each once, a shard by one process or two."""
+    monkeypatch.setenv("PLSC_CACHE", str(tmp_path / "cache"))
+    module = benchmark("coyo_scale")
+    module.write_list(tmp_path / "manifest.json", module.shard_counts(50_000, 64))
+    data, batch = module.opened(tmp_path / "manifest.json"), 64
+    steps = len(data) // batch
+    middle = steps // 2
+    counted = module.walk(data, [(16, 0, middle), (8, middle, steps)], lanes=16, global_batch=batch)
+    assert (counted["read"], counted["twice"], counted["lost"]) == (steps * batch, 0, 0)
+    assert counted["left out by drop_last"] == 50_000 - steps * batch
+    assert counted["batches compared with the sampler's"] == 2 * (16 + 8)
+    assert counted["processes that read a shard"].endswith(", 2 at most")
+    overlapping = module.walk(data, [(16, 0, middle + 1), (8, middle, steps - 1)], lanes=16, global_batch=batch)
+    assert (overlapping["twice"], overlapping["lost"]) == (batch, batch)
+
+
 def test_the_benchmark_of_the_input_pipeline_runs(tmp_path, monkeypatch, capsys):
     module = benchmark("input_pipeline")
     write_pictures(tmp_path / "pictures", 2, 3)

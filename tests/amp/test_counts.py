@@ -57,8 +57,11 @@ def waits_per_step(monkeypatch, tmp_path, fp16, **more) -> list[dict[str, int]]:
 
 
 def with_everything() -> dict:
-    """Micro-batches, an average, mixing, random erasing, dropout, stochastic depth and clipping."""
+    """Micro-batches, an average, mixing, random erasing, dropout, stochastic depth, clipping, layer decay, and every
+    second block recomputed."""
     tree = digits(STEPS)
+    tree["DistributedStrategy"] = {"recompute": {"layerlist_interval": 2}}
+    tree["Optimizer"] |= {"layer_decay": 0.8}
     tree["Global"] |= {"accum_steps": 2}
     tree["Model"] |= RANDOM
     tree["EMA"] = {"decay": 0.99}
@@ -79,6 +82,18 @@ def test_the_host_waits_only_for_the_overflow_of_float16(setting, monkeypatch, t
         assert all(where.endswith(" step") for where in waits), waits
         assert sum(count for where, count in waits.items() if where.startswith("copy to host")) == 1
         assert sum(waits.values()) == 3
+
+
+def test_compiled_blocks_wait_in_paddles_executor_alone(monkeypatch, tmp_path):
+    """Once for the forward and once for the backward of a block, in each micro-batch: of that plsc decides nothing."""
+    tree = with_everything()
+    del tree["DistributedStrategy"]
+    tree["Global"]["to_static"] = True
+    runs = tree["Model"]["depth"] * tree["Global"]["accum_steps"]
+    for waits in waits_per_step(monkeypatch, tmp_path, None, tree=tree):
+        where = {place.rsplit(maxsplit=1)[-1]: count for place, count in waits.items()}
+        assert where == {"forward_features": runs, "backward": runs}
+        assert all(place.startswith("wait for a stream") for place in waits)
 
 
 @pytest.mark.parametrize("setting", ["float32", "float16 O1", "float16 O2"])
