@@ -32,11 +32,13 @@ $(VENV)/ready: EXTRAS = cpu,dev
 $(VENV26)/ready: EXTRAS = paddle26,test
 $(VENV_PARITY)/ready: EXTRAS = cpu,test,parity
 $(VENV_GPU_WHEEL)/ready: EXTRAS = paddle26-gpu,test
+# later ones need protobuf 4, which Paddle 2.6 cannot use: without this line pip downloads seven of them to learn it
+$(VENV26)/ready $(VENV_GPU_WHEEL)/ready: BOUNDS = 'onnxruntime<1.27'
 .venv-$(PLSC_TEST_DEVICE)/ready: EXTRAS = $(PLSC_TEST_DEVICE),test
 $(sort $(addsuffix /ready,$(VENV) $(VENV26) $(VENV_PARITY) $(VENV_GPU_WHEEL) $(VENV_DEVICE))): pyproject.toml tools/check_system.py
 	@$(PYTHON) tools/check_system.py
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]' $(BOUNDS)
 	@touch $@
 
 train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core

@@ -15,6 +15,7 @@ from plsc.weights import Source, formats, read, unsaid, without_head, write
 if TYPE_CHECKING:
     from plsc.config import Config
 
+_FACTS = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
 _EXPORTS = ("onnx", "paddle", "inference", "openvino", "tensorrt", "torchscript")
 
 
@@ -23,7 +24,7 @@ class Conversion:
     """What was converted.
 
     Attributes:
-        source: the file that was read. layout: whose names its arrays have.
+        source: the file that was read. layout: whose names its arrays have. to: the format that was written.
         arrays: how many were read. card: what the source states of its model.
         unknown: shapes of arrays that were left out, by the source's names.
         written: the files; none where they were pushed.
@@ -33,12 +34,32 @@ class Conversion:
 
     source: Path
     layout: str
+    to: str
     arrays: int
     card: ModelCard
     unknown: dict[str, tuple[int, ...]]
     written: list[Path]
     unsaid: list[str]
     pushed: str | None = None
+
+    def text(self) -> str:
+        """What was read, what is missing or assumed, and what was written, as `plsc convert` prints it."""
+        card = self.card
+        facts = [f"{word} {card.spec[field]}" for word, field in _FACTS if card.spec.get(field) is not None]
+        by_name = f" (its name: {card.architecture})" if card.architecture else ""
+        lines = [f"{self.source}: {self.arrays} arrays in the names of {self.layout}; {', '.join(facts)}{by_name}"]
+        if card.assumed:
+            lines.append(f"  assumed, as neither the file nor its name states it: {card.assumptions}")
+        lines += [f"  left out, unknown: {name} {list(shape)}" for name, shape in self.unknown.items()]
+        if self.unsaid:
+            entry = "not stated by the format itself, only by plsc's entry in the file"
+            lines.append(f"  {entry}: {', '.join(self.unsaid)}")
+        if self.to == "huggingface" and card.preprocess is None:
+            lines.append("  no preprocessor_config.json: the source does not state how its pictures are prepared")
+        lines += [f"written {path}" for path in self.written]
+        if self.pushed is not None:
+            lines.append(f"pushed {self.pushed}, which plsc opens as hf:{'/'.join(self.pushed.split('/')[-2:])}")
+        return "".join(f"{line}\n" for line in lines)
 
 
 def convert_weights(
@@ -100,7 +121,7 @@ def convert_weights(
         )
     weights.check_known()
     card = without_head(weights.card) if backbone else weights.card
-    made = Conversion(weights.path, weights.layout, len(weights.tensors), weights.card, weights.unknown, [], [])
+    made = Conversion(weights.path, weights.layout, to, len(weights.tensors), weights.card, weights.unknown, [], [])
     if output is not None:
         written = write(weights, to, output, backbone=backbone)
         return dataclasses.replace(made, written=written, unsaid=unsaid(card, to, written[0]))

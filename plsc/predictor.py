@@ -349,13 +349,15 @@ def _of_export(file: Path, img_size: int | None, config: Config | None, device: 
         unit = about.get("size_unit") or 1
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file.with_name('export.json')}: damaged: {error}") from error
+    card = ModelCard.from_dict(about, file.with_name(EXPORT_DESCRIPTION))
     asked = own_size if img_size is None else (img_size, img_size)
     if all(size) and own_size is not None and asked != own_size:
+        from plsc.models.spec import is_of_one_size
+
+        other = "" if is_of_one_size(card.spec) else " or --resolution dynamic"
         raise CheckpointError(
-            f"{file}: takes pictures of {_shown(own_size)} pixels only; export it with --resolution {img_size} or "
-            "--resolution dynamic"
+            f"{file}: takes pictures of {_shown(own_size)} pixels only; export it with --resolution {img_size}{other}"
         )
-    card = ModelCard.from_dict(about, file.with_name(EXPORT_DESCRIPTION))
     preprocess, activation = card.preprocess, card.activation
     if preprocess is not None and img_size is not None and asked != own_size:
         if own_size is None or own_size[0] != own_size[1]:

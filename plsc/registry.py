@@ -5,8 +5,10 @@ what `plsc list` shows and what a configuration is checked against.
 """
 
 import difflib
+import fnmatch
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +28,12 @@ def nearest(name: str, candidates: Iterable) -> str | None:
         return exact
     close = difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a pattern as of files fits, such as "ViT_small*", in any case."""
+    fits = re.compile(fnmatch.translate(pattern), re.IGNORECASE).fullmatch
+    return [name for name in names if fits(name)]
 
 
 @dataclass(frozen=True)

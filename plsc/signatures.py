@@ -26,6 +26,7 @@ _NAMES = {
     dict: "a mapping",
     Any: "anything",
 }
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _LONGEST_SHOWN = 400  # characters of a value in a message
 _PLURALS = {float: "numbers", int: "whole numbers", str: "texts"}
 # kinds of pydantic's errors that say more than which type was expected
@@ -81,6 +82,21 @@ def describe(annotation) -> str:
     if origin is dict:
         return "a mapping"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def argument_text(parameter: inspect.Parameter) -> str:
+    """`name=default`, with the choices or the range where there are some: what `plsc list` shows of an argument."""
+    default, annotation = parameter.default, parameter.annotation
+    if isinstance(default, tuple):
+        default = list(default)
+    if isinstance(default, str) and not default.strip():
+        default = repr(default)
+    text = f"{parameter.name} (required)" if default is parameter.empty else f"{parameter.name}={default}"
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"{text} ({'|'.join(map(str, typing.get_args(annotation)))})"
+    marks = [mark for field in getattr(annotation, "__metadata__", ()) for mark in getattr(field, "metadata", ())]
+    limits = [f"{sign} {getattr(mark, name)}" for mark in marks for name, sign in _SIGNS.items() if hasattr(mark, name)]
+    return f"{text} ({', '.join(limits)})" if limits else text
 
 
 def validated(value, annotation, *, strict: bool) -> Any:

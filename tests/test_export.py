@@ -161,12 +161,13 @@ def test_a_model_of_one_size(tmp_path, capsys):
     path = write_model(tmp_path / "rope.safetensors", rope="axial", pos_embed="none", no_embed_class=True)
     arguments = ["export", "--weights", str(path), "--format", "onnx", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--resolution", "dynamic"]) == 2
-    assert "rotary embeddings or biases by relative position, which are of one size" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(path) in error and "rotary embeddings or biases by relative position, which are of one size" in error
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--resolution", "48"]) == 0
     message = "takes pictures of 48x48 pixels alone, as its positions are rotary or relative; for another size export"
     assert message in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match="takes pictures of 48x48 pixels only"):
+    with pytest.raises(CheckpointError, match=r"takes pictures of 48x48 pixels only; export it with --resolution 32$"):
         predictor.load_predictor(tmp_path / "out", img_size=32)
 
 

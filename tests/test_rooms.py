@@ -49,7 +49,7 @@ ALLOWED = {
     | {"api", "build", "model_card", "inference", "loading", "predictor", "runs"},  # evaluation runs exports, too
     "timing": SHARED | {"build", "config", "loading", "model_card", "predictor", "runtimes", "weights", "engine"},
     "step_timing": SHARED | ROOMS | {"api", "build", "engine"},
-    "planning": SHARED | ROOMS | {"build", "engine"},
+    "planning": SHARED | ROOMS | {"build", "engine", "runs"},
     "doctor": SHARED | {"api", "config", "data", "engine", "models", "optim", "planning", "runs"},
     "training": SHARED | {"config", "engine", "visualize"},
     "runs": SHARED | {"config"},

@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -93,11 +93,20 @@ def unknown(value: str, choices: Iterable[str]) -> str:
     return f"{value!r} is unknown; {hint} {', '.join(choices)}"
 
 
-def above_zero(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` to `most`."""
+
+    def parsed(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            lowest = "above 0" if least == 1 else f"of at least {least}"
+            limits = lowest if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
+        return int(text)
+
+    return parsed
+
+
+above_zero = whole(1)
 
 
 def several_above_zero(text: str) -> list[int]:
@@ -151,13 +160,12 @@ def print_table(rows: Sequence[Sequence[str]], *, left: Sequence[bool]) -> None:
     print(text_table(rows, left=left), end="")
 
 
-def load_config(
-    recipe: str, overrides: Sequence[str] = (), imports: Sequence[str] = (), *, for_training: bool = True
-) -> "Config":
-    """See plsc.load_config."""
+def config_of(arguments: argparse.Namespace, *more: str, for_training: bool = True) -> "Config":
+    """The configuration of -c with -o and --import, and with `more` overrides: see plsc.load_config."""
     from plsc import api
 
-    return api.load_config(recipe, overrides, imports, for_training=for_training)
+    overrides = [*arguments.override, *more]
+    return api.load_config(arguments.config, overrides, arguments.imports, for_training=for_training)
 
 
 def optional_config(arguments: argparse.Namespace) -> "Config | None":
@@ -167,7 +175,7 @@ def optional_config(arguments: argparse.Namespace) -> "Config | None":
         ConfigError: there is -o without -c.
     """
     if arguments.config:
-        return load_config(arguments.config, arguments.override, arguments.imports, for_training=False)
+        return config_of(arguments, for_training=False)
     if arguments.override:
         raise ConfigError("-o changes a recipe; give one with -c RECIPE")
     import_parts(arguments)

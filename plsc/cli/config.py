@@ -6,6 +6,8 @@ The output is itself a recipe. Keys and types are checked; device, files and dat
 import argparse
 import sys
 
+from plsc.cli.common import add_config_arguments, config_of
+
 EXAMPLES = """\
   plsc config -c digits
   plsc config -c my_run.yaml -o Optimizer.weight_decay=0.1 > resolved.yaml
@@ -13,15 +15,11 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from plsc.cli.common import add_config_arguments
-
     add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from plsc.api import load_config
-
-    config = load_config(arguments.config, arguments.override, arguments.imports)
+    config = config_of(arguments)
     from plsc.engine.run_directory import config_text
 
     for note in config.notes:

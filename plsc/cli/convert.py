@@ -72,20 +72,5 @@ def run(arguments: argparse.Namespace) -> int:
         config=config,
         verify=arguments.verify,
     )
-    named = (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads"), ("classes", "class_num"))
-    facts = [f"{word} {made.card.spec[field]}" for word, field in named if made.card.spec.get(field) is not None]
-    by_name = f" (its name: {made.card.architecture})" if made.card.architecture else ""
-    print(f"{made.source}: {made.arrays} arrays in the names of {made.layout}; {', '.join(facts)}{by_name}")
-    if made.card.assumed:
-        print(f"  assumed, as neither the file nor its name states it: {made.card.assumptions}")
-    for name, shape in made.unknown.items():
-        print(f"  left out, unknown: {name} {list(shape)}")
-    if made.unsaid:
-        print(f"  not stated by the format itself, only by plsc's entry in the file: {', '.join(made.unsaid)}")
-    if arguments.to == "huggingface" and made.card.preprocess is None:
-        print("  no preprocessor_config.json: the source does not state how its pictures are prepared")
-    for path in made.written:
-        print(f"written {path}")
-    if made.pushed is not None:
-        print(f"pushed {made.pushed}, which plsc opens as hf:{arguments.push}")
+    print(made.text(), end="")
     return 0

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from plsc.cli.common import above_zero, add_config_arguments, checked_output, load_config
+from plsc.cli.common import above_zero, add_config_arguments, checked_output, config_of, whole
 from plsc.data.words import counted
 from plsc.errors import ConfigError
 
@@ -79,9 +79,7 @@ def _prepare_arguments(parser):
     _add_source(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for this data set's shards alone")
     parser.add_argument("--short-side", type=above_zero, default=256, metavar="PIXELS", help="default: 256")
-    parser.add_argument(
-        "--quality", type=_whole(1, 100), default=80, help="of the JPEGs written, 1 to 100; default: 80"
-    )
+    parser.add_argument("--quality", type=whole(1, 100), default=80, help="of the JPEGs written, 1 to 100; default: 80")
     parser.add_argument(
         "--shard-size",
         type=_shard_size,
@@ -96,7 +94,7 @@ def _prepare_arguments(parser):
         help="mix the order of samples before they are dealt to shards. Training reads the samples of a few shards at "
         "a time, so each shard should hold all classes. Default: --shuffle",
     )
-    parser.add_argument("--seed", type=_whole(0), default=0, help="of the mixed order; default: 0")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the mixed order; default: 0")
     parser.add_argument("--name", default="shard", help="how the shards' names begin: NAME-000000.tar; default: shard")
     _add_workers(parser)
 
@@ -174,7 +172,7 @@ def _split_arguments(parser):
         metavar="FRACTION",
         help="of each class, for val_list.txt: at least one picture, where a class has two; default: 0.1",
     )
-    parser.add_argument("--seed", type=_whole(0), default=0, help="draws the pictures; default: 0")
+    parser.add_argument("--seed", type=whole(0), default=0, help="draws the pictures; default: 0")
 
 
 def _split(arguments) -> int:
@@ -214,7 +212,7 @@ def _show(arguments) -> int:
     from plsc.visualize import sheet
 
     output = checked_output("--output", arguments.output, sheet.ENDINGS)
-    config = load_config(arguments.config, arguments.override, arguments.imports)
+    config = config_of(arguments)
     from plsc.engine import tracking
     from plsc.visualize.contact_sheet import draw_contact_sheet
 
@@ -251,20 +249,8 @@ def _add_mode(parser):
 
 def _add_workers(parser):
     parser.add_argument(
-        "--workers", type=_whole(0), metavar="N", help="processes; 0 works in this one; default: one for each core"
+        "--workers", type=whole(0), metavar="N", help="processes; 0 works in this one; default: one for each core"
     )
-
-
-def _whole(least: int, most: float = math.inf):
-    """A type for argparse: whole numbers from `least` to `most`."""
-
-    def parsed(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-            limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
-        return int(text)
-
-    return parsed
 
 
 def _source(arguments):
@@ -281,7 +267,7 @@ def _source(arguments):
         return datatools.from_list(
             arguments.list, arguments.root, delimiter=arguments.delimiter, multi_label=arguments.multi_label
         )
-    config = load_config(arguments.config, arguments.override, arguments.imports)
+    config = config_of(arguments)
     from plsc.engine import tracking
 
     tracking.start_logging(None)

@@ -5,9 +5,8 @@ export.json. Where the runtime's logits are not the model's, nothing is written.
 """
 
 import argparse
-from pathlib import Path
 
-from plsc import environment, runtimes
+from plsc import environment
 from plsc.cli.common import (
     above_zero,
     add_config_arguments,
@@ -86,24 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
         tolerance=arguments.tolerance or TOLERANCE,
         verify=arguments.verify,
     )
-    print(f"{made.source}, checked in {runtimes.NAMES[made.format]} on two photos and the same moved sideways:")
-    for comparison in made.checks:
-        print(f"  {comparison}")
-    if made.img_size is not None:
-        other = " (any with --resolution dynamic)"
-        if not made.can_be_dynamic:
-            other = ", as its positions are rotary or relative; for another size export again with --resolution PIXELS"
-        print(f"  takes pictures of {made.img_size[0]}x{made.img_size[1]} pixels alone{other}")
-    if made.precision == "fp16":
-        print(
-            "  weights are float16, for which CPU runtimes have no kernels: the graph casts, the check ran in float32"
-        )
-    files = sorted(made.folder.iterdir(), key=lambda file: -file.stat().st_size)
-    print(f"written {made.folder}: {', '.join(f'{file.name} ({_size(file)})' for file in files)}")
+    print(made.text(), end="")
     hint_at_averaged(weights, ema=arguments.ema)
     return 0
-
-
-def _size(file: Path) -> str:
-    size = file.stat().st_size
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

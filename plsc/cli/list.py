@@ -5,17 +5,14 @@ parameters, and the operations (GFLOPs) of one image's forward pass, a multiply-
 """
 
 import argparse
-import fnmatch
-import inspect
-import re
 import textwrap
-import typing
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from plsc.cli.common import add_import_argument, import_parts, print_table, unknown
 from plsc.errors import ConfigError
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from plsc.registry import Registry
 
 EXAMPLES = """\
@@ -67,7 +64,7 @@ def _singular(kind: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.kind is None:
-        _print_columns([(f"plsc list {kind}", meaning) for kind, meaning in KINDS.items()])
+        print_table([(f"plsc list {kind}", meaning) for kind, meaning in KINDS.items()], left=[True, True])
         return 0
     kind = next(kind for kind in KINDS if arguments.kind in (kind, _singular(kind)))
     verbose = arguments.verbose or kind != arguments.kind
@@ -125,19 +122,20 @@ def _print_components(kind: str, arguments: argparse.Namespace, verbose: bool) -
     environment.import_paddle()
     from plsc.components import register_all
     from plsc.config import schema
+    from plsc.signatures import argument_text
 
     register_all()
     import_parts(arguments)
     entries: Registry = getattr(registry, kind.upper())
     chosen = _chosen(entries, arguments.name)
     if not verbose:
-        _print_columns([(name, entries.get(name).summary) for name in chosen])
+        print_table([(name, entries.get(name).summary) for name in chosen], left=[True, True])
         return
     for name in chosen:
         entry, aliases = entries.get(name), _aliases(entries, name)
         print(name + (f"  (also {', '.join(aliases)})" if aliases else ""))
         print(f"    {entry.summary}")
-        shown = [_shown(p) for p in entry.parameters().values()]
+        shown = [argument_text(p) for p in entry.parameters().values()]
         if kind == "datasets":
             shown += [f"{key}={default}" for key, (_, default) in schema.DATASET_KEYS.items()]
         text = ", ".join(shown) or "no arguments"
@@ -158,48 +156,13 @@ def _aliases(entries: "Registry", name: str) -> list[str]:
 
 
 def _matching(pattern: str | None, names: Iterable[str], kind: str) -> list[str]:
-    """The names that a pattern fits, in any case. Raises ConfigError with the nearest name where there is none."""
-    from plsc.registry import nearest
+    """The names that a pattern fits. Raises ConfigError with the nearest name where there is none."""
+    from plsc.registry import matching, nearest
 
     if pattern is None:
         return list(names)
-    matches = re.compile(fnmatch.translate(pattern), re.IGNORECASE).fullmatch
-    chosen = [name for name in names if matches(name)]
+    chosen = matching(pattern, names)
     if not chosen:
         close = nearest(pattern, names)
         raise ConfigError(f"no {kind} is called {pattern!r}" + (f"; did you mean {close}?" if close else ""))
     return chosen
-
-
-def _print_columns(rows: list[tuple[str, str]]) -> None:
-    print_table(rows, left=[True, True])
-
-
-def _shown(parameter: inspect.Parameter) -> str:
-    """`name=default`, with the choices or the range where there are some."""
-    default, annotation = parameter.default, parameter.annotation
-    if isinstance(default, tuple):
-        default = list(default)
-    if isinstance(default, str) and not default.strip():
-        default = repr(default)
-    shown = f"{parameter.name} (required)" if default is parameter.empty else f"{parameter.name}={default}"
-    limits = [_limit(mark) for field in getattr(annotation, "__metadata__", ()) for mark in _marks(field)]
-    choices = "|".join(map(str, typing.get_args(annotation))) if typing.get_origin(annotation) is typing.Literal else ""
-    about = choices or ", ".join(filter(None, limits))
-    return shown + (f" ({about})" if about else "")
-
-
-def _marks(field: object) -> list[object]:
-    """What pydantic.Field holds of a range."""
-    from pydantic.fields import FieldInfo
-
-    return field.metadata if isinstance(field, FieldInfo) else []
-
-
-def _limit(mark: object) -> str:
-    """`>= 0`; empty for what is no limit."""
-    from annotated_types import Ge, Gt, Le, Lt
-
-    signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
-    sign, attribute = signs.get(type(mark), ("", ""))
-    return f"{sign} {getattr(mark, attribute)}" if sign else ""

@@ -7,6 +7,8 @@ checkpoints and curves.png. One process; paddle.distributed.launch starts severa
 import argparse
 import json
 
+from plsc.cli.common import add_config_arguments, add_verify_argument, config_of
+
 EXAMPLES = """\
   plsc train -c digits
   plsc train -c digits -o Global.output_dir=output/second -o Global.epochs=5
@@ -17,8 +19,6 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from plsc.cli.common import add_config_arguments, add_verify_argument
-
     add_config_arguments(parser)
     add_verify_argument(parser)
     parser.add_argument(
@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from plsc.cli.common import load_config
     from plsc.training import train
 
-    overrides = list(arguments.override)
-    if arguments.profiler_options:
-        overrides.append(f"Global.profiler_options={json.dumps(arguments.profiler_options)}")
-    return train(load_config(arguments.config, overrides, arguments.imports), verify=arguments.verify).exit_code
+    options = arguments.profiler_options
+    profiling = [f"Global.profiler_options={json.dumps(options)}"] if options else []
+    return train(config_of(arguments, *profiling), verify=arguments.verify).exit_code

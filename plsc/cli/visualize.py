@@ -14,8 +14,8 @@ from plsc.cli.common import (
     add_config_arguments,
     add_weights_arguments,
     checked_output,
+    config_of,
     hint_at_averaged,
-    load_config,
     optional_config,
     weights_of,
 )
@@ -191,7 +191,7 @@ def _curves(arguments: argparse.Namespace, output: Path) -> Path | None:
         return draw_curves(arguments.runs, output)
     if arguments.steps and arguments.processes:
         raise ConfigError("--processes helps to count the updates, which --steps gives already; keep one")
-    config = load_config(arguments.config, arguments.override, arguments.imports)
+    config = config_of(arguments)
     from plsc.visualize import draw_schedule
 
     return draw_schedule(config, output, steps=arguments.steps, processes=arguments.processes or 1)

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 
 import plsc
-from plsc import build, loading, places, predictor
+from plsc import build, loading, places, predictor, runtimes
 from plsc.config import Config
 from plsc.devices import on_device
 from plsc.errors import CheckpointError, ConfigError
@@ -20,7 +20,8 @@ from plsc.files import replacing_folder, write_json
 from plsc.loading import LoadedModel
 from plsc.model_card import ModelCard
 from plsc.models.base import Deployable
-from plsc.models.deploy import is_of_one_size, store_half
+from plsc.models.deploy import store_half
+from plsc.models.spec import is_of_one_size
 from plsc.places import EXPORT_DESCRIPTION
 from plsc.registry import missing_members
 
@@ -49,6 +50,29 @@ class Export:
     checks: list[Comparison]
     img_size: tuple[int, int] | None = None
     can_be_dynamic: bool = True
+
+    def text(self) -> str:
+        """What was checked, which pictures the export takes, and its files, as `plsc export` prints it."""
+        name = runtimes.NAMES[self.format]
+        lines = [f"{self.source}, checked in {name} on two photos and the same moved sideways:"]
+        lines += [f"  {comparison}" for comparison in self.checks]
+        if self.img_size is not None:
+            other = " (any with --resolution dynamic)"
+            if not self.can_be_dynamic:
+                other = ", as its positions are rotary or relative"
+                other += "; for another size export again with --resolution PIXELS"
+            lines.append(f"  takes pictures of {self.img_size[0]}x{self.img_size[1]} pixels alone{other}")
+        if self.precision == "fp16":
+            half = "weights are float16, for which CPU runtimes have no kernels"
+            lines.append(f"  {half}: the graph casts, the check ran in float32")
+        files = sorted(self.folder.iterdir(), key=lambda file: -file.stat().st_size)
+        lines.append(f"written {self.folder}: {', '.join(f'{file.name} ({_size(file)})' for file in files)}")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _size(file: Path) -> str:
+    size = file.stat().st_size
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def export_model(
@@ -114,7 +138,7 @@ def export_model(
     with on_device("cpu"):  # where the check runs
         part = "ema" if ema else "model"
         loaded = loading.load_model(given, weights=part, img_size=img_size, config=config, verify=verify)
-        own_size, can_be_dynamic = loaded.card.img_size, not is_of_one_size(loaded.network.spec)
+        own_size, can_be_dynamic = loaded.card.img_size, not is_of_one_size(loaded.card.spec)
         checks = export(
             loaded,
             folder,
@@ -263,6 +287,11 @@ def _check_dynamic(loaded: LoadedModel) -> None:
         raise CheckpointError(
             f"{loaded.path}: a dynamic export of this model takes multiples of {unit} pixels, where its padding is "
             f"always the same; its own size, {card.spec['img_size']}, is none: export that alone"
+        )
+    if is_of_one_size(card.spec):
+        raise CheckpointError(
+            f"{loaded.path}: an export for any image size resizes a position embedding; this model has rotary "
+            "embeddings or biases by relative position, which are of one size: give --resolution PIXELS"
         )
     if card.position != "bicubic":
         raise CheckpointError(

@@ -3,14 +3,13 @@
 Names, specs, sizes and costs of all models are known without Paddle; it is imported when a model is made.
 """
 
-import fnmatch
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from plsc.errors import ConfigError
 from plsc.models.spec import ViTSpec, flops, known_flops, parameter_count
 from plsc.models.zoo import PRESETS
-from plsc.registry import MODELS
+from plsc.registry import MODELS, matching
 
 if TYPE_CHECKING:
     from plsc.models.vision_transformer import VisionTransformer
@@ -36,11 +35,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> plsc.list_models("R26*384")
         ['R26_ViT_large_patch32_384', 'R26_ViT_small_patch32_384']
     """
-
-    def fits(name: str) -> bool:
-        return fnmatch.fnmatchcase(name.lower(), pattern.lower())
-
-    return [name for name in MODELS if any(map(fits, (name, *MODELS.aliases_of(name))))]
+    return [name for name in MODELS if matching(pattern, (name, *MODELS.aliases_of(name)))]
 
 
 def spec_of(name: str, **fields: Any) -> ViTSpec:

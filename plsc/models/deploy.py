@@ -13,10 +13,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from plsc.errors import ConfigError
 from plsc.models.layers import Rotary
 from plsc.models.resnet import StdConv2D, Stem, convolution_padding, pooling_padding
-from plsc.models.spec import ViTSpec
+from plsc.models.spec import is_of_one_size
 
 if TYPE_CHECKING:
     from plsc.models.vision_transformer import VisionTransformer
@@ -32,17 +31,11 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
     once and for all, and its convolutions and pooling pad by themselves.
 
     Args:
-        dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`.
+        dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`. Not of a model that
+            `is_of_one_size`.
         for_onnx: write GELU's tanh form out, of which paddle2onnx 2.1 makes the exact one.
-
-    Raises:
-        ConfigError: dynamic, where attention itself knows the grid of patches.
     """
-    if dynamic and is_of_one_size(network.spec):
-        raise ConfigError(
-            "an export for any image size resizes a position embedding; this model has rotary embeddings or biases by "
-            "relative position, which are of one size: give --resolution PIXELS"
-        )
+    assert not (dynamic and is_of_one_size(vars(network.spec)))
     for block in network.blocks:
         block.attn.flash = False
     for parent in network.sublayers():
@@ -57,11 +50,6 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
                 setattr(parent, name, TanhGelu())
     if dynamic:
         _fold_positions(network)
-
-
-def is_of_one_size(spec: Any) -> bool:
-    """Whether a model with this spec can be exported for one image size alone: its attention knows the grid."""
-    return isinstance(spec, ViTSpec) and bool(spec.rope or spec.rel_pos_bias or spec.pos_embed == "none")
 
 
 def store_half(network: nn.Layer) -> None:

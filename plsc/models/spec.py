@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -195,6 +195,11 @@ holding_bounds(ViTSpec, "ViTSpec")
 def pair(value: Any) -> tuple[int, int]:
     """An int or (height, width) as (height, width)."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def is_of_one_size(spec: Mapping[str, Any]) -> bool:
+    """Whether a model with this spec can be exported for one image size alone: its attention knows the grid."""
+    return bool(spec.get("rope") or spec.get("rel_pos_bias") or spec.get("pos_embed") == "none")
 
 
 def reduction(layers: Sequence[int] | None) -> int:

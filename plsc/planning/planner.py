@@ -18,6 +18,7 @@ from plsc.models import known_flops
 from plsc.optim import WithWarmup
 from plsc.planning import advice
 from plsc.planning.memory import Memory, device_memory, footprint, memory_of, share_of
+from plsc.planning.text import plan_text
 
 _POINTS = 2000  # of the schedule, among which the peak is looked for
 _HINT = "--samples N plans without the data"
@@ -72,6 +73,10 @@ class Plan:
     def device_hours(self) -> float | None:
         """Hours times devices."""
         return None if self.hours is None else self.hours * self.devices
+
+    def text(self) -> str:
+        """A table of all of it, with notes and warnings, as `plsc plan` prints it."""
+        return plan_text(self)
 
 
 def plan(
