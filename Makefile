@@ -92,7 +92,7 @@ format: $(VENV)/ready  ## correct style where a program can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-docs: $(VENV)/ready  ## write the generated pages of docs/ anew: cli, api, recipes
+docs: $(VENV)/ready  ## write the generated pages of docs/ again: cli, api, recipes
 	$(VENV)/bin/python tools/generate_cli_docs.py
 	$(VENV)/bin/python tools/generate_api_docs.py
 	$(VENV)/bin/python tools/generate_recipes_docs.py

@@ -170,7 +170,7 @@ def plsc_own(model: str, batch: int, folder: Path) -> Callable[[], object]:
 def serve(side: str, model: str, batch: int, folder: Path) -> None:
     """A side's process: a number of steps on each line of stdin, seconds elapsed and of processor a step on stdout."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     if side == "plsc_plain":
         step = plsc(model, batch, folder, cpu_forms=False)
     else:

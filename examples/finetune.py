@@ -71,7 +71,7 @@ def of_digits(epochs: int, output: Path) -> plsc.Config:
     recipe["LRScheduler"] |= {"learning_rate": 1e-3, "warmup_epochs": 0.5}
     recipe["Global"] |= {
         "pretrained_model": str(first.run_directory),
-        "finetune": True,  # keeps the backbone, makes the head anew
+        "finetune": True,  # keeps the backbone, initialises the head
         "epochs": epochs,
         "eval_interval": 1,
         "output_dir": str(output),

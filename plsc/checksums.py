@@ -3,7 +3,7 @@
     {"step": 1234, "files": {"model.safetensors": {"bytes": 343261248, "crc32": "9ae0daaf"}, …}}
 
 CRC-32 finds what disks, copies and people do to files: every change within 32 neighbouring bits, and of all other
-changes all but one in 4,294,967,296. It is no signature: who wants to deceive writes another checksums.json. It is
+changes all but one in 4,294,967,296. It is not a signature: who wants to deceive writes another checksums.json. It is
 zlib's, which the standard library has and which lets other threads run; docs/training.md compares its speed.
 """
 

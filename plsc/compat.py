@@ -53,7 +53,7 @@ def peak_memory_bytes(device: str) -> int | None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Let `peak_memory_bytes` begin anew, where the device has that."""
+    """Let `peak_memory_bytes` start over, where the device has that."""
     if device.startswith("gpu"):
         paddle.device.cuda.reset_max_memory_allocated()
     elif device != "cpu" and hasattr(paddle.device, "reset_peak_memory_stats"):

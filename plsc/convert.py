@@ -150,13 +150,13 @@ def _read(source: str | Path, part: Literal["model", "ema"], config: "Config | N
 
 
 def check_format(to: str) -> None:
-    """Raise ConfigError with the nearest name for what is no format of weights."""
+    """Raise ConfigError with the nearest name for what is not a format of weights."""
     known = formats()
     if to in known:
         return
     if to.lower() in _EXPORTS:
         raise ConfigError(
-            f"{to} is no format of weights but of whole models: `plsc export --format onnx` or `--format paddle` "
+            f"{to} is not a format of weights but of whole models: `plsc export --format onnx` or `--format paddle` "
             "(plsc.export_model) writes those"
         )
     close = nearest(to, known)

@@ -112,7 +112,7 @@ _CUDA_ERRORS: dict[int, tuple[str, str]] = {
     ),
     999: (
         "the driver fails without a reason",
-        "load its module nvidia_uvm anew, or restart the machine; `dmesg` has its messages",
+        "load its module nvidia_uvm again, or restart the machine; `dmesg` has its messages",
     ),
 }
 

@@ -191,7 +191,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # names of files whose bytes are no text
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # names of files whose bytes are not text
         text = json.dumps(content, indent=1, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -273,7 +273,7 @@ def read_json(path: Path, kind: type | None = None, *, error: type[PlscError]) -
 
     Args:
         kind: dict, or list for a list of texts; None admits any content.
-        error: raised, naming the file, where it cannot be read, is no JSON or of another kind.
+        error: raised, naming the file, where it cannot be read, is not JSON or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -294,5 +294,5 @@ def parse_json(text: str | bytes, kind: type | None = None, *, where: str, error
     if kind is not None and not isinstance(value, kind):
         raise error(f"{where}: damaged: it holds no {'mapping' if kind is dict else kind.__name__}")
     if kind is list and not all(isinstance(item, str) for item in value):
-        raise error(f"{where}: damaged: it is no list of texts")
+        raise error(f"{where}: damaged: it is not a list of texts")
     return value

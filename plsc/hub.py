@@ -213,9 +213,9 @@ class Repository:
         try:
             validate_repo_id(self.name)
         except HFValidationError as error:
-            raise ConfigError(f"{self.name!r} is no name of a repository: {error}") from error
+            raise ConfigError(f"{self.name!r} is not a name of a repository: {error}") from error
         if self.name.count("/") != 1:
-            raise ConfigError(f"{self.name!r} is no name of a repository; it is OWNER/NAME")
+            raise ConfigError(f"{self.name!r} is not a name of a repository; it is OWNER/NAME")
         if remote.is_offline():
             raise CheckpointError(
                 f"{self.name}: cannot be written: PLSC_OFFLINE or HF_HUB_OFFLINE forbids the network; unset it"
@@ -229,7 +229,7 @@ class Repository:
     def push(self, files: Sequence[Path], text: str, *, message: str) -> str:
         """Create the repository where it is not there yet, and put files and README.md into it in one commit.
 
-        A README.md that stands there stays.
+        A README.md that is there already stays.
 
         Args:
             files: they get their own names. text: of README.md. message: of the commit.
@@ -262,7 +262,7 @@ class Repository:
                 )
             added = [CommitOperationAdd(path.name, str(path)) for path in files]
             if README in there:
-                log.warning("%s: its README.md stays as it is; remove it there to have it written anew", self.name)
+                log.warning("%s: its README.md stays as it is; remove it there to have it written again", self.name)
             else:
                 added.append(CommitOperationAdd(README, text.encode()))
             api.create_commit(self.name, added, commit_message=message)

@@ -165,7 +165,7 @@ def _made(network: Network, images: paddle.Tensor) -> runtimes.Streams:
     if compat.IS_PADDLE_2:
         raise DeviceError("graphs are used with Paddle 3 only")
     if not isinstance(network, paddle.nn.Layer):
-        raise TypeError(f"{type(network).__name__} is no paddle.nn.Layer")
+        raise TypeError(f"{type(network).__name__} is not a paddle.nn.Layer")
     copied = copy.deepcopy(network)
     for layer in copied.sublayers(include_self=True):
         layer.__dict__.pop("forward", None)  # recomputing and compiled blocks, which are for training

@@ -39,8 +39,8 @@ def create_model(
         name: as `plsc.list_models()` has it.
         class_num: outputs of the head; 0 leaves the head out. Default: the model's own, 1000.
         pretrained: a path of weights, whatever plsc.load_model takes. Position embedding, patch embedding and input
-            channels are adapted where they differ, and a head of another size begins anew; the log says what was done.
-        pretrained_allow: patterns, such as "norm.*", of other arrays that may be left out or begin anew.
+            channels are adapted where they differ, a head of another size is initialised; the log says what was done.
+        pretrained_allow: patterns, such as "norm.*", of other arrays that may be left out or initialised.
         fields: the model's other arguments, such as img_size, depth or drop_path_rate; `plsc list model NAME` shows
             them.
 

@@ -188,7 +188,7 @@ def _text(value: Any, place: str) -> str | None:
 
 def _texts(values: Any, place: str) -> list[str] | None:
     if values is not None and not all(isinstance(value, str) for value in values):
-        raise CheckpointError(f"{place} is no list of texts")
+        raise CheckpointError(f"{place} is not a list of texts")
     return values
 
 

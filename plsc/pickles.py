@@ -93,7 +93,7 @@ class _Mapping(dict):
         super().__init__()
         for key, value in items.items() if isinstance(items, dict) else items:
             if _is_number_key(key):
-                raise CheckpointError("an ordered mapping whose keys are no texts")
+                raise CheckpointError("an ordered mapping whose keys are not texts")
             self[key] = value
 
     def __setstate__(self, state):
@@ -213,7 +213,7 @@ def _is_number_key(key) -> bool:
         if isinstance(part, int) and abs(part) > _LARGEST:
             raise CheckpointError("a key that is a huge number")
         if not isinstance(part, (int, float, type(None))) and not (isinstance(part, str) and len(part) <= _LONGEST_KEY):
-            raise CheckpointError(f"a key that is no plain value: {type(key).__name__}")
+            raise CheckpointError(f"a key that is not a plain value: {type(key).__name__}")
     return True
 
 
@@ -280,7 +280,7 @@ class _Unpickler(_PythonUnpickler):
     def check_key(self, key) -> None:
         self._number_keys += _is_number_key(key)
         if self._number_keys > _MOST_NUMBER_KEYS:
-            raise CheckpointError(f"more than {_MOST_NUMBER_KEYS:,} keys are no texts")
+            raise CheckpointError(f"more than {_MOST_NUMBER_KEYS:,} keys are not texts")
 
     # -- opcodes --------------------------------------------------------------------------
 
@@ -380,10 +380,10 @@ class _Unpickler(_PythonUnpickler):
 
     def persistent_load(self, saved):
         if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
-            raise CheckpointError("a reference to something that is no tensor storage")
+            raise CheckpointError("a reference to something that is not a tensor storage")
         _, kind, key, _, count, *_ = saved
         if not isinstance(kind, str) or kind not in _STORAGES or not isinstance(key, (str, int)):
-            raise CheckpointError("a reference to something that is no tensor storage")
+            raise CheckpointError("a reference to something that is not a tensor storage")
         if not _are_sizes((count,)):
             raise ValueError("a storage whose length is none")
         return Storage(str(key), _STORAGES[kind], count)

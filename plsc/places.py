@@ -146,7 +146,7 @@ def recipe(path: str | Path) -> Path | None:
 
 
 def exported_model(path: str | Path) -> Path | None:
-    """The exported graph that a file, a folder or a name without ending means; None where it is no export."""
+    """The exported graph that a file, a folder or a name without ending means; None where it is not an export."""
     path = Path(path).expanduser()
     if path.is_dir():
         if any((path / name).is_file() for name in (*_WEIGHTS, *_INDICES)):

@@ -7,7 +7,7 @@
 | google:imagenet21k/ViT-B_16 | that .npz of Google's bucket vit_models |
 | https://…/ViT-B_16.npz, with #sha256=… where wanted | that file |
 
-The hub's files stand in its own cache, which HF_HOME moves and HF_HUB_OFFLINE keeps from the network; others in
+The hub's files are in its own cache, which HF_HOME moves and HF_HUB_OFFLINE keeps from the network; others in
 $XDG_CACHE_HOME/plsc/weights (~/.cache/plsc/weights). PLSC_OFFLINE=1 uses what is there, for all of them.
 """
 
@@ -211,5 +211,5 @@ def _compare(name: str, file: Path, kind: str, wanted: str) -> None:
         file.unlink()
         raise CheckpointError(
             f"{name}: its {kind} is {digest.hexdigest()}, expected {wanted}; the file is removed, the next start "
-            "downloads it anew"
+            "downloads it again"
         )

@@ -61,6 +61,26 @@ class StepTiming:
     mfu: float | None
     updates: int
 
+    @property
+    def conditions(self) -> str:
+        """What it was timed on, in words."""
+        return f"{self.precision}; updates as the run does them, on pictures of noise in memory"
+
+    def cells(self) -> dict[str, str]:
+        """Its row of a table: title → text."""
+        parts = "" if self.accum_steps == 1 else f" in {self.accum_steps} parts"
+        return {
+            "recipe": self.recipe,
+            "runtime": self.runtime,
+            "batch": f"{self.batch}{parts}",
+            "size": f"{self.height}x{self.width}",
+            "images/s": f"{self.images_per_second:,.1f}",
+            "ms/update": f"{self.ms:,.1f}",
+            "memory MiB": "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:,.0f}",
+            "MFU": "" if self.mfu is None else f"{self.mfu:.1%}",
+            "updates": str(self.updates),
+        }
+
 
 def benchmark_training(
     config: str | Path | Mapping[str, Any] | Config,
@@ -206,7 +226,7 @@ class _Memory:
             if hasattr(libc, "malloc_trim"):
                 libc.malloc_trim(0)  # what was freed would be used again unseen
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
         except OSError:
             return
         self._before = environment.process_memory("VmRSS") or 0

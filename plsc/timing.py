@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import plsc
 from plsc import environment, files
 from plsc.errors import ConfigError, DeviceError
+from plsc.runs.tables import text_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,23 @@ class Timing:
     p90_ms: float
     p99_ms: float
     runs: int
+
+    @property
+    def conditions(self) -> str:
+        """What it was timed on, in words."""
+        return "random images in memory; milliseconds are of one batch"
+
+    def cells(self) -> dict[str, str]:
+        """Its row of a table: title → text."""
+        speeds = {"images/s": self.images_per_second, "p50 ms": self.p50_ms, "p90 ms": self.p90_ms}
+        return {
+            "path": self.path,
+            "runtime": self.runtime,
+            "batch": str(self.batch),
+            "size": f"{self.height}x{self.width}",
+            **{title: f"{value:,.1f}" for title, value in {**speeds, "p99 ms": self.p99_ms}.items()},
+            "runs": str(self.runs),
+        }
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,16 @@ def document(timings: Sequence[Any]) -> dict[str, Any]:
         "versions": {"plsc": plsc.__version__, "paddle": paddle.__version__},
         "rows": [asdict(timing) for timing in timings],
     }
+
+
+def text(timings: Sequence[Any]) -> str:
+    """Timings, or StepTimings, as a table under the conditions that they have in common."""
+    first = timings[0]
+    threads = f", {first.threads} thread{'' if first.threads == 1 else 's'}" if first.device == "cpu" else ""
+    rows = [timing.cells() for timing in timings]
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    shown = text_table(table, left=[True, True, *[False] * (len(table[0]) - 2)])
+    return f"{first.device}{threads}; {first.conditions}\n{shown}"
 
 
 def write_timings(timings: Sequence[Any], path: str | Path) -> None:
@@ -210,7 +238,7 @@ def _timings(contenders: list[_Contender], batch: int, seconds: float, device: s
 
 
 def _timed(model: "Predictor", images: "np.ndarray", seconds: float) -> list[float]:
-    """Seconds of each run, for about `seconds`; the first, while another's threads come to rest, does not count."""
+    """Seconds of each run, for about `seconds`; the first, while another's threads are still busy, does not count."""
     model.run(images)
     taken: list[float] = []
     end = time.perf_counter() + seconds

@@ -236,7 +236,7 @@ def test_a_pickle_is_bounded_in_time_and_memory(reports, name):
     assert seconds < SECONDS
 
 
-# -- what is no file ----------------------------------------------------------------------------
+# -- what is not a file ----------------------------------------------------------------------------
 
 
 def special(folder: Path, kind: str, name: str) -> Path:

@@ -246,7 +246,7 @@ def test_finetune_resets_the_head_in_training_only(run, tmp_path):
     tree["Global"]["output_dir"] = str(tmp_path / "tuned")
     config = write_config(tmp_path / "c.yaml", tree)
     done = plsc("train", "-c", config)
-    assert "head.weight" in done.stdout and "trained anew" in done.stdout
+    assert "head.weight" in done.stdout and "trained from scratch" in done.stdout
     plsc("eval", "-c", config, "--weights", run, "--output", tmp_path / "e.json")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = max(r["top1"] for r in records if r["kind"] == "eval" and r["weights"] == "raw")

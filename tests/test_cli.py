@@ -1,4 +1,4 @@
-"""The command line itself: help, version, list, config, and what is no command."""
+"""The command line itself: help, version, list, config, and what is not a command."""
 
 import os
 import re
@@ -101,7 +101,7 @@ def test_help_and_version_do_not_import_paddle(arguments):
     assert done.returncode == 0, done.stderr
 
 
-# -- what is no command -------------------------------------------------------------------
+# -- what is not a command -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,10 @@ def test_help_and_version_do_not_import_paddle(arguments):
             ["train", "-c", "digits", "--epochs", "3"],
             "unrecognized arguments: --epochs 3; a key of the recipe is set with -o",
         ),
-        (["convert", "x", "--to", "onnx", "--output", "y"], "onnx is no format of weights but of whole models: `plsc"),
+        (
+            ["convert", "x", "--to", "onnx", "--output", "y"],
+            "onnx is not a format of weights but of whole models: `plsc",
+        ),
         (["convert", "x", "--to", "tim", "--output", "y"], "no format of weights is called 'tim'; did you mean timm?"),
         (["list", "modells"], "'modells' is unknown; did you mean models?"),
     ],

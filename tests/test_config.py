@@ -94,7 +94,7 @@ def test_a_complete_file_loads_without_notes(here):
 )
 def test_duplicate_keys_name_both_lines(here, text, key, lines):
     message = refusal(here, text)
-    assert f": the key {key} stands twice" in message
+    assert f": the key {key} is given twice" in message
     assert f"line {lines[0]} and in line {lines[1]}" in message
 
 
@@ -145,7 +145,7 @@ def test_very_deep_nesting_is_refused(here):
 
 
 def test_a_merge_key_gives_defaults_that_keys_beside_it_replace(here):
-    """`<<: *anchor` is YAML's own inheritance; a key given beside it is no duplicate."""
+    """`<<: *anchor` is YAML's own inheritance; a key given beside it is not a duplicate."""
     text = yaml.safe_dump(digits(), sort_keys=False, default_flow_style=None)
     first, second = "loader: {num_workers: 0}", "loader: {<<: *l, num_workers: 1}"
     assert text.count(first) == 2

@@ -276,7 +276,7 @@ class Alone:
 
 
 def test_a_folder_reads_what_its_endings_promise(tmp_path):
-    """A folder named .jpg is no picture; a file without a picture's ending is none either."""
+    """A folder named .jpg is not a picture; a file without a picture's ending is none either."""
     (tmp_path / "a" / "folder.jpg").mkdir(parents=True)
     (tmp_path / "a" / "folder.jpg" / "inside.PNG").write_bytes(PNG)
     (tmp_path / "a" / "plain.jpg").write_bytes(JPEG)

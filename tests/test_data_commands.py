@@ -301,7 +301,7 @@ def test_a_shard_of_nothing_is_no_file(tmp_path):
 
 
 def test_storage_that_is_gone_ends_the_work(tmp_path):
-    """A hundred failures in a row are no hundred damaged pictures."""
+    """A hundred failures in a row are not a hundred damaged pictures."""
     data = Listed([OSError("Input/output error")] * 300)
     with pytest.raises(DataError, match="100 pictures in a row cannot be read; the last: Input/output error"):
         prepare(data, tmp_path, Settings(shard_size=150), workers=1)
@@ -540,10 +540,16 @@ def test_the_command_line_of_prepare(folder, tmp_path):
         (["--output", "o"], "one of -c RECIPE, --folder DIR and --list FILE"),
         (["--folder", "a", "--list", "b", "--output", "o"], "one of -c RECIPE"),
         (["--folder", "nowhere", "--output", "o"], "nowhere: no such folder"),
-        (["--folder", "FOLDER", "--output", "o", "--quality", "0"], "--quality: '0' is no whole number from 1 to 100"),
+        (
+            ["--folder", "FOLDER", "--output", "o", "--quality", "0"],
+            "--quality: '0' is not a whole number from 1 to 100",
+        ),
         (["--folder", "FOLDER", "--output", "o", "--short-side", "0"], "--short-side: '0'"),
         (["--folder", "FOLDER", "--output", "o", "--shard-size", "0"], "--shard-size: '0'"),
-        (["--folder", "FOLDER", "--output", "o", "--shard-size", "ten"], "--shard-size: 'ten' is no number of samples"),
+        (
+            ["--folder", "FOLDER", "--output", "o", "--shard-size", "ten"],
+            "--shard-size: 'ten' is not a number of samples",
+        ),
         (["--folder", "FOLDER", "--output", "o", "--shard-size", "0MB"], "--shard-size: '0MB'"),
         (["--folder", "FOLDER", "--output", "o", "--shard-size", "nanMB"], "--shard-size: 'nanMB'"),
         (["--folder", "FOLDER", "--output", "o", "--name", "a b"], "name: got 'a b'"),
@@ -858,7 +864,7 @@ def test_names_that_are_no_text_are_reported(tmp_path, capsys):
     shards = ["data", "prepare", "--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert main(shards) == 1
     capsys.readouterr()
-    for wrong, message in (("out", "is written as .json"), ("report.json/r.json", "report.json is no folder")):
+    for wrong, message in (("out", "is written as .json"), ("report.json/r.json", "report.json is not a folder")):
         assert main([*given, "--output", str(tmp_path / wrong)]) == 2
         printed = capsys.readouterr()
         assert message in printed.err and printed.out == "", "told before a picture is read"

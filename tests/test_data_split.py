@@ -415,7 +415,7 @@ def test_empty_folders_are_no_classes_and_are_named(tmp_path, caplog):
     data = ImageFolder(str(tmp_path))
     assert data.class_names == ["class_0", "class_1", "class_2"]
     assert labels_of(data, np.arange(6)).tolist() == [0, 0, 1, 1, 2, 2]
-    assert "are no classes: class_1a, class_1b" in caplog.text
+    assert "are not classes: class_1a, class_1b" in caplog.text
 
 
 def test_a_class_that_evaluation_has_no_pictures_of_changes_no_number(tmp_path, caplog):
@@ -474,7 +474,7 @@ def test_what_is_no_data_set_is_refused_with_what_it_lacks():
         def __getitem__(self, index):
             return np.zeros((2, 2, 1), "uint8"), 0
 
-    with pytest.raises(DataError, match="Bare is no data set"):
+    with pytest.raises(DataError, match="Bare is not a data set"):
         check_protocol(Bare())
     with pytest.raises(DataError, match=r"NamedByText.name is a str; rename it: plsc calls name\(index\)"):
         check_protocol(NamedByText([0]))

@@ -16,12 +16,11 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 
 from plsc import loading, places, predictor
 from plsc.cli import main
-from plsc.cli.eval import confusion_text
 from plsc.config import load
 from plsc.engine import evaluation
 from plsc.engine.distributed import World
 from plsc.engine.evaluation import Evaluation, evaluate, evaluate_all
-from plsc.engine.evaluation_files import columns, write_table
+from plsc.engine.evaluation_files import columns, confusion_text, write_table
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.export import export_model
@@ -417,7 +416,7 @@ def test_wrong_use_is_reported(arguments, expected, run, picture_tree, capsys):
 def test_a_resolution_that_is_none(text, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["eval", "--weights", "x", f"--resolution={text}"])
-    assert caught.value.code == 2 and "is no whole number above 0" in capsys.readouterr().err
+    assert caught.value.code == 2 and "is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_recipe_without_eval(run, picture_tree, capsys):
@@ -535,7 +534,7 @@ def test_an_output_that_cannot_be_written(run, monkeypatch, capsys):
     Path("file").write_text("")
     for option, name in (("--output", "r.json"), ("--per-class", "c.csv"), ("--confusion", "c.png")):
         text = refused(capsys, "--weights", run, option, f"file/{name}")
-        assert f"{option} file/{name}: cannot be written: file is no folder" in text
+        assert f"{option} file/{name}: cannot be written: file is not a folder" in text
 
 
 @pytest.mark.parametrize(

@@ -517,7 +517,7 @@ def test_other_things_are_not_overwritten(model, process_state, capsys):
     Path("folder").mkdir()
     Path("folder/thesis.txt").write_text("years of work")
     Path("file").write_text("more")
-    for output, message in (("folder", "something else than an export"), ("file", "is a file")):
+    for output, message in (("folder", "something other than an export"), ("file", "is a file")):
         assert main(["export", "--weights", str(model), "--output", output]) == 2
         assert message in capsys.readouterr().err
     assert Path("folder/thesis.txt").read_text() == "years of work"

@@ -1,4 +1,4 @@
-"""Models that are no Vision Transformer: a family of one's own with a table of names, and models without any family."""
+"""Models that are not Vision Transformers: a family of one's own with a table of names, and models without family."""
 
 import dataclasses
 import re

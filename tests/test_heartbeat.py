@@ -51,7 +51,7 @@ def test_nobody_is_missing_while_all_learn_or_all_wait():
     for _ in range(3):
         with made[0].collective(), made[1].collective(), made[2].collective():
             beat(made)
-            assert all(missing(each, 24.0) is None for each in made), "a step that takes long on all is no silence"
+            assert all(missing(each, 24.0) is None for each in made), "a step that takes long on all is not a silence"
     beat(made)
     assert all(missing(each, 1799.0) is None for each in made), "outside a collective the wait may be long"
 

@@ -873,7 +873,7 @@ def test_two_programs_in_one_archive(tmp_path):
     assert_refused(path, "neither npz nor a torch checkpoint|data.pkl")
 
 
-# -- arrays that are no weights ---------------------------------------------------------------
+# -- arrays that are not weights ---------------------------------------------------------------
 
 
 def _with(name: str, array) -> dict:

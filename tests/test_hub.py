@@ -196,7 +196,7 @@ def test_without_token_network_or_permission(server, weights, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "me/ti ny", "me/tiny..x", ""])
 def test_names_that_are_none(server, weights, name):
-    with pytest.raises(ConfigError, match="is no name of a repository"):
+    with pytest.raises(ConfigError, match="is not a name of a repository"):
         plsc.convert_weights(weights, "timm", push=name)
 
 

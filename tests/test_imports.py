@@ -135,7 +135,7 @@ def test_what_cannot_be_imported_is_one_message_with_its_place(here, name, expec
 
 
 def test_a_file_that_failed_can_be_mended_and_imported_again(here):
-    """As in a notebook: what it had registered before the error is no obstacle."""
+    """As in a notebook: what it had registered before the error is not an obstacle."""
     write(here / "losses.py", LOSS + "\n    raise ValueError('not yet')\n", name="PowerLoss")
     with pytest.raises(ConfigError, match="not yet"):
         load(recipe("PowerLoss"), imports=["losses.py"])

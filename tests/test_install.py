@@ -67,7 +67,7 @@ result = plsc.train(config, callbacks=[PrintLoss()])
 folder: Path = result.run_directory
 print(plsc.evaluate(folder)["top1"])
 plsc.train("digits")  # wrong: a configuration is asked for
-wrong: plsc.Loss = Nothing()  # wrong: a data set is no loss
+wrong: plsc.Loss = Nothing()  # wrong: a data set is not a loss
 count: int = result.run_directory  # wrong: a path
 """
 

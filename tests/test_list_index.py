@@ -91,7 +91,7 @@ def test_windows_and_unix_lists_are_the_same(tmp_path, end):
 
 
 def test_odd_names(tmp_path):
-    """Spaces in paths, other delimiters, names that are no UTF-8, labels named twice."""
+    """Spaces in paths, other delimiters, names that are not UTF-8, labels named twice."""
     (tmp_path / "one two.jpg").write_bytes(b"1")
     (tmp_path / os.fsdecode(b"\xe4.jpg")).write_bytes(b"2")
     data = listed(tmp_path, b"one two.jpg 4\n\xe4.jpg 5\n")

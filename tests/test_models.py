@@ -699,7 +699,7 @@ def test_attention_dropout_only_in_training(attention_calls):
 
 @pytest.mark.parametrize(("width", "heads"), [(24, 2), (20, 2), (264, 1)])
 def test_other_head_widths_take_the_explicit_path(attention_calls, width, heads):
-    """12 and 10 are no multiples of 8, 264 is more than 256."""
+    """12 and 10 are not multiples of 8, 264 is more than 256."""
     layer = attention(width, heads)
     assert layer.flash is False
     layer(paddle.randn([2, 4, width]))

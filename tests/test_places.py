@@ -113,7 +113,7 @@ def test_the_recipe_of_a_path(run, path, file):
     ],
 )
 def test_exports(tmp_path, files, model):
-    """A folder of weights with an ONNX file of its own beside them is no export."""
+    """A folder of weights with an ONNX file of its own beside them is not an export."""
     folder = export(tmp_path / "folder", *files)
     assert places.exported_model(folder) == (None if model is None else folder / model)
 

@@ -342,7 +342,7 @@ def test_the_command_prints_all_of_it(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [(["--memory", "lots"], "'lots' is no size such as 40GiB"), (["--utilisation", "1.5"], "utilisation is 1.5")],
+    [(["--memory", "lots"], "'lots' is not a size such as 40GiB"), (["--utilisation", "1.5"], "utilisation is 1.5")],
 )
 def test_wrong_options(options, text, tmp_path, capsys):
     recipe = write_config(tmp_path / "recipe.yaml", tree())

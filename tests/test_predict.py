@@ -481,7 +481,7 @@ def test_a_name_that_is_no_text_is_written_all_the_same(forms, pictures, capsys)
         (["--weights", "MODEL", "-o", "Global.seed=1", "picture.png"], "-c RECIPE"),
         (["--weights", "MODEL", "--ema", "picture.png"], "one set of weights"),
         (["--weights", "MODEL", "--resolution", "64", "picture.png"], "--resolution 64"),
-        (["--weights", "MODEL", "--output", "picture.png/found.csv", "picture.png"], "picture.png is no folder"),
+        (["--weights", "MODEL", "--output", "picture.png/found.csv", "picture.png"], "picture.png is not a folder"),
         (["--weights", "MODEL", "--output", "empty", "picture.png"], "--output empty: is a folder"),
         (["--weights", "MODEL", "--output", "a.csv", "--format", "jsonl", "picture.png"], "contradict each other"),
         (["--weights", "MODEL", "--output", "a.jsonl", "--format", "table", "picture.png"], "contradict each other"),
@@ -570,7 +570,7 @@ def test_wrong_numbers_for_the_benchmark_are_reported(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is no folder")]
+    ("output", "message"), [("speed.csv", "is written as .json"), ("file/speed.json", "file is not a folder")]
 )
 def test_an_output_that_a_benchmark_cannot_write_is_reported_before_it_runs(
     forms, monkeypatch, capsys, output, message

@@ -1,4 +1,4 @@
-"""Training starts from weights of the same body; what is left out or drawn anew is listed, and has to be allowed."""
+"""Training starts from weights of the same body; what is left out or initialised is listed, and has to be allowed."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_what_is_of_training_alone_is_no_part_of_the_body(tmp_path):
 def test_create_model_takes_the_same_permission(tmp_path):
     path = without_card(of_spec(ViTSpec(**PLAIN)), tmp_path / "w.safetensors")
     fields = {**PLAIN, "layer_scale": 0.1}
-    with pytest.raises(CheckpointError, match=r"drawn anew +blocks\.\*\.ls1\.gamma +2 arrays"):
+    with pytest.raises(CheckpointError, match=r"initialised +blocks\.\*\.ls1\.gamma +2 arrays"):
         loading.create_model("VisionTransformer", pretrained=path, **fields)
     assert loading.create_model("VisionTransformer", pretrained=path, pretrained_allow=["blocks.*.ls?.gamma"], **fields)
 

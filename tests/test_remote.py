@@ -103,7 +103,7 @@ def test_which_paths_are_names(path, expected):
 
 
 def test_a_model_and_a_recipe_take_names(server, tmp_path, monkeypatch):
-    """Google's bucket stands for all; a recipe's name is no path."""
+    """Google's bucket stands for all; a recipe's name is not a path."""
     monkeypatch.setattr(remote, "GOOGLE_BUCKET", f"{server.address}/vit_models")
     model = write_model(tmp_path / "own.safetensors")
     server.files["/vit_models/imagenet21k/Tiny.npz"] = model.read_bytes()

@@ -43,11 +43,13 @@ ALLOWED = {
     "runtimes": SHARED,
     "inference": SHARED | {"models", "runtimes"},  # protocols of models/base.py
     "predictor": SHARED | ROOMS | {"build", "model_card", "loading", "inference", "runtimes"},
+    "predictions": SHARED | {"predictor", "runs"},
     "export": SHARED | ROOMS | {"build", "model_card", "loading", "runtimes", "predictor"},
     "engine": SHARED
     | ROOMS
     | {"api", "build", "model_card", "inference", "loading", "predictor", "runs"},  # evaluation runs exports, too
-    "timing": SHARED | {"build", "config", "loading", "model_card", "predictor", "runtimes", "weights", "engine"},
+    "timing": SHARED
+    | {"build", "config", "engine", "loading", "model_card", "predictor", "runs", "runtimes", "weights"},
     "step_timing": SHARED | ROOMS | {"api", "build", "engine"},
     "planning": SHARED | ROOMS | {"build", "engine", "runs"},
     "doctor": SHARED | {"api", "config", "data", "engine", "models", "optim", "planning", "runs"},

@@ -106,7 +106,7 @@ def test_a_signal_stops_a_run_of_a_program(number):
 def test_a_moved_run_is_not_started_anew():
     """Its config.yaml names the folder where the run was; a wish to continue that finds nothing is in the log."""
     plsc.train(config(resume="auto"))
-    assert "holds no checkpoint: the run starts at its beginning" in Path("run/train.log").read_text()
+    assert "holds no checkpoint: the run starts from the beginning" in Path("run/train.log").read_text()
     Path("run").rename("moved")
     with pytest.raises(ConfigError, match=r"holds no checkpoint, but the file lies in the run .*moved") as refused:
         plsc.train(load("moved/config.yaml", ["Global.resume=auto"]))

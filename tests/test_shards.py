@@ -1013,7 +1013,7 @@ def test_a_read_only_home_falls_back(tmp_path, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
-    """$PLSC_CACHE that is no folder: a message that names it, not a traceback."""
+    """$PLSC_CACHE that is not a folder: a message that names it, not a traceback."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PLSC_CACHE", str(tmp_path / "file"))
     path = write_shard("TFRecord", tmp_path / "a", range(3))

@@ -199,7 +199,7 @@ def shorten(member, key):
         (change("data_batch_1", data=np.zeros([PER_BATCH, 3072], "float32")), r"its data is \[12, 3072\] float32"),
         (shorten("data_batch_5", "data"), r"data_batch_5: has 11 pictures, but the archive says 12"),
         (shorten("data_batch_5", "labels"), r"data_batch_5: has 12 pictures, but 11 labels"),
-        (lambda m: m["data_batch_5"].pop("labels"), r"data_batch_5: its labels are no list of whole numbers"),
+        (lambda m: m["data_batch_5"].pop("labels"), r"data_batch_5: its labels are not a list of whole numbers"),
         (change("data_batch_3", labels=[10] * PER_BATCH), r"labels reach from 10 to 10; there are 10 classes"),
         (change("data_batch_3", labels=[-1] * PER_BATCH), r"labels reach from -1"),
         (change("batches.meta", label_names=None), r"does not say its label_names"),
@@ -298,7 +298,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     ("name", "spoil", "message"),
     [
         (IMAGES, lambda b: b"", r"ends after 0 bytes"),
-        (IMAGES, lambda b: b"\x89PNG" + b[4:], r"begins with 89504e47; it is no IDX file of 3 dimensions"),
+        (IMAGES, lambda b: b"\x89PNG" + b[4:], r"begins with 89504e47; it is not an IDX file of 3 dimensions"),
         (IMAGES, lambda b: b[:2] + b"\x0d" + b[3:], r"begins with 00000d03"),  # IDX of float32
         (IMAGES, lambda b: b[:-1], r"has fewer values than the 31,360 it says"),
         (IMAGES, lambda b: b + b"\0", r"has more values"),

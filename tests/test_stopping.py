@@ -154,7 +154,7 @@ def test_a_process_that_has_ended_is_not_counted():
 
     thread = threading.Thread(target=come_and_go)
     thread.start()
-    with pytest.raises(ConnectionError, match=r"of 3 processes, \[1\] have not come"):
+    with pytest.raises(ConnectionError, match=r"of 3 processes, \[1\] have not joined"):
         joining.wait_for_all(master, 0, 3, seconds=1.0)
     thread.join()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import plsc
-from plsc import environment, files, sweeps
+from plsc import environment, files
 from plsc.cli import main
 from plsc.config import load
 from plsc.errors import ConfigError
@@ -63,11 +63,11 @@ def test_random_draws_lie_within_their_bounds_and_are_the_same_again():
         ([], None, "nothing is searched"),
         ([RATE], None, "has the form KEY=VALUES"),
         ([f"{RATE}=1,1"], None, "has a value twice"),
-        ([f"{RATE}=1", f"{RATE}=2"], None, "stands twice"),
+        ([f"{RATE}=1", f"{RATE}=2"], None, "is given twice"),
         ([f"{RATE}=log(0,1)"], 2, "both must be above 0"),
         ([f"{RATE}=uniform(2,1)"], 2, "must be above the first"),
         ([f"{RATE}=log(1)"], 2, "takes two numbers"),
-        ({RATE: {"normal": [0, 1]}}, 2, "is no way to draw"),
+        ({RATE: {"normal": [0, 1]}}, 2, "is not a way to draw"),
         ([f"{RATE}=log(1e-3,1)"], None, "--trials N"),
         ([f"{RATE}=1,2"], 3, "nothing is drawn"),
         (["Global.seed=uniform(0,9)"], 3, "give a list of seeds"),
@@ -85,7 +85,7 @@ def test_the_yaml_form(tmp_path):
     assert (file.recipe, file.space, file.halving, file.trials) == ("digits", {RATE: [0.1, 0.2]}, 3, None)
     assert file.overrides == {"Global.epochs": 2}
     for text, problem in [
-        ("recipe: digits\nspaces: {a: 1}\n", "search.yaml:2: spaces: is no key of a search; did you mean space"),
+        ("recipe: digits\nspaces: {a: 1}\n", "search.yaml:2: spaces: is not a key of a search; did you mean space"),
         ("recipe: digits\n", "space is missing"),
         ("recipe: [digits]\nspace: {a: 1}\n", "search.yaml:1: recipe: is .* expected a text"),
     ]:
@@ -256,9 +256,11 @@ def test_a_failed_run_is_left_out_and_tried_again(tmp_path, finished):
 def test_the_table_has_means_and_spreads(tmp_path, finished):
     finished.scores = {1: 0.1, 2: 0.2}
     result = plsc.sweep(tree(), {RATE: [1, 2], "Global.seed": [0, 1, 2]}, output_dir=tmp_path / "s")
-    rows, left = sweeps.table(result)
-    assert rows[0] == ["", "learning_rate", "top1", "spread", "seeds", "updates", "state"] and len(left) == 7
-    assert rows[1] == ["1", "2", "0.2090", "0.0000", "3", "90", "done"]
+    titles, first, _, best, runs = result.text().splitlines()
+    assert titles.split() == ["learning_rate", "top1", "spread", "seeds", "updates", "state"]
+    assert first.split() == ["1", "2", "0.2090", "0.0000", "3", "90", "done"]
+    assert best == f"best: top1 0.2090 ± 0.0000 over 3 seeds with -o {RATE}=2"
+    assert runs == f"runs, table.md and table.csv: {tmp_path / 's'}"
     assert (tmp_path / "s" / "table.csv").read_text().splitlines()[1] == "1,2,0.2090,0.0000,3,90,done"
 
 

@@ -1,4 +1,4 @@
-"""Tasks of others, and models that are no ViT: the loop and the evaluator know nothing of either."""
+"""Tasks of others, and models that are not ViT: the loop and the evaluator know nothing of either."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ class SmallSpec:
 
 
 class NormalisedConvNet(paddle.nn.Layer):
-    """A convolution with batch normalisation, whose running means are no parameters."""
+    """A convolution with batch normalisation, whose running means are not parameters."""
 
     def __init__(self, class_num: int = 10):
         super().__init__()

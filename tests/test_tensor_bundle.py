@@ -98,7 +98,7 @@ def test_no_averaged_weights(kind):
 
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6), (768, 12), (1024, 16), (256, None)])
 def test_heads_of_the_four_models_of_coyo_vit(tmp_path, width, heads):
-    """Its code has no other; for a width it does not have, the heads are no fact."""
+    """Its code has no other; for a width it does not have, the heads are not fact."""
     names = {"class_emb": (1, 1, width), "embedding/kernel": (2, 2, 3, width), "pos_emb": (1, 5, width)}
     arrays = {f"backbone/{name}": np.zeros(shape, "float32") for name, shape in names.items()}
     assert read(write_bundle(tmp_path / "w", arrays)).card.stated.get("num_heads") == heads
@@ -507,7 +507,7 @@ NAME = b"backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE"
     [
         ({"head": b""}, "0 data files"),
         ({"head": header(100_000)}, "100000 data files"),
-        ({"head": header(-1)}, "field 1 is no count"),
+        ({"head": header(-1)}, "field 1 is not a count"),
         ({"head": header(1, endianness=1)}, "big-endian"),
         ({"head": header(1, consumer=2)}, "reader of version 2"),
         ({"head": field(1, 1) + field(3, 5)}, "its header: a number where a message should be"),
@@ -535,12 +535,12 @@ NAME = b"backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE"
         ({"change": _entries((NAME, entry([2**62, 4], size=16)))}, "16 bytes for float32"),
         ({"change": _entries((NAME, entry([2**40], size=2**42)))}, "truncated: .* ends at byte 4398046511104"),
         ({"change": _entries((NAME, entry([4], offset=2**62, size=16)))}, "truncated"),
-        ({"change": _entries((NAME, entry([-1], size=-4)))}, "is no count"),
-        ({"change": _entries((NAME, entry([-1, -1], size=4)))}, "is no count"),
-        ({"change": _entries((NAME, entry([4], offset=-16, size=16)))}, "is no count"),
+        ({"change": _entries((NAME, entry([-1], size=-4)))}, "is not a count"),
+        ({"change": _entries((NAME, entry([-1, -1], size=4)))}, "is not a count"),
+        ({"change": _entries((NAME, entry([4], offset=-16, size=16)))}, "is not a count"),
         ({"change": _entries((NAME, entry([1] * 33)))}, "33 dimensions"),
         ({"change": _entries((NAME, entry([1] * 300_000)))}, "longer than its block or than any entry is"),
-        ({"change": _entries((NAME, field(1, b"x")))}, "is no count"),
+        ({"change": _entries((NAME, field(1, b"x")))}, "is not a count"),
         ({"change": _entries((NAME, field(1, 1) + field(2, 5)))}, "a number where a message should be"),
         ({"change": _entries((NAME, field(1, 1) + field(2, field(2, 5))))}, "a number where a message should be"),
         ({"change": _entries((NAME, b"\x0b"))}, "unknown kind 3"),

@@ -680,7 +680,7 @@ def test_a_strangers_attention_is_drawn_and_what_is_missing_is_named(here, figur
     with pytest.raises(ConfigError, match=r"else: SmallConvNet has no attention_maps\(\), spec\.img_size"):
         visualize.draw_attention(subject, ["red.png"], "else.png")
     for draw in (visualize.draw_position, visualize.draw_filters):
-        with pytest.raises(ConfigError, match="SmallConvNet is no Vision Transformer and has no"):
+        with pytest.raises(ConfigError, match="SmallConvNet is not a Vision Transformer and has no"):
             draw(subject, "else.png")
     assert not Path("else.png").exists()
 
@@ -930,17 +930,17 @@ def test_wrong_uses_are_reported(here, capsys):
         ([*draw, "red.png", "--by", "depth"], "'depth' is unknown; the choices are rollout, layer, head"),
         ([*draw, "red.png", "--layer", "2"], "--layer goes with --by head"),
         ([*draw, "red.png", "--by", "head", "--layer", "4"], "--layer 4: the model has the layers 1 to 3"),
-        ([*draw, "red.png", "--by", "head", "--layer", "0"], "'0' is no whole number above 0"),
-        ([*draw, "red.png", "--resolution", "²"], "'²' is no whole number above 0"),
+        ([*draw, "red.png", "--by", "head", "--layer", "0"], "'0' is not a whole number above 0"),
+        ([*draw, "red.png", "--resolution", "²"], "'²' is not a whole number above 0"),
         ([*draw, "red.png", "--raw"], "--raw goes with --by layer or --by head"),
-        ([*draw, "red.png", "--resolution", "big"], "'big' is no whole number above 0"),
+        ([*draw, "red.png", "--resolution", "big"], "'big' is not a whole number above 0"),
         ([*draw, "red.png", "--resolution", "4"], "img_size 4 holds no patch of patch_size 8"),
         ([*draw, "red.png", "--ema"], "holds no averaged weights"),
         ([*draw, "red.png", "-o", "Model.depth=2"], "-o changes a recipe; give one with -c RECIPE"),
         ([*draw, "red.png", "-c", "no_eval.yaml"], "does not fit the model as it is"),
         ([*draw, "red.png", "--class-names", "two.txt"], "two.txt: has 2 class names, the model 3 classes"),
         ([*draw, "red.png", "--class-names", "three.txt"], "three.txt: cannot be read"),
-        ([*draw, "red.png", "--class-names", "latin.txt"], "latin.txt: is no text in UTF-8"),
+        ([*draw, "red.png", "--class-names", "latin.txt"], "latin.txt: is not text in UTF-8"),
         ([*draw, *["red.png"] * 121], "242 panels do not fit on one sheet"),
         (["visualize", "attention", "--weights", silent, "red.png"], "give -c RECIPE, whose DataLoader.Eval does"),
         (["visualize", "attention", "--weights", "none", "red.png"], "none: no such file or folder"),
@@ -951,7 +951,7 @@ def test_wrong_uses_are_reported(here, capsys):
         (["visualize", "attentoin"], "'attentoin' is unknown; did you mean attention?"),
         (["visualize", "position", "--weights", silent, "red.png"], "does not state how pictures enter the model"),
         (["visualize", "position", "--weights", weights, "--resolution", "7"], "holds no patch"),
-        (["visualize", "filters", "--weights", weights, "--components", "0"], "'0' is no whole number above 0"),
+        (["visualize", "filters", "--weights", weights, "--components", "0"], "'0' is not a whole number above 0"),
         (["visualize", "filters", "--weights", weights, "red.png"], "unrecognized arguments: red.png"),
         (["visualize", "patches", "red.png"], "give --weights PATH or -c RECIPE"),
         (["visualize", "patches", "-c", "digits", "--ema", "red.png"], "--ema goes with --weights"),

@@ -1,4 +1,4 @@
-"""A page of docs/ that a program writes: anew, or with --check compared only, exit code 1 where it differs."""
+"""A page of docs/ that a program writes, or with --check only compares: exit code 1 where it differs."""
 
 import argparse
 import sys

@@ -320,7 +320,7 @@ def sampler(config: Config, data: Dataset, batch_size: int, rank: int, world_siz
     )
     missing = missing_members(made, Sampler)
     if missing:
-        raise config.error(part.path, f"{part.name} is no sampler, since it lacks {', '.join(missing)}")
+        raise config.error(part.path, f"{part.name} is not a sampler, since it lacks {', '.join(missing)}")
     return made
 
 

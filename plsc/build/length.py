@@ -23,7 +23,7 @@ class Length:
 
 
 class _Counted:
-    """As many samples as a data set has that is not at hand."""
+    """As many samples as a data set has that is missing."""
 
     def __init__(self, count: int):
         self._count = count
@@ -44,10 +44,10 @@ def length_of(
     """How long a run is.
 
     Args:
-        steps: of the whole schedule, where the training data are not at hand.
-        samples: that the training data have, where they are not at hand. data: these, where they are open already.
+        steps: of the whole schedule, where the training data are missing.
+        samples: that the training data have, where they are missing. data: these, where they are open already.
         processes: that the run is to have; with the recipe's batch size a process they give the global batch.
-        hint: ends the message where the data are not at hand.
+        hint: ends the message where the data are missing.
 
     Raises:
         DataError: the training data cannot be read, so that the length of an epoch is unknown.

@@ -20,7 +20,6 @@ from plsc.cli.common import (
     checked_output,
     optional_config,
     positive,
-    print_table,
     several_above_zero,
 )
 from plsc.errors import ConfigError
@@ -36,9 +35,6 @@ EXAMPLES = """\
   plsc benchmark -c digits --train                           # its updates, at its batch size
   plsc benchmark -c my_run.yaml --train --batch-sizes 8,16 -o Global.device_tflops=0.5 --json
 """
-
-_TITLES = ("path", "runtime", "batch", "size", "images/s", "p50 ms", "p90 ms", "p99 ms", "runs")
-_STEP_TITLES = ("recipe", "runtime", "batch", "size", "images/s", "ms/update", "memory MiB", "MFU", "updates")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +80,7 @@ def _answers(arguments: argparse.Namespace, output: Path | None) -> int:
         device=arguments.device or (config.Global.device if config else "auto"),
         threads=arguments.threads,
     )
-    note = "random images in memory; milliseconds are of one batch"
-    _show(arguments, timings, note, _TITLES, [_row(timing) for timing in timings], output)
-    return 0
+    return _show(arguments, timings, output)
 
 
 def _training(arguments: argparse.Namespace, output: Path | None) -> int:
@@ -103,57 +97,16 @@ def _training(arguments: argparse.Namespace, output: Path | None) -> int:
         seconds=arguments.seconds,
         img_size=arguments.resolution,
     )
-    note = f"{timings[0].precision}; updates as the run does them, on pictures of noise in memory"
-    _show(arguments, timings, note, _STEP_TITLES, [_step_row(timing) for timing in timings], output)
-    return 0
+    return _show(arguments, timings, output)
 
 
-def _show(
-    arguments: argparse.Namespace,
-    timings: "list[Timing] | list[StepTiming]",
-    note: str,
-    titles: tuple[str, ...],
-    rows: list[list[str]],
-    output: Path | None,
-) -> None:
+def _show(arguments: argparse.Namespace, timings: "list[Timing] | list[StepTiming]", output: Path | None) -> int:
     """Print the timings as a table or JSON, and write them."""
-    from plsc.timing import document, write_timings
+    from plsc.timing import document, text, write_timings
 
-    if arguments.json:
-        print(json.dumps(document(timings), indent=1))
-    else:
-        device, threads = timings[0].device, timings[0].threads
-        print(f"{device}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else device, note, sep="; ")
-        print_table([titles, *rows], left=[True, True, *[False] * (len(titles) - 2)])
+    print(json.dumps(document(timings), indent=1) if arguments.json else text(timings).rstrip())
     if output:
         write_timings(timings, output)
         if not arguments.json:
             print(f"written to {output}")
-
-
-def _row(timing: "Timing") -> list[str]:
-    speeds = (timing.images_per_second, timing.p50_ms, timing.p90_ms, timing.p99_ms)
-    size = f"{timing.height}x{timing.width}"
-    return [
-        timing.path,
-        timing.runtime,
-        str(timing.batch),
-        size,
-        *(f"{value:,.1f}" for value in speeds),
-        str(timing.runs),
-    ]
-
-
-def _step_row(timing: "StepTiming") -> list[str]:
-    memory, mfu = timing.memory_bytes, timing.mfu
-    return [
-        timing.recipe,
-        timing.runtime,
-        str(timing.batch) if timing.accum_steps == 1 else f"{timing.batch} in {timing.accum_steps} parts",
-        f"{timing.height}x{timing.width}",
-        f"{timing.images_per_second:,.1f}",
-        f"{timing.ms:,.1f}",
-        "" if memory is None else f"{memory / 2**20:,.0f}",
-        "" if mfu is None else f"{mfu:.1%}",
-        str(timing.updates),
-    ]
+    return 0

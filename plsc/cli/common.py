@@ -100,7 +100,7 @@ def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
         if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
             lowest = "above 0" if least == 1 else f"of at least {least}"
             limits = lowest if most == math.inf else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return int(text)
 
     return parsed
@@ -121,7 +121,7 @@ def positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
@@ -142,7 +142,7 @@ def checked_output(option: str, path: str | Path, endings: Sequence[str] | None 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{option} {path}: cannot be written: {error.filename} is no folder") from error
+        raise ConfigError(f"{option} {path}: cannot be written: {error.filename} is not a folder") from error
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be written: {error.strerror}") from error
     if not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -107,7 +107,9 @@ def _shard_size(text: str) -> int | float:
         if not 0 < size < math.inf:
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples, nor of megabytes such as 500MB") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of samples, nor of megabytes such as 500MB"
+        ) from None
     return size
 
 

@@ -16,15 +16,12 @@ from plsc.cli.common import (
     add_weights_arguments,
     checked_output,
     hint_at_averaged,
-    print_table,
     several_above_zero,
     shortened,
 )
 from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from plsc.engine.evaluation import Evaluation
 
 EXAMPLES = """\
@@ -40,7 +37,6 @@ EXAMPLES = """\
 """
 
 _TABLES, _CLASSES, _CONFUSION = (".json", ".csv", ".md"), (".csv",), (".csv", ".png", ".svg")
-_MOST_CLASSES = 50  # of a confusion matrix that is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +189,7 @@ class _Outputs:
         if result.confusion is None:
             return
         if not self.confusion:
-            print(confusion_text(result.confusion, result.class_names))
+            print(evaluation_files.confusion_text(result.confusion, result.class_names))
             return
         path = self._numbered(self.confusion, number)
         if path.suffix.lower() == ".csv":
@@ -210,32 +206,9 @@ class _Outputs:
         return path if self.count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
     def report(self, results: "list[Evaluation]") -> None:
-        """Print the figures: one row as a line a figure, several side by side."""
+        """Print the figures, and the files written."""
         from plsc.engine import evaluation_files
 
-        if self.count == 1:
-            print_table([(name, evaluation_files.shown(results[0], name)) for name in results[0]], left=[True, True])
-        else:
-            names, *rows = evaluation_files.columns(results)
-            figures = evaluation_files.figure_names(results)
-            print_table([names, *rows], left=[name not in figures for name in names])
+        print(evaluation_files.text(results), end="")
         for path, problem in self.tables.items():
             print(f"written to {path}" if problem is None else f"not written: {problem}")
-
-
-def confusion_text(matrix: "np.ndarray", class_names: list[str] | None) -> str:
-    """The matrix to be printed: a row a true class, a column a predicted one; without classes that do not occur."""
-    from plsc.engine.evaluation_files import class_name
-
-    classes = [c for c, count in enumerate((matrix.sum(axis=0) + matrix.sum(axis=1)).tolist()) if count]
-    if len(classes) > _MOST_CLASSES:
-        return f"the confusion of {len(classes)} classes is too large to print; --confusion FILE writes it"
-    named = [(c, class_name(class_names, c)) for c in classes]
-    labels = [str(c) if name in ("", str(c)) else f"{c} {name}" for c, name in named]
-    first = max(map(len, labels))
-    width = max(len(str(matrix.max())), len(str(classes[-1])))
-    lines = ["rows: the true class; columns: the predicted one"]
-    lines.append(" " * first + "".join(f" {c:>{width}}" for c in classes))
-    for c, label in zip(classes, labels, strict=True):
-        lines.append(f"{label:<{first}}" + "".join(f" {matrix[c, k] or '.':>{width}}" for k in classes))
-    return "\n".join(lines)

@@ -68,5 +68,5 @@ def _bytes(text: str) -> int:
     """ "40GiB", "24 GB" or a number of bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 40GiB or 24GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 40GiB or 24GB")
     return round(float(match[1]) * _UNITS[match[2].upper()])

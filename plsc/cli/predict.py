@@ -6,12 +6,10 @@ A picture that cannot be read is reported on standard error and left out; the ex
 
 import argparse
 import contextlib
-import csv
 import itertools
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -25,9 +23,10 @@ from plsc.cli.common import (
     weights_of,
 )
 from plsc.errors import ConfigError, DataError
+from plsc.predictions import FORMATS, path_text
 
 if TYPE_CHECKING:
-    from plsc.predictor import Prediction, Predictor
+    from plsc.predictor import Predictor
 
 EXAMPLES = """\
   plsc predict --weights output/mine photo.jpg
@@ -36,11 +35,7 @@ EXAMPLES = """\
   plsc predict --weights deit.npz -c DeiT_tiny_patch16_224_eval --class-names imagenet.txt photo.jpg
 """
 
-Batch = list[tuple[str, list["Prediction"]]]
-Writer = Callable[[Batch], None]
-
 _NOT_READ = 1  # the exit code where some pictures could not be read
-_DIGITS = 4  # of probabilities: runtimes differ in the sixth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-names", metavar="FILE", help="a name a line, instead of those of the weights")
     parser.add_argument(
         "--format",
-        choices=tuple(_WRITERS),
+        choices=tuple(FORMATS),
         help="what is written; default: as --output ends, .csv or .jsonl, else table",
     )
     parser.add_argument("--output", metavar="FILE", help="where it is written; default: standard output")
@@ -88,13 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     output = checked_output("--output", arguments.output) if arguments.output else None
     format = _format(arguments.format, output)
-    pictures = itertools.chain.from_iterable([_pictures(name) for name in arguments.pictures])
+    given = itertools.count()
+    named = itertools.chain.from_iterable([_pictures(name) for name in arguments.pictures])
+    pictures = (picture for picture, _ in zip(named, given, strict=False))
     damaged = []
 
     def on_damaged(path: str, error: Exception) -> None:
         damaged.append(path)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"not read: {_shown(path)}: {reason}", file=sys.stderr)
+        print(f"not read: {path_text(path)}: {reason}", file=sys.stderr)
 
     predictor = _predictor(arguments)
     batches = predictor.stream(
@@ -108,15 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     first = next(batches, None)
     if first is None:
         raise DataError(f"none of {len(damaged)} pictures could be read" if damaged else "no pictures were given")
-    count = 0
     with _opened(output) as stream:
-        write = _WRITERS[format](stream)
-        for batch in itertools.chain([first], batches):
-            write(batch)
+        for text in FORMATS[format](itertools.chain([first], batches)):
+            stream.write(text)
             stream.flush()
-            count += len(batch)
     if damaged:
-        print(f"{len(damaged)} of {len(damaged) + count} pictures could not be read", file=sys.stderr)
+        print(f"{len(damaged)} of {next(given)} pictures could not be read", file=sys.stderr)
         return _NOT_READ
     return 0
 
@@ -137,7 +131,7 @@ def _activation(arguments: argparse.Namespace, predictor: "Predictor") -> Litera
 def _format(asked: str | None, output: Path | None) -> str:
     """What is written: --format, else as --output ends. Raises ConfigError where they contradict each other."""
     ending = output.suffix.lower().lstrip(".") if output else ""
-    by_ending = ending if ending in _WRITERS else None
+    by_ending = ending if ending in FORMATS else None
     if asked and by_ending and asked != by_ending:
         raise ConfigError(f"--format {asked} and --output {output} contradict each other; leave one out or change it")
     return asked or by_ending or "table"
@@ -175,11 +169,6 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
     return predictor
 
 
-def _shown(path: str) -> str:
-    """A path as text, also where its bytes are none."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 def _opened(output: Path | None) -> contextlib.AbstractContextManager[TextIO]:
     if output is None:
         return contextlib.nullcontext(sys.stdout)
@@ -187,47 +176,3 @@ def _opened(output: Path | None) -> contextlib.AbstractContextManager[TextIO]:
         return open(output, "w", encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
-
-
-def _json_lines(stream: TextIO) -> Writer:
-    def write(batch: Batch) -> None:
-        for path, best in batch:
-            classes = [{"class": p.index, "name": p.name, "probability": round(p.probability, _DIGITS)} for p in best]
-            stream.write(json.dumps({"image": path, "predictions": classes}) + "\n")
-
-    return write
-
-
-def _csv(stream: TextIO) -> Writer:
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["image", "rank", "class", "name", "probability"])
-
-    def write(batch: Batch) -> None:
-        for path, best in batch:
-            for rank, p in enumerate(best, start=1):
-                table.writerow([_shown(path), rank, p.index, p.name, f"{p.probability:.{_DIGITS}f}"])
-
-    return write
-
-
-def _table(stream: TextIO) -> Writer:
-    """Columns as wide as the first batch needs."""
-    widths: list[int] = []
-
-    def write(batch: Batch) -> None:
-        rows = [[_shown(path), *(f"{_first_name(p.name)} {p.probability:.2%}" for p in best)] for path, best in batch]
-        if not widths:
-            widths.extend(max(map(len, column)) for column in zip(*rows, strict=True))
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            stream.write("  ".join(cells).rstrip() + "\n")
-
-    return write
-
-
-def _first_name(name: str) -> str:
-    """ImageNet's classes have several names, separated by commas."""
-    return name.split(",")[0]
-
-
-_WRITERS = {"table": _table, "jsonl": _json_lines, "csv": _csv}

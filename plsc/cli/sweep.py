@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from plsc import environment
-from plsc.cli.common import above_zero, add_config_arguments, print_table
+from plsc.cli.common import above_zero, add_config_arguments
 from plsc.errors import ConfigError
 
 EXAMPLES = """\
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from plsc.sweeps import as_mapping, read_file, sweep, table
+    from plsc.sweeps import as_mapping, read_file, sweep
 
     overrides = as_mapping(arguments.override)
     config, space, output = arguments.config, arguments.space, arguments.output
@@ -80,16 +80,5 @@ def run(arguments: argparse.Namespace) -> int:
     except (KeyboardInterrupt, environment.Terminated):
         print("the same command continues the search", file=sys.stderr, flush=True)
         raise
-    rows, left = table(result)
-    print_table(rows, left=left)
-    if result.best is not None:
-        settings = " ".join(f"-o {key}={value}" for key, value in result.best.values.items())
-        chosen = f" with {settings}" if settings else ""  # only seeds were varied
-        over = (
-            f" ± {result.best.spread:.4f} over {len(result.best.scores)} seeds"
-            if result.best.spread is not None
-            else ""
-        )
-        print(f"best: {result.metric} {result.best.mean:.4f}{over}{chosen}")
-    print(f"runs, table.md and table.csv: {result.folder}")
+    print(result.text(), end="")
     return 1 if result.failed else 0

@@ -20,7 +20,7 @@ from plsc.signatures import shortened, validated
 
 REQUIRED = inspect.Parameter.empty
 _MOST_PROBLEMS = 100
-Fields = Mapping[str, tuple]  # key → (annotation, default), where REQUIRED is no default
+Fields = Mapping[str, tuple]  # key → (annotation, default), where REQUIRED is not a default
 
 
 class Checker:

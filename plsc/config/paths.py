@@ -28,7 +28,7 @@ def resolved(value, mark: InputPath, folder: Path | None):
 
 
 def missing(source: Source, at: KeyPath, value, mark: InputPath) -> str | None:
-    """What to say where a file that a key names is not there, or is no file; None where it is one.
+    """What to say where a file that a key names is not there, or is not a file; None where it is one.
 
     Args:
         value: as `resolved` returns it.

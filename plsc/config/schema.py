@@ -49,7 +49,7 @@ class Global(Section):
     pretrained_allow: tuple[
         str, ...
     ] = ()  # patterns of arrays that the start from pretrained_model may leave out or draw
-    finetune: bool = False  # of pretrained_model keep the backbone, make the head anew
+    finetune: bool = False  # of pretrained_model keep the backbone, initialise the head
     eval_during_train: bool | None = None  # default: whether DataLoader.Eval is there
     eval_interval: Positive = 1
     eval_unit: Literal["epoch", "step"] = "epoch"

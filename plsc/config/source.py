@@ -129,7 +129,7 @@ def _plain(value, path: KeyPath):
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(
-                    f"in the given dict: {'.'.join(map(str, path)) or 'the top level'}: {key!r} is no key"
+                    f"in the given dict: {'.'.join(map(str, path)) or 'the top level'}: {key!r} is not a key"
                 )
         return {key: _plain(item, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):

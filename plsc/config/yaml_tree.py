@@ -98,7 +98,7 @@ def _composed(text: str, amount: Amount) -> yaml.Node | None:
 
 
 def parse_value(text: str, shown: str) -> Any:
-    """The value of an override as YAML reads it; what is no YAML is a text.
+    """The value of an override as YAML reads it; what is not YAML is a text.
 
     Args:
         shown: the override's place in messages.
@@ -210,7 +210,7 @@ class _Tree:
             if key in own_lines:
                 where = ".".join(map(str, place))
                 lines = f"in line {own_lines[key]} and in line {line}"
-                raise self._error(key_node, f"the key {where} stands twice, {lines}")
+                raise self._error(key_node, f"the key {where} is given twice, {lines}")
             if id(key_node) in own:
                 own_lines[key] = line
             self.lines[place] = line
@@ -247,7 +247,7 @@ class _Tree:
         tag, text = node.tag, node.value
         if tag not in _WORDS:
             raise self._error(node, _about_tag(tag))
-        if tag == _MERGE:  # << where it is no key
+        if tag == _MERGE:  # << where it is not a key
             return text
         if tag in _NUMBERS and len(text) > _LONGEST_NUMBER:
             raise self._error(node, f"a number of {len(text):,} characters; no key takes one")

@@ -18,13 +18,13 @@ def read_class_names(path, count: int | None = None) -> list[str]:
         count: how many there must be; None for any number.
 
     Raises:
-        DataError: the file cannot be read, is no text in UTF-8, or has another number of names.
+        DataError: the file cannot be read, is not text in UTF-8, or has another number of names.
     """
     file = Path(path).expanduser()
     try:
         lines = read_bytes(file).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text in UTF-8: {error}; class names are one a line") from error
+        raise DataError(f"{path}: is not text in UTF-8: {error}; class names are one a line") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; class names are one a line") from error
     names = [_SYNSET.sub("", line.strip()) for line in lines if line.strip()]
@@ -37,6 +37,6 @@ def read_class_names(path, count: int | None = None) -> list[str]:
 def imagenet_names() -> tuple[str, ...]:
     """The 1000 classes of ImageNet-1k (ILSVRC 2012) in their usual order, as torchvision names them.
 
-    imagenet_1k.txt is torchvision's list, under its licence, which stands beside it in imagenet_1k.LICENSE.
+    imagenet_1k.txt is torchvision's list, under its licence, which is beside it, imagenet_1k.LICENSE.
     """
     return tuple(read_class_names(Path(__file__).with_name("imagenet_1k.txt"), 1000))

@@ -83,7 +83,7 @@ class CopiesAhead:
     """Copies batches to the device on a stream of their own, so that neither host nor device waits for a copy.
 
     Every batch is copied to the same memory on the device, which belongs to the stream that computes: memory that is
-    handed out anew for each batch might still be in use there. On a GPU the host's side is pinned memory.
+    handed out again for each batch might still be in use there. On a GPU the host's side is pinned memory.
     """
 
     def __init__(self) -> None:

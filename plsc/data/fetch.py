@@ -163,7 +163,7 @@ class Fetcher:
     def generator(self, draw: Draw) -> np.random.Generator:
         """The random generator of one draw: a function of (seed, epoch, index, copy). The next call ends it."""
         key = [(self.seed << 32 | draw.epoch) & (2**64 - 1), (draw.index << 16 | draw.copy) & (2**64 - 1)]
-        # one generator set anew costs a fraction of making one, which asks the system for entropy
+        # one generator that is set again costs a fraction of making one, which asks the system for entropy
         state: Any = {**self._begin, "state": {"counter": self._begin["state"]["counter"], "key": key}}
         self._bits.state = state
         return self._generator

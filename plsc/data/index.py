@@ -129,14 +129,14 @@ def _mapped(folder: Path, facts: dict) -> dict[str, np.ndarray] | None:
             for name, filled in kept["arrays"].items()
         }
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):
-        return None  # but that too many files are open is no reason to build it anew
+        return None  # but that too many files are open is no reason to build it again
 
 
 def _write(folder: Path, facts: dict, arrays: dict[str, np.ndarray]) -> None:
     """Put a folder of arrays in place, whole.
 
     Unlike files.replacing_folder it has a name of its own for each process, since some file systems have no locks, and
-    does not wait for the disk: a damaged index is built anew.
+    does not wait for the disk: a damaged index is built again.
     """
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
     fresh.chmod(folder.parent.stat().st_mode & 0o777)  # for a cache that several users share

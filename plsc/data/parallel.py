@@ -43,7 +43,7 @@ def each(
     if workers is None:
         workers = environment.available_cores()
     if workers < 0:
-        raise ConfigError(f"{workers} worker processes cannot be had; 0 works in this one")
+        raise ConfigError(f"{workers} worker processes cannot be started; 0 works in this one")
     if workers == 0:
         for task in tasks:
             yield function(task, lambda count=1: progress(count))

@@ -148,8 +148,8 @@ def split_transforms(transforms: Iterable[Any]) -> SplitTransforms:
         if not isinstance(transform, (DeviceTransform, InputStep)):
             if not isinstance(transform, Transform):
                 raise ConfigError(
-                    f"transform_ops: {name} is no transform: it is neither called with (image, rng) nor has it fields, "
-                    "draw and apply; see plsc.data.transforms.base"
+                    f"transform_ops: {name} is not a transform: it is neither called with (image, rng) nor has it "
+                    "fields, draw and apply; see plsc.data.transforms.base"
                 )
             before = "ToTensor" if as_tensor else type(normalize).__name__
             if as_tensor or normalize is not None:

@@ -216,7 +216,7 @@ def _fetch_blocks(address: str, filesystem: Any, path: str, copy: Path, size: in
             def block() -> bytes:
                 content = _part(filesystem, path, start, end)
                 if len(content) < end - start:
-                    raise OSError(f"{len(content)} of {end - start} bytes came")
+                    raise OSError(f"{len(content)} of {end - start} bytes arrived")
                 return content
 
             _write_at(file.fileno(), _persistently(address, block), start)

@@ -244,7 +244,7 @@ def RepeatedAugSampler(
     world,
     shard_sizes=None,
 ) -> EpochSampler:
-    """Repeated augmentation (Hoffer et al., 2020; DeiT): each drawn sample num_repeats times, augmented anew.
+    """Repeated augmentation (Hoffer et al., 2020; DeiT): each drawn sample num_repeats times, augmented independently.
 
     An epoch has as many samples as the data set, so it sees a third of it at 3 repeats.
     """

@@ -47,7 +47,7 @@ def split(
 
     Raises:
         ConfigError: the data set is of another kind.
-        DataError: a list file is there already, no class has two pictures, or a name cannot stand in a list.
+        DataError: a list file is there already, no class has two pictures, or a name cannot be in a list.
     """
     data, output = Source.of(data).data, Path(output).expanduser()
     if not isinstance(data, (ImageFolder, ImageNetDataset)):
@@ -72,7 +72,7 @@ def _write_class_names(path: Path, names: list[str]) -> None:
     _write_lines(path, map(os.fsencode, names))
     try:
         if read_class_names(path) != names:
-            raise DataError(f"{path}: class names with spaces around them cannot stand in a list")
+            raise DataError(f"{path}: class names with spaces around them cannot be in a list")
     except DataError:
         path.unlink()
         raise
@@ -86,7 +86,7 @@ def _lines(data: ImageFolder | ImageNetDataset, indices: np.ndarray) -> Iterator
     for index, label in zip(indices.tolist(), data.labels_of(indices).tolist(), strict=True):
         path = os.path.relpath(data.name(index), data.root)
         if "\n" in path:
-            raise DataError(f"{data.name(index)!r}: a name with a line break cannot stand in a list")
+            raise DataError(f"{data.name(index)!r}: a name with a line break cannot be in a list")
         yield os.fsencode(path) + b" %d" % label
 
 

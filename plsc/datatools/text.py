@@ -8,7 +8,7 @@ _SHOWN = 20  # of a long list; the report and the manifest have more
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A report of `check`, or a manifest of `prepare`, in lines. Bytes of names that are no text are escaped."""
+    """A report of `check`, or a manifest of `prepare`, in lines. Bytes of names that are not text are escaped."""
     lines = _of_manifest(report) if "shards" in report else _of_report(report)
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 

@@ -39,7 +39,7 @@ def processes(site: Site) -> Finding:
 
 @check("clocks", seconds=30, compare=lambda findings: _skew(findings))
 def clocks(site: Site) -> Finding:
-    """The time of each process when all have come to one place."""
+    """The time of each process when all have reached one place."""
     if site.meetings is None:
         return skip(_ONE)
     times = []

@@ -257,7 +257,7 @@ def flash_attention(site: Site) -> Finding:
     if site.device == "cpu":
         return skip("only GPUs and XPUs have it; on CPU attention is matrix products")
     if site.half is None:
-        return skip("it needs half precision, which this device has not, or not right")
+        return skip("it needs half precision, which this device lacks or computes wrongly")
     spec = spec_of(site.model)
     width = spec.embed_dim // spec.num_heads
     expected = f"taken for {site.model}'s heads of width {width}"

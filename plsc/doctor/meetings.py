@@ -32,7 +32,7 @@ class Meetings:
             if self._count("given up"):
                 return "another process has given up"
             if time.monotonic() > until:
-                return f"{self.size - here} of {self.size} processes did not come within {seconds:.0f} s"
+                return f"{self.size - here} of {self.size} processes did not arrive within {seconds:.0f} s"
             time.sleep(_PAUSE_SECONDS)
         return None
 

@@ -21,14 +21,14 @@ def blocks_of(model: Any) -> list[paddle.nn.Layer]:
 def recompute_blocks(model: paddle.nn.Layer, *, interval: int, names: Sequence[str], on_cpu: bool) -> int:
     """Keep no activations inside every `interval`-th block, nor inside the layers `names`.
 
-    Returns how many layers. Raises ConfigError for a name that is no layer of the model.
+    Returns how many layers. Raises ConfigError for a name that is not a layer of the model.
     """
     layers = blocks_of(model)[::interval]
     known = dict(model.named_sublayers())
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"DistributedStrategy.recompute.names: {name!r} is no layer of the model, such as blocks.0.mlp"
+                f"DistributedStrategy.recompute.names: {name!r} is not a layer of the model, such as blocks.0.mlp"
             )
         if known[name] not in layers:
             layers.append(known[name])

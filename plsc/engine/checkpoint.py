@@ -77,7 +77,7 @@ class Saved:
             raise CheckpointError(f"{self.path / 'trainer.json'}: damaged: {part}: {problems}") from error
 
     def restore(self, parts: Mapping[str, Stateful]) -> None:
-        """Give parts their state; one that the checkpoint does not have begins anew, with a warning.
+        """Give parts their state; one that the checkpoint does not have keeps its initial state, with a warning.
 
         Raises:
             CheckpointError: a state does not fit; the message names the checkpoint.

@@ -1,15 +1,18 @@
-"""Measured figures as files: a table as JSON, CSV or Markdown, counts of classes and confusion as CSV."""
+"""Measured figures as text and files: a table as JSON, CSV or Markdown, counts of classes and confusion as CSV."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from plsc import files
 from plsc.engine.evaluation import Evaluation
 from plsc.errors import ConfigError
-from plsc.runs.tables import csv_table, markdown_table
+from plsc.runs.tables import csv_table, markdown_table, text_table
 
 TABLE_ENDINGS = (".json", ".csv", ".md")
+_MOST_CLASSES = 50  # of a confusion matrix that is printed
 
 
 def write_table(results: Sequence[Evaluation], path: str | Path, *, alone: bool = False) -> None:
@@ -107,10 +110,39 @@ def shown(result: Evaluation, name: str) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def text(results: Sequence[Evaluation]) -> str:
+    """Measurements as a terminal shows them: of one a line a figure, several side by side."""
+    if len(results) == 1:
+        return text_table([(name, shown(results[0], name)) for name in results[0]], left=[True, True])
+    rows = columns(results)
+    return text_table(rows, left=_at_left(results, rows[0]))
+
+
+def confusion_text(matrix: np.ndarray, class_names: list[str] | None = None) -> str:
+    """A confusion matrix as a terminal shows it: a row a true class, a column a predicted one, classes that occur."""
+    classes = [c for c, count in enumerate((matrix.sum(axis=0) + matrix.sum(axis=1)).tolist()) if count]
+    if len(classes) > _MOST_CLASSES:
+        return f"the confusion of {len(classes)} classes is too large to print; --confusion FILE writes it"
+    named = [(c, class_name(class_names, c)) for c in classes]
+    labels = [str(c) if name in ("", str(c)) else f"{c} {name}" for c, name in named]
+    first = max(map(len, labels))
+    width = max(len(str(matrix.max())), len(str(classes[-1])))
+    lines = ["rows: the true class; columns: the predicted one"]
+    lines.append(" " * first + "".join(f" {c:>{width}}" for c in classes))
+    for c, label in zip(classes, labels, strict=True):
+        lines.append(f"{label:<{first}}" + "".join(f" {matrix[c, k] or '.':>{width}}" for k in classes))
+    return "\n".join(lines)
+
+
 def _markdown(results: Sequence[Evaluation]) -> str:
-    names, *rows = columns(results)
+    rows = columns(results)
+    return markdown_table(rows, left=_at_left(results, rows[0]))
+
+
+def _at_left(results: Sequence[Evaluation], names: Sequence[str]) -> list[bool]:
+    """Which columns are texts."""
     figures = figure_names(results)
-    return markdown_table([names, *rows], left=[name not in figures for name in names])
+    return [name not in figures for name in names]
 
 
 def _write(path: str | Path, text: str) -> None:

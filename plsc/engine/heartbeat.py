@@ -65,7 +65,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def collective(self) -> Iterator[None]:
-        """Context of something that ends only when all processes have come to it."""
+        """Context of something that ends only when all processes have reached it."""
         self._count, self._moved = self._count + 1, time.monotonic()
         try:
             yield

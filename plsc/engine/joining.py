@@ -41,7 +41,7 @@ def _welcome(master: tuple[str, int], size: int, until: float) -> dict[int, sock
         while len(set(ranks.values())) < size - 1:
             if time.monotonic() > until:
                 missing = sorted(set(range(1, size)) - set(ranks.values()))
-                raise ConnectionError(f"of {size} processes, {missing} have not come; their own logs have the reason")
+                raise ConnectionError(f"of {size} processes, {missing} have not joined; their own logs have the reason")
             for key, _ in selector.select(timeout=1.0):
                 if key.fileobj is server:
                     connection, _ = server.accept()
@@ -70,7 +70,7 @@ def _listening(master: tuple[str, int], until: float) -> socket.socket:
         except OSError as error:
             if time.monotonic() > until:
                 raise ConnectionError(
-                    f"the processes of this run cannot meet at {master[0]}:{master[1]}: {error.strerror}; "
+                    f"the processes of this run cannot connect at {master[0]}:{master[1]}: {error.strerror}; "
                     "another program may have the port: start again, or give the launcher another --master"
                 ) from error
             time.sleep(_PAUSE_SECONDS)

@@ -55,13 +55,13 @@ def starting_checkpoint(config: Config, *, verify: bool = True) -> Saved | None:
     elif g.resume == "auto":
         if not own.steps():
             _check_not_moved(config, own)
-            log.info("Global.resume is auto, and %s holds no checkpoint: the run starts at its beginning", own.folder)
+            log.info("Global.resume is auto, and %s holds no checkpoint: the run starts from the beginning", own.folder)
         return _newest_intact(own, verify)
     elif g.resume:
         chosen = own.find(g.resume)
         if chosen is None:
             steps = ", ".join(places.step_name(s) for s in own.steps())
-            there = f"there are latest, best and {steps}" if steps else "it holds none; auto would start afresh"
+            there = f"there are latest, best and {steps}" if steps else "it holds none; auto would begin at step 0"
             raise CheckpointError(f"Global.resume is {g.resume}, but {own.folder} holds no such checkpoint: {there}")
         return checkpoint.read(chosen, verify=verify)
     if own.steps():
@@ -133,7 +133,7 @@ def check_shared(folder: Path, world: World) -> None:
     if not seen:
         raise ConfigError(
             f"Global.output_dir: process {world.rank} does not see the first process's {folder}; "
-            "on several nodes it must lie on a file system that all of them share"
+            "on several nodes it must be on a file system that all of them share"
         )
 
 

@@ -245,7 +245,7 @@ def _checked_output(path: str | Path) -> Path:
     present = sorted(path.name for path in output.iterdir())
     others = [name for name in present if name not in _FILES]
     if present and EXPORT_DESCRIPTION not in present:
-        raise CheckpointError(f"{output}: holds something else than an export; choose another --output")
+        raise CheckpointError(f"{output}: holds something other than an export; choose another --output")
     if others:
         some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise CheckpointError(

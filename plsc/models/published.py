@@ -1,6 +1,6 @@
 """Published Vision Transformers by name: what no array's shape shows of them.
 
-A file that has the name of one of these, or stands in a folder of that name, is read as it. The values are those of
+A file that has the name of one of these, or is in a folder of that name, is read as it. The values are those of
 timm 1.0.31 (modules vision_transformer, deit, vision_transformer_hybrid, eva, beit) and of the configurations with
 which the weights of transformers, Meta and torchvision are published. Imports no Paddle.
 """

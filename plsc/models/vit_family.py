@@ -1,7 +1,7 @@
 """The family of Vision Transformers: what its arrays tell of a model, and how they fit another size.
 
-The tables of names, which plsc.weights reads in both directions, stand in vit_layouts.py, vit_timm.py,
-vit_huggingface.py and vit_towers.py; how to read them stands in plsc/weights/layouts.py. docs/checkpoints.md shows the
+The tables of names, which plsc.weights reads in both directions, are in vit_layouts.py, vit_timm.py,
+vit_huggingface.py and vit_towers.py; how to read them is in plsc/weights/layouts.py. docs/checkpoints.md shows the
 most important names side by side. Imports no Paddle.
 """
 

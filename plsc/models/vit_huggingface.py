@@ -1,6 +1,6 @@
 """What Hugging Face's transformers calls the arrays of Vision Transformers, a layout for each kind of its models.
 
-A model is written as the first of them that can hold it. CLIP and SigLIP stand in vit_towers.py.
+A model is written as the first of them that can hold it. CLIP and SigLIP are in vit_towers.py.
 """
 
 from collections.abc import Mapping

@@ -125,7 +125,7 @@ class Need(Lack):
     """Something without which a format has no model."""
 
     def refuse(self, spec: Spec, format: str) -> None:
-        """Raise CheckpointError where the model has it not."""
+        """Raise CheckpointError where the model does not have it."""
         if spec.get(self.field) in (None, 0):
             raise CheckpointError(f"{format} has no place for a model without {self.what}")
 

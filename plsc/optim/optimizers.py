@@ -207,7 +207,7 @@ def Muon(
 ) -> paddle.optimizer.Optimizer:
     """Muon: momentum of weight matrices, orthogonalised by Newton-Schulz (Jordan et al., 2024); AdamW for the rest.
 
-    The rest is what is no matrix (biases, norms, tokens, positions, convolutions) and what adamw_names names by
+    The rest is what is not a matrix (biases, norms, tokens, positions, convolutions) and what adamw_names names by
     a part. The query, key and value parts of a fused qkv matrix are orthogonalised one by one. Weight decay is
     decoupled. Sources: kellerjordan.github.io/posts/muon and torch.optim.Muon.
 

@@ -35,7 +35,7 @@ class Plan:
         update_flops: of one update of the global batch, forward and backward.
         memory: of one device.
         global_batch: images of an update. samples: of the training data. steps: updates of the run.
-        steps_per_epoch, epochs: None, as steps and samples, where neither data nor their number are at hand.
+        steps_per_epoch, epochs: None, as steps and samples, where neither data nor their number are known.
         tflops: peak of one device, None where it is unknown. utilisation: the assumed share of it.
         hours: of the run at that utilisation, without reading data, evaluation and saving; None where it is unknown.
         checkpoint: bytes of a checkpoint's files by name. disk: of all that are kept at the same time.
@@ -100,7 +100,7 @@ def plan(
         tflops: peak of one device; by default Global.device_tflops, or what is known of this machine's. With one of the
             two, Global.device auto means a GPU, else what this machine has.
         utilisation: the share of the peak that training reaches, between 0 and 1; 0.3 to 0.5 are usual on GPUs.
-        samples: of the training data, where they are not at hand.
+        samples: of the training data, where the data are missing.
 
     Raises:
         ConfigError: the model cannot be built, or the batch is not divisible.

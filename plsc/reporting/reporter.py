@@ -38,7 +38,7 @@ def report(
     """Write runs as one page of HTML that works offline: results, curves, settings and their differences; of the best
     run accuracy by class, confusion, worst mistakes and samples after augmentation; environment.
 
-    The best run is measured anew, on its own evaluation data, with its best checkpoint. What cannot be measured, since
+    The best run is measured again, on its own evaluation data, with its best checkpoint. What cannot be measured, since
     weights or data are missing, is named in the page.
 
     Args:
@@ -50,7 +50,7 @@ def report(
         The file that was written.
 
     Raises:
-        DataError: one is no run directory, or has logged nothing yet.
+        DataError: one is not a run directory, or has logged nothing yet.
         ConfigError: the file cannot be written.
 
     Example:

@@ -127,7 +127,7 @@ def compare(runs: Iterable[str | Path]) -> Comparison:
         runs: run directories, also of runs that are still at work; or folders of them, such as a search's.
 
     Raises:
-        DataError: one is no run directory, or has logged nothing yet.
+        DataError: one is not a run directory, or has logged nothing yet.
 
     Example:
         >>> comparison = plsc.compare(["output/first", "output/second"])

@@ -24,7 +24,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def check_runs(folders: Iterable[str | Path]) -> None:
-    """Raise DataError naming the first folder that is no run directory, or holds no records."""
+    """Raise DataError naming the first folder that is not a run directory, or holds no records."""
     for folder in map(Path, folders):
         if not folder.exists():
             raise DataError(f"{folder}: no such run directory (looked in {Path.cwd()})")

@@ -68,7 +68,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, definition: Mapping[str, Any], runs: Sequence[Run]) -> "Journal":
-        """The search of a folder: as it stands there, or a new one.
+        """The search of a folder: as it is there, or a new one.
 
         Raises:
             ConfigError: the folder holds another search, or a journal that is damaged.

@@ -34,13 +34,13 @@ def slots(jobs: int | None, devices: Sequence[str]) -> list[Slot]:
     """Places for runs: one on each device, or `jobs` with an equal share of the cores each.
 
     Raises:
-        ConfigError: both are given, there are fewer cores than jobs, or a device stands twice.
+        ConfigError: both are given, there are fewer cores than jobs, or a device is given twice.
     """
     if devices:
         if jobs is not None:
             raise ConfigError("--jobs shares out the cores of a CPU, --devices names devices for a run each; keep one")
         if len(set(devices)) < len(devices):
-            raise ConfigError(f"--devices {','.join(devices)}: a device stands twice")
+            raise ConfigError(f"--devices {','.join(devices)}: a device is given twice")
         return [Slot(device=device) for device in devices]
     if jobs in (None, 1):
         return [Slot()]

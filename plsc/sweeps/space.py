@@ -50,7 +50,7 @@ def parse(space: Mapping[str, Any] | Iterable[str]) -> dict[str, Dimension]:
             lists, single values, such texts, {"log": [1e-4, 1e-2]} or {"uniform": [0, 0.5]}.
 
     Raises:
-        ConfigError: an entry is none of these, a key stands twice, or values are equal.
+        ConfigError: an entry is none of these, a key is given twice, or values are equal.
     """
     if isinstance(space, str):
         raise ConfigError(f"{space!r}: give a list of such texts, or a mapping")
@@ -58,7 +58,7 @@ def parse(space: Mapping[str, Any] | Iterable[str]) -> dict[str, Dimension]:
     dimensions: dict[str, Dimension] = {}
     for key, value in entries:
         if key in dimensions:
-            raise ConfigError(f"{key}: stands twice in what is searched")
+            raise ConfigError(f"{key}: is given twice in what is searched")
         dimensions[key] = _dimension(key, value)
     if not dimensions:
         raise ConfigError("nothing is searched: give settings with values, such as Optimizer.weight_decay=0.05,0.1")
@@ -156,7 +156,7 @@ def _drawn(key: str, kind: str, bounds: Any) -> Drawn:
     except (TypeError, ValueError):
         raise ConfigError(f"{key}: {kind} takes two numbers, low and high, not {bounds!r}") from None
     if kind not in ("log", "uniform"):
-        raise ConfigError(f"{key}: {kind!r} is no way to draw; there are log and uniform")
+        raise ConfigError(f"{key}: {kind!r} is not a way to draw; there are log and uniform")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"{key}: {kind}({low:g}, {high:g}): the second number must be above the first")
     if kind == "log" and low <= 0:
@@ -202,7 +202,7 @@ def read_file(path: str | Path) -> SweepFile:
         where = f"{path}:{lines[(key,)]}: {key}"
         if key not in _KINDS:
             close = nearest(key, _KINDS)
-            raise ConfigError(f"{where}: is no key of a search; " + (f"did you mean {close}?" if close else _keys()))
+            raise ConfigError(f"{where}: is not a key of a search; " + (f"did you mean {close}?" if close else _keys()))
         kind = _KINDS[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(f"{where}: is {value!r}; expected {_expected(key)}")

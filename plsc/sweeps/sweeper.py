@@ -13,7 +13,7 @@ from plsc.config import Config
 from plsc.config.source import Overrides
 from plsc.engine.run import locked
 from plsc.errors import ConfigError
-from plsc.runs.tables import csv_table, markdown_table
+from plsc.runs.tables import csv_table, markdown_table, text_table
 from plsc.sweeps.journal import Journal, Run, make_runs
 from plsc.sweeps.scheduler import OUTPUT, Rungs, Scheduler
 from plsc.sweeps.slots import Slot, slots
@@ -53,7 +53,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a search has come to.
+    """The result of a search.
 
     Attributes:
         folder: with a run directory for each run, sweep.json, table.md and table.csv.
@@ -75,6 +75,17 @@ class SweepResult:
     def failed(self) -> int:
         """How many runs failed."""
         return sum(len(standing.errors) for standing in self.standings)
+
+    def text(self) -> str:
+        """The standings as a table, the best candidate with its settings, and where the runs are."""
+        rows, left = _table(self)
+        lines, best = [text_table(rows, left=left)], self.best
+        if best is not None:
+            settings = " ".join(f"-o {key}={value}" for key, value in best.values.items())
+            chosen = f" with {settings}" if settings else ""  # only seeds were varied
+            over = "" if best.spread is None else f" ± {best.spread:.4f} over {len(best.scores)} seeds"
+            lines.append(f"best: {self.metric} {best.mean:.4f}{over}{chosen}\n")
+        return "".join([*lines, f"runs, table.md and table.csv: {self.folder}\n"])
 
 
 def sweep(
@@ -157,13 +168,13 @@ def sweep(
         scheduler = Scheduler(journal, places, Rungs.of(len(points), halving), settings, changed)
         scheduler.work()
         result = _result(scheduler)
-        rows, left = table(result)
+        rows, left = _table(result)
         files.write_text(folder / "table.md", markdown_table(rows, left=left))
         files.write_text(folder / "table.csv", csv_table(rows))
     return result
 
 
-def table(result: SweepResult) -> tuple[list[list[str]], list[bool]]:
+def _table(result: SweepResult) -> tuple[list[list[str]], list[bool]]:
     """A row a candidate, after a row of titles, and which columns are aligned to the left."""
     keys = list(result.standings[0].values)
     short = short_keys(keys)

@@ -157,7 +157,7 @@ def draw_attention(
     Raises:
         CheckpointError: the weights cannot be read.
         ConfigError: the model has no attention that can be drawn, or it is unknown how pictures enter it.
-        DataError: a file is no picture, or does not fit the model.
+        DataError: a file is not a picture, or does not fit the model.
 
     Example:
         draw_attention("output/flowers", ["rose.jpg", "tulip.jpg"], "sheet.png")

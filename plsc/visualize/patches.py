@@ -17,7 +17,7 @@ from plsc.visualize.subject import Drawable, read_pictures, subject_of
 def cut(pixels: np.ndarray, spec: ViTSpec) -> np.ndarray:
     """Pixels [height, width, C] → patches [rows, columns, h, w, C], in the order of the tokens.
 
-    In hybrids these are the cells of the feature map, the last ones of a picture that is no multiple of them
+    In hybrids these are the cells of the feature map, the last ones of a picture that is not a multiple of them
     filled with zeros.
     """
     (rows, columns), (h, w) = spec.grid, patch_stride(spec)
@@ -40,7 +40,7 @@ def draw_patches(model: Drawable, pictures: Sequence[str | Path], output: str | 
     Raises:
         CheckpointError: the weights cannot be read.
         ConfigError: the model cuts no patches, or it is unknown how pictures enter it.
-        DataError: a file is no picture, or does not fit the model.
+        DataError: a file is not a picture, or does not fit the model.
     """
     subject = subject_of(model)
     subject.check_vit("patches")

@@ -80,7 +80,7 @@ class Picture:
 
 
 def read_picture(path: str | Path, preprocess: Preprocess, spec: PatchSpec) -> Picture:
-    """Read and preprocess one file. Raises DataError naming it where it is no picture, or does not fit the model."""
+    """Read and preprocess one file. Raises DataError naming it where it is not a picture, or does not fit the model."""
     path = Path(path).expanduser()
     try:
         data = read_bytes(path)

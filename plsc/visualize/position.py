@@ -75,7 +75,7 @@ def draw_position(
     Raises:
         CheckpointError: the weights cannot be read.
         ConfigError: the model has no position embedding, or it is unknown how pictures enter it.
-        DataError: a file is no picture, or does not fit the model.
+        DataError: a file is not a picture, or does not fit the model.
     """
     subject = subject_of(model)
     network, resized = subject.vit("position embedding"), resized_spec(subject.spec, img_size)

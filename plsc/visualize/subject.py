@@ -69,9 +69,9 @@ class Subject:
         return self.network
 
     def check_vit(self, what: str) -> None:
-        """Raise ConfigError where the model is no Vision Transformer, of which `what` is drawn."""
+        """Raise ConfigError where the model is not a Vision Transformer, of which `what` is drawn."""
         if not isinstance(self.spec, ViTSpec):
-            raise ConfigError(f"{self._kind} is no Vision Transformer and has no {what} to draw")
+            raise ConfigError(f"{self._kind} is not a Vision Transformer and has no {what} to draw")
 
     @property
     def _kind(self) -> str:
@@ -130,6 +130,6 @@ def read_pictures(subject: Subject, paths: Iterable[str | Path]) -> list[Picture
 
     Raises:
         ConfigError: it is unknown how pictures enter the model.
-        DataError: a file is no picture, or does not fit the model.
+        DataError: a file is not a picture, or does not fit the model.
     """
     return [read_picture(path, subject.preprocess, subject.spec) for path in paths]

@@ -64,10 +64,10 @@ def adapt(
 
     Args:
         shapes: the model's parameters and buffers, name → shape. spec: of the model.
-        reset_head: leave out head and pre-logits, to be trained anew.
+        reset_head: leave out head and pre-logits, to be trained from scratch.
         strict: anything but loading as it is raises CheckpointError, as evaluation asks.
         resized: strict admits what another image size changes, such as a position embedding.
-        allow: patterns of names that may be left out or drawn anew, where the start is not strict; otherwise only the
+        allow: patterns of names that may be left out or initialised, where the start is not strict; otherwise only the
             head and what goes with it may.
         class_names: of the model's classes; the head's columns are picked by name where the file has names too.
         position: how a position embedding is resized, bicubic or bilinear.
@@ -100,7 +100,7 @@ def adapt(
             continue
         change = f"{_shown(tensor.shape)} → {_shown(shape)}"
         if reset_head and name.startswith(family.head):
-            report.initialised[name] = f"{_shown(shape)}, trained anew"
+            report.initialised[name] = f"{_shown(shape)}, trained from scratch"
         elif name.startswith(classifier) and columns == "other":
             report.initialised[name] = f"{_shown(shape)}, the file has other classes"
         elif name.startswith(classifier) and columns is not None and tensor.shape[-1] == len(names_there):
@@ -134,11 +134,11 @@ def adapt(
 
 
 def _check_body(source: Source, report: Report, body: str, allow: Sequence[str]) -> None:
-    """Raise CheckpointError where a part of the model's body is left out or drawn anew, and no pattern allows it."""
+    """Raise CheckpointError where a part of the model's body is left out or initialised, and no pattern allows it."""
     pattern = re.compile(body) if body else None
     lines: list[str] = []
     missing: list[str] = []
-    for title, entries in (("left out", report.ignored), ("drawn anew", report.initialised)):
+    for title, entries in (("left out", report.ignored), ("initialised", report.initialised)):
         names = [name for name in entries if pattern is not None and pattern.fullmatch(name)]
         groups: dict[str, list[str]] = {}
         for name in names:
@@ -150,7 +150,7 @@ def _check_body(source: Source, report: Report, body: str, allow: Sequence[str])
         listed = "\n".join(lines)
         raise CheckpointError(
             f"{source.path}: training does not start from these weights as they are: parts of the model are left "
-            f"out or drawn anew:\n{listed}\nIs Model that of the weights? To start all the same: "
+            f"out or initialised:\n{listed}\nIs Model that of the weights? To start all the same: "
             f"Global.pretrained_allow: [{', '.join(dict.fromkeys(missing))}] (pretrained_allow of create_model)"
         )
 

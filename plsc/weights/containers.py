@@ -89,7 +89,7 @@ def _read_npz(path: Path) -> Container:
         _refuse_bombs(path, members)
         for member in members:
             if not member.filename.endswith(".npy"):
-                raise CheckpointError(f"{path}: {member.filename} is no array; is this an npz file of weights?")
+                raise CheckpointError(f"{path}: {member.filename} is not an array; is this an npz file of weights?")
             name = member.filename[: -len(".npy")]
             with archive.open(member) as file:
                 shape, _, dtype = _npy_header(path, name, file)

@@ -77,7 +77,7 @@ class Family:
         head: how names of the head begin, that of the classifier first.
         classifiers: how names of all that has a column a class begin; () where it is the first of head alone.
         body: a pattern of names, its own and in files of others, of what a model is without its head: training does not
-            start from weights of which such an array is left out, or drawn anew, unless it is asked to.
+            start from weights of which such an array is left out, or initialised, unless it is asked to.
         parts: those of `unseen` that are parts of the body without arrays of their own.
         computed: spec → names of arrays whose values follow from it.
         without_head: fields of the spec of a model without it.

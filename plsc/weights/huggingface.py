@@ -53,14 +53,14 @@ def read_config(layout: HuggingFace, config: Mapping[str, Any], where: str) -> d
 
 
 def class_names(config: Mapping[str, Any], where: str) -> list[str] | None:
-    """A name for each logit, where config.json numbers them all; transformers' LABEL_0, LABEL_1, … are no names.
+    """A name for each logit, where config.json numbers them all; transformers' LABEL_0, LABEL_1, … are not names.
 
     Raises:
         CheckpointError: it is damaged.
     """
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
-        raise CheckpointError(f"{where}: damaged: id2label is no mapping to names")
+        raise CheckpointError(f"{where}: damaged: id2label is not a mapping to names")
     numbers = [str(i) for i in range(len(labels))]
     if not labels or not all(number in labels for number in numbers):
         return None

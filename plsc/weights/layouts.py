@@ -114,7 +114,7 @@ class Lack:
 
     Attributes:
         field: of the model's spec. what: in words.
-        harmless: values with which the model has it not; an absent field has the first.
+        harmless: values with which the model does not have it; an absent field has the first.
         beside: values of other fields without which it does no harm.
     """
 
@@ -191,7 +191,7 @@ class Timm:
         architecture: spec → the one that rebuilds it, given model_args; None where no arguments do.
         stated: fields that were read one by one → as they go together. derived: spec → model_args besides settings.
         read_only: settings that are read and not written.
-        seen: arguments that arrays show, or that change no logit. Others that are no settings are refused.
+        seen: arguments that arrays show, or that change no logit. Others that are not settings are refused.
     """
 
     settings: tuple[Setting, ...]

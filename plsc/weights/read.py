@@ -63,7 +63,7 @@ class Source:
         cause = "neither the file nor its name states it"
         if named is not None:
             known = named in family.architectures
-            cause = f"the arrays are not those of {named}" if known else f"{named} is no architecture known here"
+            cause = f"the arrays are not those of {named}" if known else f"{named} is not an architecture known here"
         raise CheckpointError(
             f"{self.path}: {fields} of its model is unknown: no array's shape shows it, and {cause}. State it by a "
             "recipe (-c RECIPE), by config.json beside the file, or by the architecture's name as that of the file or "
@@ -155,7 +155,7 @@ def read(path: str | Path, weights: str = "model", *, names: Collection[str] = (
         log.warning("%s: holds averaged weights, too, which --ema reads; the raw ones are read", file)
     if container.notes.get("format") != "plsc":
         return foreign(container, names)
-    if weights == "ema":  # frozen weights and buffers stand in the model's own file, not averaged
+    if weights == "ema":  # frozen weights and buffers are in the model's own file, not averaged
         own = read(file.parent, verify=verify)
         return dataclasses.replace(own, path=file, tensors=own.tensors | container.tensors)
     card = ModelCard.from_metadata(container.notes, file)

@@ -62,7 +62,7 @@ class Entry:
 
 
 def read_bundle(index: Path) -> dict[str, Entry]:
-    """The arrays of a checkpoint by name. Texts and what else is no array of numbers are left out.
+    """The arrays of a checkpoint by name. Texts and what else is not an array of numbers are left out.
 
     Raises:
         CheckpointError: damaged, of a kind that is not read, or a part of it is missing.
@@ -268,7 +268,7 @@ def _number(fields: dict, number: int) -> int:
     """A field that counts something: 0 where it is missing, as the format has it."""
     value = fields.get(number, [0])[-1]
     if not isinstance(value, int) or value >= 2**63:
-        raise ValueError(f"field {number} is no count")
+        raise ValueError(f"field {number} is not a count")
     return value
 
 

@@ -37,7 +37,7 @@ def write(source: Source, to: str, output: str | Path, *, backbone: bool = False
     """Write weights in another format. Values are not changed: there and back gives the same bits.
 
     Args:
-        to: one of formats(). output: a file; for huggingface a folder, for timm either. What stands there is replaced
+        to: one of formats(). output: a file; for huggingface a folder, for timm either. What is there is replaced
             when the new file is whole.
         backbone: leave out head and pre-logits.
 
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def _replaced(output: Path, save: Callable[[Path], None]) -> list[Path]:
-    """Write a file; what stood there stays until the new one is whole. It may be the source, mapped into memory."""
+    """Write a file; what was there stays until the new one is whole. It may be the source, mapped into memory."""
     if output.is_dir():
         raise CheckpointError(f"{output}: is a folder; give --output a file, or for timm a folder that ends with /")
     with replacing_file(output) as writing:

@@ -99,7 +99,7 @@ def test_attention_meets_the_conditions_of_flash(name, monkeypatch):
 
 @pytest.mark.parametrize("changed", [{"embed_dim": 60, "num_heads": 5}, {"rel_pos_bias": True}])
 def test_a_model_that_cannot_take_it_is_noticed(changed, monkeypatch):
-    """A head dimension that is no multiple of 8; a bias by position."""
+    """A head dimension that is not a multiple of 8; a bias by position."""
     load = plsc.load_config
 
     def other(name, overrides):

@@ -349,7 +349,7 @@ def written_back(name: str) -> float:
         kind = json.loads((second / "config.json").read_text())["architectures"][0]
         back, info = getattr(transformers, kind).from_pretrained(second, output_loading_info=True)
         left = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
-        without_pooler = kind == "ViTModel" and name != "ViTModel"  # which is no part of what was compared
+        without_pooler = kind == "ViTModel" and name != "ViTModel"  # which is not a part of what was compared
         assert not left or without_pooler, left
     run = HUGGINGFACE[name][3]
     return float(np.abs(of_torch(run(back.eval()), batch) - of_torch(run(model), batch)).max())

@@ -155,10 +155,10 @@ def _unpack(source: Path, folder: str, target: Path, largest: int) -> None:
                 if not member.isfile() or parts[:1] != (folder,):
                     continue
                 if ".." in parts:
-                    raise DataError(f"{source}: {member.name} leaves the folder; this is no official archive")
+                    raise DataError(f"{source}: {member.name} leaves the folder; this is not an official archive")
                 left -= member.size
                 if left < 0:
-                    raise DataError(f"{source}: holds more than {largest:,} bytes; this is no official archive")
+                    raise DataError(f"{source}: holds more than {largest:,} bytes; this is not an official archive")
                 path = target.joinpath(*parts[1:])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content = archive.extractfile(member)
@@ -169,7 +169,7 @@ def _unpack(source: Path, folder: str, target: Path, largest: int) -> None:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{source}: cannot be unpacked, or is damaged: {error}") from error
     if not target.is_dir():
-        raise DataError(f"{source}: holds no folder {folder}; this is no official archive")
+        raise DataError(f"{source}: holds no folder {folder}; this is not an official archive")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -199,7 +199,7 @@ def read_matlab(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def _read_to_the_end(archive: tarfile.TarFile) -> None:
-    """gzip's checksum stands at the end of the file, after what tarfile reads."""
+    """gzip's checksum is at the end of the file, after what tarfile reads."""
     assert archive.fileobj is not None
     while archive.fileobj.read(_PIECE):
         pass

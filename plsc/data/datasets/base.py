@@ -132,11 +132,11 @@ class LabelChecked(Protocol):
 
 
 def check_protocol(data: object) -> None:
-    """Refuse what is no data set. Raises DataError that names what is missing or in the way."""
+    """Refuse what is not a data set. Raises DataError that names what is missing or in the way."""
     kind = type(data).__name__
     if not isinstance(data, Dataset):
         raise DataError(
-            f"{kind} is no data set: it needs __len__, __getitem__, class_names and max_labels; derive it from "
+            f"{kind} is not a data set: it needs __len__, __getitem__, class_names and max_labels; derive it from "
             "plsc.data.datasets.Dataset, which has the latter two"
         )
     methods: dict[str, object] = {

@@ -100,7 +100,7 @@ def _read(layout: _Layout, root: str, split: str, download: bool) -> tuple[dict[
     content = {name: _unpickled(data, inside / name) for name, data in read}
     lacking = [name for name in wanted if name not in content]
     if lacking:
-        raise DataError(f"{source}: holds no {layout.folder}/{lacking[0]}; it is no archive of {layout.owner}")
+        raise DataError(f"{source}: holds no {layout.folder}/{lacking[0]}; it is not an archive of {layout.owner}")
     return {inside / name: content[name] for name in layout.splits[split]}, content[layout.meta]
 
 
@@ -153,7 +153,7 @@ def _labels(batches: dict[Path, dict], key: str, classes: int) -> np.ndarray:
     for place, batch in batches.items():
         labels, count = batch.get(key), len(batch["data"])
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-            raise DataError(f"{place}: its {key} are no list of whole numbers")
+            raise DataError(f"{place}: its {key} are not a list of whole numbers")
         if len(labels) != count:
             raise DataError(f"{place}: has {count} pictures, but {len(labels)} {key}")
         if labels and not 0 <= min(labels) <= max(labels) < classes:

@@ -117,7 +117,7 @@ def numbered_as(data: Dataset, class_names: list[str] | None, owner: str) -> Dat
     if others:
         raise DataError(f"has classes that {owner} do not have: {some(others)}; they have {some(class_names)}")
     if len(set(class_names)) < len(class_names) or len(set(names)) < len(names):
-        raise DataError(f"has its classes in another order than {owner}, which cannot be undone: some names are twice")
+        raise DataError(f"has its classes in another order than {owner}, which cannot be undone: names occur twice")
     return Renumbered(data, class_names)
 
 

@@ -100,11 +100,11 @@ def read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             start = file.read(header.size)
             if len(start) < header.size:
-                raise DataError(f"{path}: ends after {len(start)} bytes; it is no IDX file")
+                raise DataError(f"{path}: ends after {len(start)} bytes; it is not an IDX file")
             zero, kind, dimensions, count, *shape = header.unpack(start)
             if (zero, kind, dimensions) != (0, _UBYTE, 1 + len(item)):
                 raise DataError(
-                    f"{path}: begins with {start[:4].hex()}; it is no IDX file of {1 + len(item)} dimensions"
+                    f"{path}: begins with {start[:4].hex()}; it is not an IDX file of {1 + len(item)} dimensions"
                 )
             if tuple(shape) != item or not 0 < count <= _MOST:
                 raise DataError(f"{path}: says it holds {count} items of {shape}; expected {list(item)}")

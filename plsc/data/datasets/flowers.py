@@ -149,5 +149,5 @@ class Flowers102(OnDisk):
         files = [f"image_{number:05d}.jpg" for number in numbers]
         lacking = sorted({*files} - {entry.name for entry in os.scandir(folder)})
         if lacking:
-            raise DataError(f"{folder}: holds no {lacking[0]}, which {splits.name} names; remove it to unpack it anew")
+            raise DataError(f"{folder}: holds no {lacking[0]}, which {splits.name} names; remove it to unpack it again")
         super().__init__((folder / file for file in files), classes[numbers - 1].astype("int64") - 1, list(CLASSES))

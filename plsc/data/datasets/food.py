@@ -45,7 +45,7 @@ class Food101(OnDisk):
         lacking = next((picture for picture in pictures if f"{picture}.jpg" not in present), None)
         if lacking or not pictures:
             problem = f"holds no images/{lacking}.jpg, which {listing} names" if lacking else f"{listing} is empty"
-            raise DataError(f"{place}: {problem}; remove the folder to unpack it anew")
+            raise DataError(f"{place}: {problem}; remove the folder to unpack it again")
         super().__init__(
             (place / "images" / f"{picture}.jpg" for picture in pictures),
             np.array([labels[picture.partition("/")[0]] for picture in pictures], dtype="int64"),

@@ -22,7 +22,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 class ImageFolder(OnDisk):
     """Pictures in root/<class>/…; classes are the folders' names in alphabetical order, or all numbers in theirs.
 
-    A folder without a picture is no class: a warning names it.
+    A folder without a picture is not a class: a warning names it.
     """
 
     def __init__(self, root: Annotated[str, InputPath()], extensions: tuple[str, ...] = EXTENSIONS):
@@ -39,7 +39,7 @@ class ImageFolder(OnDisk):
         if not class_names:
             raise DataError(f"{root}: holds no pictures ending in {', '.join(endings)}")
         if empty:
-            log.warning("%s: folders without a picture are no classes: %s", root, some(empty))
+            log.warning("%s: folders without a picture are not classes: %s", root, some(empty))
         labels = np.repeat(np.arange(len(class_names)), [len(by_class[name]) for name in class_names])
         super().__init__((path for name in class_names for path in by_class[name]), labels, class_names)
 

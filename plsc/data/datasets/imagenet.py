@@ -86,7 +86,7 @@ class ImageNetDataset(Dataset):
             raise DataError(f"{cls_label_path}: no such list file (ImageNetDataset.cls_label_path)")
         if self.list_path.stat().st_size == 0:
             raise DataError(f"{cls_label_path}: the list file is empty")
-        self._file = ByteFile(self.list_path)  # read, not mapped: a list that is written anew would be SIGBUS
+        self._file = ByteFile(self.list_path)  # read, not mapped: a list that is written again would be SIGBUS
         self._size = self.list_path.stat().st_size
         try:
             lines = self._lines()

@@ -37,7 +37,7 @@ class OxfordPets(OnDisk):
         names, labels = _listed(listing)
         lacking = sorted({f"{name}.jpg" for name in names} - {entry.name for entry in os.scandir(images)})
         if lacking:
-            raise DataError(f"{images}: holds no {lacking[0]}, which {listing} names; remove it to unpack it anew")
+            raise DataError(f"{images}: holds no {lacking[0]}, which {listing} names; remove it to unpack it again")
         super().__init__((images / f"{name}.jpg" for name in names), labels, _breeds(names, labels, listing))
 
 

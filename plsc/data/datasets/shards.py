@@ -125,11 +125,11 @@ def _shard_list(path: str, owner: str) -> list[tuple[str, int]]:
             pairs = [(str(entry["file"]), int(entry["count"])) for entry in content["shards"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: is no list of shards: it needs `shards` with file and count of each, as plsc data prepare "
+            f"{path}: is not a list of shards: it needs `shards` with file and count of each, as plsc data prepare "
             "writes it, or `shardlist` with url and nsamples, as webdataset does"
         ) from error
     if not pairs or min(count for _, count in pairs) < 0:
-        raise DataError(f"{path}: is no list of shards: it names none, or one with a negative count")
+        raise DataError(f"{path}: is not a list of shards: it names none, or one with a negative count")
     return [(name if is_remote(name) or name.startswith("/") else f"{folder or '.'}/{name}", n) for name, n in pairs]
 
 
@@ -340,7 +340,7 @@ class Shards(Dataset):
         if self._listed is not None and int(keeps.sum()) != self._listed[shard]:
             raise DataError(
                 f"holds {int(keeps.sum())} samples with labels, but the list in {self.format.name}.files says "
-                f"{self._listed[shard]}; write the list anew, or name the shards themselves in {self.format.name}.files"
+                f"{self._listed[shard]}; write the list again, or name the shards themselves in its place"
             )
 
         def opened(path: Path):

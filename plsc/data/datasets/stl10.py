@@ -49,7 +49,7 @@ class STL10(InMemory):
         content = dict(members(source, _FOLDER, wanted, _LARGEST))
         lacking = [name for name in wanted if name not in content]
         if lacking:
-            raise DataError(f"{source}: holds no {_FOLDER}/{lacking[0]}; it is no archive of STL10")
+            raise DataError(f"{source}: holds no {_FOLDER}/{lacking[0]}; it is not an archive of STL10")
         images, labels = _images(content[wanted[0]], source), _labels(content[wanted[1]], source)
         if len(images) != len(labels):
             raise DataError(f"{source}: has {len(images)} pictures, but {len(labels)} labels")
@@ -66,7 +66,7 @@ def _images(content: bytes, source: Path) -> np.ndarray:
     """[N, 96, 96, 3] uint8; stored as red, green and blue planes, each column by column."""
     size = 3 * _SIDE * _SIDE
     if not content or len(content) % size:
-        raise DataError(f"{source}: its pictures have {len(content):,} bytes, which is no multiple of {size:,}")
+        raise DataError(f"{source}: its pictures have {len(content):,} bytes, which is not a multiple of {size:,}")
     planes = np.frombuffer(content, np.uint8).reshape(-1, 3, _SIDE, _SIDE)
     return np.ascontiguousarray(planes.transpose(0, 3, 2, 1))
 
@@ -87,5 +87,5 @@ def _fold(content: bytes, fold: int, count: int, source: Path) -> np.ndarray:
     except (IndexError, ValueError) as error:
         raise DataError(f"{source}: {_FOLDS} has no numbers in line {fold + 1}") from error
     if not len(chosen) or chosen.min() < 0 or chosen.max() >= count:
-        raise DataError(f"{source}: {_FOLDS}, line {fold + 1}: numbers must lie between 0 and {count - 1}")
+        raise DataError(f"{source}: {_FOLDS}, line {fold + 1}: numbers must be between 0 and {count - 1}")
     return chosen

@@ -71,7 +71,7 @@ class _Records(Format):
         try:
             return parse_example(data, skip)
         except (IndexError, struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
-            raise DataError(f"a record is no tf.train.Example: {error}") from error
+            raise DataError(f"a record is not a tf.train.Example: {error}") from error
 
     def _labels(self, features: dict) -> Labels:
         if self.label_key not in features:

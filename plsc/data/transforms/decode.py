@@ -135,7 +135,7 @@ def decode(data: bytes) -> np.ndarray:
     16 bits become the upper 8, transparency is dropped, of an animation the first picture is taken.
 
     Raises:
-        DataError: the bytes are no picture, only part of one, or have more than MOST_PIXELS pixels.
+        DataError: the bytes are not a picture, only part of one, or have more than MOST_PIXELS pixels.
     """
     if not data:
         raise DataError("the file is empty")

@@ -110,7 +110,7 @@ class _Style:
 
 
 class _RandAugment:
-    """`layers` operations, each drawn anew and applied with a probability."""
+    """`layers` operations, each drawn independently and applied with a probability."""
 
     def __init__(self, style: _Style, kinds, weights, *, level: float, layers: int, probability: float):
         self.style, self.kinds, self.level = style, tuple(kinds), level
@@ -207,7 +207,9 @@ def _parse(text: str) -> tuple[str, dict]:
         if match is None or kind is None or (kind is int and "." in match[2]):
             known = [f"{key}<{'whole ' if kind is int else ''}number>" for key, kind in _PARTS[name].items()]
             known += [f"t{key}" for key in _SETS] if name == "rand" else []
-            raise ConfigError(f"TimmAutoAugment.config_str: {part!r} is no part of {name}; it takes {', '.join(known)}")
+            raise ConfigError(
+                f"TimmAutoAugment.config_str: {part!r} is not a part of {name}; it takes {', '.join(known)}"
+            )
         values[match[1]] = kind(match[2])
     return name, values
 
