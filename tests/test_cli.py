@@ -338,6 +338,13 @@ def test_list_recipes_shows_data_hardware_and_figure(capsys):
         assert len(line) < 170
 
 
+def test_a_file_of_weights_stands_for_one_download():
+    """Otherwise the second recipe would begin, without a sound, from what was fetched for the first."""
+    data = [header(path)["Data"] for path in shipped_recipes().values()]
+    addresses = {pair for text in data for pair in re.findall(r"(\./pretrained/\S+) from (https://\S+)", text)}
+    assert len(addresses) > 5 and len(dict(addresses)) == len(addresses)
+
+
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
 def test_every_recipe_begins_with_a_whole_header(path):
     """What it reproduces, then the entries in order; its command names it, and a figure has its source."""
@@ -345,6 +352,8 @@ def test_every_recipe_begins_with_a_whole_header(path):
     assert head[""].endswith(".") and list(head)[1:] == [key for key in HEADER if key in head]
     assert set(HEADER) - {"Note"} <= set(head)
     assert path.stem in head["Command"]
+    gpus = re.match(r"(\d+) GPUs", head["Hardware"])
+    assert gpus is None or int(gpus[1]) <= 8 or f"--nnodes={int(gpus[1]) // 8} " in head["Command"]
     assert "measured" in head["Source"] or path.stem == "finetune_folder"
     assert all(len(line) <= 120 for line in path.read_text().splitlines())
 

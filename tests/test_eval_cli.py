@@ -120,7 +120,7 @@ def test_one_row_is_a_plain_object(run, picture_tree, capsys):
     report = evaluated("--weights", run)
     assert_figures(report, figures_of(*ours(run, picture_tree / "val")))
     assert report["weights"] == str(run) and report["ema"] is False and report["config"] == str(run / "config.yaml")
-    assert report["data"] == "ImageFolder" and report["resolution"] == 16 and report["top5"] == 1.0
+    assert report["data"] == "ImageFolder" and report["resolution"] == 16 and "top5" not in report
     out = capsys.readouterr().out
     assert re.search(rf"^top1 +{100 * report['top1']:.2f} %$", out, re.MULTILINE)
     assert re.search(r"^samples +20$", out, re.MULTILINE) and "written to result.json" in out
@@ -143,7 +143,7 @@ def test_every_combination_is_a_row(run, other, picture_tree, capsys):
     assert len({row["loss"] for row in report["rows"]}) == 8
     out = capsys.readouterr().out
     header, *lines = out[out.index("\nweights ") + 1 :].splitlines()
-    assert header.split() == ["weights", "data", "resolution", "loss", "top1", "top5", "samples"]
+    assert header.split() == ["weights", "data", "resolution", "loss", "top1", "samples"]
     for line, row in zip(lines, report["rows"], strict=False):
         shown = [row["weights"], row["data"], str(row["resolution"]), f"{row['loss']:.6g}"]
         assert line.split()[:4] == shown and f"{100 * row['top1']:.2f} %" in line
@@ -270,7 +270,7 @@ def test_a_result_is_a_mapping_of_its_figures(run, picture_tree):
     result = evaluate(run, metrics=["PerClassAccuracy", "ConfusionMatrix"])
     logits, labels = ours(run, picture_tree / "val")
     assert_figures(result, figures_of(logits, labels))
-    assert list(result) == ["loss", "top1", "top5", "mean_class_top1", "classes", "samples"] and len(result) == 6
+    assert list(result) == ["loss", "top1", "mean_class_top1", "classes", "samples"] and len(result) == 5
     assert result.about | dict(result) == result.to_dict() and result.error is None
     assert result.confusion.tolist() == confusion_matrix(labels, logits.argmax(axis=1), labels=range(4)).tolist()
     assert result.classes.samples.tolist() == [5] * 4
@@ -456,7 +456,7 @@ def test_csv_and_markdown_say_the_same(run, other):
         assert float(row["loss"]) == wanted["loss"] and float(row["ece"]) == wanted["ece"] and row["error"] == ""
     header, rule, *lines = Path("r.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines)]
-    assert cells[0] == ["weights", "loss", "top1", "top5", "ece", "samples", "error"]
+    assert cells[0] == ["weights", "loss", "top1", "ece", "samples", "error"]
     assert set(rule) <= set("|-: ") and cells[1][2] == f"{100 * expected[0]['top1']:.2f} %"
     assert cells[2][0] == "gone" and cells[2][-1].startswith("gone: no such file")
 

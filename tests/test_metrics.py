@@ -55,10 +55,11 @@ def test_padded_rows_do_not_count():
 
 
 def test_fewer_classes_than_k():
-    """All of them count: top-5 of 3 classes is always right."""
+    """Top-5 of 3 classes is always right and left out; where it picks the best checkpoint all classes count."""
     logits = RNG.standard_normal((6, 3)).astype("float32")
     label = logits.argsort(axis=1)[:, 0]  # the lowest
-    assert updated(TopkAcc([1, 5]), logits, labels(label)).compute() == {"top1": 0.0, "top5": 1.0}
+    assert updated(TopkAcc([1, 2, 3, 5]), logits, labels(label)).compute() == {"top1": 0.0, "top2": 0.0}
+    assert updated(TopkAcc([5, 1]), logits, labels(label)).compute() == {"top5": 1.0, "top1": 0.0}
 
 
 def test_order_of_k_and_names():

@@ -10,11 +10,12 @@ import pytest
 import plsc
 from plsc.cli import main
 from plsc.config import load
+from plsc.config.yaml_tree import parse_file
 from plsc.data.datasets.digits import Digits
 from plsc.errors import ConfigError, DataError
 from plsc.reporting import reporter
 from plsc.reporting.analysis import analyse
-from plsc.runs.compare import run_folders
+from plsc.runs.records import run_folders
 from tests.helpers import tiny_digits, write_config
 
 
@@ -86,6 +87,31 @@ def test_a_folder_of_runs_stands_for_them(two, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"there is no metrics\.jsonl in it"):
         plsc.compare([tmp_path / "empty"])
+
+
+def test_curves_of_a_folder_of_runs(two, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("plsc.visualize.curves.draw_curves", lambda runs, output: drawn.append(runs) or output)
+    assert main(["visualize", "curves", str(tmp_path), "--output", str(tmp_path / "curves.png")]) == 0
+    assert drawn == [two]
+
+
+def test_runs_that_were_evaluated_on_other_data_are_said_to_be(two, tmp_path, capsys):
+    assert plsc.compare(two).notes == []
+    other = parse_file(two[0] / "config.yaml", "config.yaml")[0]
+    other["DataLoader"]["Eval"]["dataset"] |= {"slice": "[:100]", "transform_ops": []}
+    write_config(two[1] / "config.yaml", other)
+    [note] = plsc.compare(two).notes
+    assert "name different evaluation data (DataLoader.Eval.dataset.slice): " in note, "not their transforms"
+    metrics = (two[1] / "metrics.jsonl").read_text()
+    (two[1] / "metrics.jsonl").write_text(metrics.replace('"samples": 360', '"samples": 100'))
+    assert main(["compare", *map(str, two), "--output", str(tmp_path / "compared.md")]) == 0
+    count = "the runs were evaluated on different numbers of samples (360, 100): they do not compare"
+    assert f"\nnote: {count}\n" in capsys.readouterr().out
+    assert f"\nNote: {count}.\n" in (tmp_path / "compared.md").read_text()
+    assert plsc.compare(two).csv().splitlines()[2].split(",")[8] == "100"
+    text = plsc.report(two, tmp_path / "r.html").read_text()
+    assert f'<p class="note">Note: {count}.</p>' in text
 
 
 def test_runs_that_are_measured_otherwise_have_no_best(two):

@@ -14,9 +14,10 @@ import plsc
 from plsc import environment, files
 from plsc.cli import main
 from plsc.config import load
+from plsc.engine.run import locked
 from plsc.errors import ConfigError
 from plsc.sweeps import child, scheduler
-from plsc.sweeps.journal import Journal, make_runs
+from plsc.sweeps.journal import SETTINGS, Journal, make_runs
 from plsc.sweeps.scheduler import Rungs
 from plsc.sweeps.slots import slots
 from plsc.sweeps.space import candidates, parse, read_file, seeds
@@ -117,6 +118,9 @@ def test_jobs_share_the_cores_and_devices_have_a_run_each(monkeypatch):
     for jobs, devices, text in [(6, [], "give no more jobs"), (2, ["gpu:0"], "keep one"), (None, ["a", "a"], "twice")]:
         with pytest.raises(ConfigError, match=text):
             slots(jobs, devices)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    with pytest.raises(ConfigError, match="--jobs 2: this process has 1 core; give no more jobs"):
+        slots(2, [])
 
 
 # -- the journal ------------------------------------------------------------------------------------------
@@ -164,10 +168,10 @@ class Finished:
 
     def __init__(self, command, **_):
         *_, folder, fraction = command
-        settings = files.read_json(Path(folder) / child.SETTINGS, error=ConfigError)["overrides"]
+        settings = files.read_json(Path(folder) / SETTINGS, error=ConfigError)["overrides"]
         rate, seed = settings[RATE], settings.get("Global.seed")
         Finished.started.append((rate, seed, float(fraction)))
-        step = round(90 * float(fraction))
+        step = round(settings.get("Global.max_train_step", 90) * float(fraction))
         record = {"kind": "eval", "step": step, "weights": "raw", "loss": 1.0, "top1": self.scores[rate] + step / 1e4}
         with open(f"{folder}/metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -248,9 +252,33 @@ def test_a_failed_run_is_left_out_and_tried_again(tmp_path, finished):
     ]
     assert any("failed: ended by signal 9 (SIGKILL)" in line for line in lines)
     assert "failed: ended by signal 9" in (tmp_path / "s" / "table.md").read_text()
+    assert (3, None, 1.0) in finished.started and (4, None, 1.0) not in finished.started
     finished.codes = {}
+    again = plsc.sweep(tree(), {RATE: [2, 3, 4]}, output_dir=tmp_path / "s", halving=3)
+    assert finished.started[-2:] == [(4, None, pytest.approx(1 / 3)), (4, None, 1.0)], "better than what was left out"
+    assert again.failed == 0 and [s.values[RATE] for s in again.standings] == [4, 3, 2]
     plain = plsc.sweep(tree(), {RATE: [2, 3, 4]}, output_dir=tmp_path / "t")
     assert plain.failed == 0 and plain.best.values == {RATE: 4}
+
+
+def test_a_run_that_had_failed_is_left_out_where_it_is_worse_than_those_that_were(tmp_path, finished):
+    """Of two seeds one fails and brings the candidate down; tried again it decides as it would have at first."""
+    finished.codes = {1: 2}
+    space = {RATE: [1, 2, 3], "Global.seed": [0, 1]}
+    plsc.sweep(tree(), space, output_dir=tmp_path / "s", halving=3)
+    finished.codes, finished.started[:] = {}, []
+    result = plsc.sweep(tree(), space, output_dir=tmp_path / "s", halving=3)
+    assert {(rate, round(fraction, 2)) for rate, _, fraction in finished.started} == {(1, 0.33)}, "no further"
+    assert [(s.values[RATE], s.state) for s in result.standings] == [(3, "done"), (2, "dropped"), (1, "dropped")]
+
+
+def test_the_best_need_not_be_the_longest(tmp_path, finished):
+    space = {RATE: [1, 2], "Global.max_train_step": [20, 40]}
+    result = plsc.sweep(tree(), space, output_dir=tmp_path / "s")
+    finished.scores = {1: 0.4, 2: 0.1}
+    other = plsc.sweep(tree(), space, output_dir=tmp_path / "t")
+    lengths = [[(s.values[RATE], s.steps) for s in r.standings] for r in (result, other)]
+    assert lengths == [[(2, 40), (2, 20), (1, 40), (1, 20)], [(1, 40), (1, 20), (2, 40), (2, 20)]]
 
 
 def test_the_table_has_means_and_spreads(tmp_path, finished):
@@ -269,6 +297,7 @@ def test_the_table_has_means_and_spreads(tmp_path, finished):
     [
         ({"Optimizer.learning_rat": [1, 2]}, {}, "learning_rat"),
         ({"Global.output_dir": ["a", "b"]}, {}, "is set by the search"),
+        ({"DataLoader.Eval.dataset.split": ["train", "test"]}, {}, "must be on the same data for all"),
         ({RATE: [1]}, {"halving": 1}, "halving is 1"),
         ({RATE: [1]}, {"overrides": ["Global.eval_during_train=False"]}, "ranks runs by their evaluation"),
     ],
@@ -285,6 +314,33 @@ def test_a_changed_recipe_is_another_search(tmp_path, finished):
         plsc.sweep(tree(epochs=2), {RATE: [1, 2]}, output_dir=tmp_path / "s")
     with pytest.raises(ConfigError, match=r"another search, which differs in: .*space"):
         plsc.sweep(tree(), {RATE: [1, 3]}, output_dir=tmp_path / "s")
+
+
+# -- processes ----------------------------------------------------------------------------------------------
+
+
+def test_runs_have_session_cores_and_niceness_of_the_search(tmp_path, monkeypatch):
+    """Of a session of its own the niceness would count for nothing under Linux's autogroups."""
+    (tmp_path / "where.py").write_text(
+        "import os\n"
+        "print('error:', os.getsid(0), os.getpgid(0) == os.getpid(), sorted(os.sched_getaffinity(0)), os.nice(0))\n"
+        "raise SystemExit(2)\n"
+    )
+    monkeypatch.setattr(scheduler, "_PROGRAM", "where")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        result = plsc.sweep(tree(), {RATE: [1]}, output_dir=tmp_path / "s")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert result.standings[0].errors == (f"{os.getsid(0)} True [{min(cores)}] {os.nice(0)}",)
+
+
+def test_a_folder_has_one_search_at_a_time(tmp_path, finished):
+    (tmp_path / "s").mkdir()
+    with locked(tmp_path / "s", 0.0), pytest.raises(ConfigError, match="--output: another search is at work in"):
+        plsc.sweep(tree(), {RATE: [1]}, output_dir=tmp_path / "s")
 
 
 # -- real runs ----------------------------------------------------------------------------------------------
@@ -322,6 +378,7 @@ def test_runs_are_ordinary_runs_and_a_failing_one_does_not_end_the_others(tmp_pa
         path.name for path in good.iterdir()
     }
     assert plsc.evaluate(good)["samples"] == 360
+    assert "Warning" not in (good / scheduler.OUTPUT).read_text()
     assert json.loads((good / "environment.json").read_text())["threads"] == max(1, environment.available_cores() // 2)
 
 

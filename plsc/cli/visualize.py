@@ -164,7 +164,7 @@ def _patches(arguments: argparse.Namespace, output: Path) -> Path | None:
 
 
 def _curves_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, as `plsc train` writes them")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, or folders of them such as a search's")
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--steps",
@@ -184,11 +184,12 @@ def _curves(arguments: argparse.Namespace, output: Path) -> Path | None:
         for name in ("override", "steps", "processes"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name} goes with -c RECIPE; the curves of runs are drawn as they were logged")
-        from plsc.runs.records import check_runs
+        from plsc.runs.records import check_runs, run_folders
         from plsc.visualize.curves import draw_curves
 
-        check_runs(arguments.runs)
-        return draw_curves(arguments.runs, output)
+        folders = run_folders(arguments.runs)
+        check_runs(folders)
+        return draw_curves(folders, output)
     if arguments.steps and arguments.processes:
         raise ConfigError("--processes helps to count the updates, which --steps gives already; keep one")
     config = config_of(arguments)

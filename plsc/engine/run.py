@@ -168,11 +168,11 @@ def _flags(config: "Config") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, patience: float) -> Iterator[None]:
+def locked(folder: Path, patience: float, holder: str = "Global.output_dir: another run") -> Iterator[None]:
     """Hold the run directory's lock: a second run in the same folder would destroy the first.
 
     Args:
-        patience: seconds to wait for the run that holds it.
+        patience: seconds to wait for the run that holds it. holder: what the error calls that.
 
     Raises:
         ConfigError: another run still holds it.
@@ -181,7 +181,7 @@ def locked(folder: Path, patience: float) -> Iterator[None]:
         until, waiting = time.monotonic() + patience, False
         while not _lock(file):
             if time.monotonic() > until:
-                raise ConfigError(f"Global.output_dir: another run is at work in {folder}; choose another folder")
+                raise ConfigError(f"{holder} is at work in {folder}; choose another folder")
             if not waiting:
                 log.warning("another run is at work in %s; waiting up to %.0f s for its end", folder, patience)
             waiting = True

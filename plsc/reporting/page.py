@@ -29,7 +29,7 @@ tbody th { background: none; font-weight: 400; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 figure svg { max-width: 100%; height: auto; display: block; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem; padding: 0;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem; padding: 0;
             margin: 0; list-style: none; }
 .pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--band);
                 border: 1px solid var(--line); }

@@ -86,7 +86,8 @@ def _results(comparison: Comparison) -> str:
     text = "Figures of the last evaluation, and the best one, which chose the best checkpoint."
     if best is not None and len(comparison.runs) > 1:
         text += f" Best run: {best.name}."
-    return page.paragraph(text) + page.table(rows, left=left, caption="Figures of the runs")
+    notes = "".join(page.note(f"Note: {note}.") for note in comparison.notes)
+    return page.paragraph(text) + page.table(rows, left=left, caption="Figures of the runs") + notes
 
 
 def _curves(comparison: Comparison) -> str:

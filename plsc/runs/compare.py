@@ -9,13 +9,16 @@ from typing import Any
 from plsc import files, places
 from plsc.config.yaml_tree import parse_file
 from plsc.errors import ConfigError
-from plsc.runs.records import best_metric, check_runs, last_evaluation, read_metrics, run_names
+from plsc.runs.records import best_metric, check_runs, last_evaluation, read_metrics, run_folders, run_names
 from plsc.runs.tables import csv_table, markdown_table, text_table
 
 ENDINGS = (".md", ".csv")
 
 # what differs between any two runs, or tells nothing of them
 _ASIDE = ("Global.output_dir", "Global.resume", "Global.checkpoint")
+_EVALUATED_DATA = "DataLoader.Eval.dataset."
+# keys of it that choose no other samples
+_SAME_SAMPLES = ("transform_ops", "download", "class_names", "cache_dir", "cache_gigabytes")
 _FRACTIONS_SHOWN = 2  # decimals of a percentage
 
 
@@ -26,7 +29,7 @@ class RunSummary:
     Attributes:
         name: as short as it distinguishes the runs. folder: its run directory.
         step: of the last update that was logged.
-        final: figures of the last evaluation, those of averaged weights with the prefix ema_.
+        final: figures of the last evaluation, those of averaged weights with the prefix ema_. samples: it counted.
         metric: the figure by which the best checkpoint was chosen; best, best_step: its highest value and where it was.
         images_per_second: median of what was logged.
         config: dotted key → value, of config.yaml. environment: environment.json; empty where there is none.
@@ -36,6 +39,7 @@ class RunSummary:
     folder: Path
     step: int
     final: Mapping[str, float]
+    samples: int | None
     metric: str | None
     best: float | None
     best_step: int | None
@@ -64,6 +68,22 @@ class Comparison:
             return None
         return max(measured, key=lambda run: run.best or 0.0)
 
+    @property
+    def notes(self) -> list[str]:
+        """What makes the figures hard to compare: that runs were evaluated on different data."""
+        notes = []
+        counts = [run.samples for run in self.runs]
+        if len({count for count in counts if count is not None}) > 1:
+            each = ", ".join("–" if count is None else f"{count:,}" for count in counts)
+            notes.append(f"the runs were evaluated on different numbers of samples ({each}): they do not compare")
+        keys = [key for key in self.differences if of_evaluated_data(key)]
+        if keys:
+            notes.append(
+                f"the runs name different evaluation data ({', '.join(keys)}): their figures compare only where these are "
+                "the same samples"
+            )
+        return notes
+
     def figures(self) -> tuple[list[list[str]], list[bool]]:
         """A table of the figures, titles first, and which columns are aligned to the left."""
         names = list(dict.fromkeys(name for run in self.runs for name in run.final))
@@ -84,28 +104,31 @@ class Comparison:
         return rows, [True] * len(rows[0])
 
     def text(self) -> str:
-        """Both tables, as a terminal shows them."""
+        """Both tables and the notes, as a terminal shows them."""
         parts = [text_table(self.figures()[0], left=self.figures()[1])]
         if self.differences:
             parts.append(text_table(self.settings()[0], left=self.settings()[1]))
+        parts += [f"note: {note}\n" for note in self.notes]
         return "\n".join(parts)
 
     def markdown(self) -> str:
-        """Both tables as Markdown."""
+        """Both tables and the notes as Markdown."""
         parts = [markdown_table(self.figures()[0], left=self.figures()[1])]
         if self.differences:
             parts.append(markdown_table(self.settings()[0], left=self.settings()[1]))
+        parts += [f"Note: {note}.\n" for note in self.notes]
         return "\n".join(parts)
 
     def csv(self) -> str:
         """One table: a row a run, its figures and the settings that differ, as they are."""
         names = list(dict.fromkeys(name for run in self.runs for name in run.final))
-        titles = ["run", "step", *names, "metric", "best", "best_step", "images_per_second", *self.differences]
+        measured = ["samples", "metric", "best", "best_step", "images_per_second"]
+        titles = ["run", "step", *names, *measured, *self.differences]
         rows: list[list[Any]] = [titles]
         for number, run in enumerate(self.runs):
             figures = [run.final.get(name) for name in names]
             settings = [values[number] for values in self.differences.values()]
-            best = [run.metric, run.best, run.best_step, run.images_per_second]
+            best = [run.samples, run.metric, run.best, run.best_step, run.images_per_second]
             rows.append([run.name, run.step, *figures, *best, *settings])
         return csv_table(rows)
 
@@ -146,22 +169,18 @@ def compare(runs: Iterable[str | Path]) -> Comparison:
     return Comparison(summaries, differences)
 
 
-def run_folders(runs: Iterable[str | Path]) -> list[Path]:
-    """Run directories; a folder that is none, but holds some, stands for those."""
-    folders: list[Path] = []
-    for folder in map(Path, runs):
-        inside = []
-        if folder.is_dir() and not (folder / "metrics.jsonl").exists():
-            inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-        folders += inside or [folder]
-    return folders
+def of_evaluated_data(key: str) -> bool:
+    """Whether a dotted key of a configuration chooses the samples of its evaluation."""
+    inside = key.removeprefix(_EVALUATED_DATA)
+    return inside != key and inside.split(".")[0] not in _SAME_SAMPLES
 
 
 def _summary(name: str, folder: Path) -> RunSummary:
     records = read_metrics(folder)
     speeds = [record["images_per_second"] for record in records if "images_per_second" in record]
     final: dict[str, float] = {}
-    for record in last_evaluation(records):
+    evaluated = last_evaluation(records)
+    for record in evaluated:
         prefix = "" if record.get("weights", "raw") == "raw" else f"{record['weights']}_"
         left_out = ("kind", "step", "epoch", "weights", "samples")
         final |= {f"{prefix}{key}": value for key, value in record.items() if key not in left_out}
@@ -173,6 +192,7 @@ def _summary(name: str, folder: Path) -> RunSummary:
         folder=folder,
         step=records[-1]["step"],
         final=final,
+        samples=evaluated[-1].get("samples") if evaluated else None,
         metric=metric,
         best=best,
         best_step=best_step,
@@ -207,7 +227,7 @@ def _shown_figure(name: str, value: float | None) -> str:
     base = name.removeprefix("ema_")
     if base.startswith(("top", "precision_at", "mAP", "auc", "f1", "mean_class_top1", "real_top")) and 0 <= value <= 1:
         return f"{100 * value:.{_FRACTIONS_SHOWN}f} %"
-    return f"{value:.4g}"
+    return f"{value:.4g}" if float(value).is_integer() else f"{value:#.4g}"
 
 
 def _shown_value(value: Any) -> str:

@@ -36,6 +36,17 @@ def check_runs(folders: Iterable[str | Path]) -> None:
             raise DataError(f"{folder}: its metrics.jsonl holds no records yet")
 
 
+def run_folders(runs: Iterable[str | Path]) -> list[Path]:
+    """Run directories; a folder that is none, but holds some, stands for those."""
+    folders: list[Path] = []
+    for folder in map(Path, runs):
+        inside = []
+        if folder.is_dir() and not (folder / "metrics.jsonl").exists():
+            inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+        folders += inside or [folder]
+    return folders
+
+
 def run_names(folders: Iterable[str | Path]) -> dict[str, Path]:
     """Name → folder: the folders' last parts, as many as distinguish them. A folder given twice counts once."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))

@@ -16,9 +16,8 @@ from plsc import files
 from plsc.api import load_config
 from plsc.engine.callbacks import Callback, RunInfo
 from plsc.errors import ConfigError, PlscError
+from plsc.sweeps.journal import SETTINGS
 from plsc.training import train
-
-SETTINGS = "sweep-run.json"
 
 
 class Until(Callback):

@@ -11,6 +11,7 @@ from plsc.errors import ConfigError
 from plsc.sweeps.space import SEED, short_keys, shown
 
 NAME = "sweep.json"
+SETTINGS = "sweep-run.json"  # in a run's folder: its recipe, overrides and imports
 State = Literal["waiting", "running", "paused", "done", "failed", "dropped"]
 
 _FORMAT = 1

@@ -14,12 +14,12 @@ from typing import Any, TextIO
 import plsc
 from plsc import environment, files
 from plsc.runs import records
-from plsc.sweeps import child
-from plsc.sweeps.journal import Journal, Run
+from plsc.sweeps.journal import SETTINGS, Journal, Run
 from plsc.sweeps.slots import Slot
 
 OUTPUT = "output.txt"  # of a run's process
 
+_PROGRAM = "plsc.sweeps.child"  # by name: a module that is imported already is not run anew
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 120.0  # for updates in progress and checkpoints, before what is still at work is killed
 
@@ -54,7 +54,7 @@ class Scheduler:
     """Works a search off.
 
     Args:
-        settings: what child.SETTINGS holds for a run.
+        settings: what SETTINGS holds for a run.
         changed: called after each change of a run.
     """
 
@@ -109,7 +109,7 @@ class Scheduler:
 
     def _start(self, run: Run, slot: Slot, rung: int) -> None:
         folder = self.journal.run_directory(run)
-        files.write_json(folder / child.SETTINGS, self.settings(run, slot))
+        files.write_json(folder / SETTINGS, self.settings(run, slot))
         run.state = "running"
         self.journal.save()
         self.changed(run)
@@ -122,15 +122,17 @@ class Scheduler:
 
         def enter() -> None:
             environment.die_with_parent(parent, signal.SIGTERM)  # with a checkpoint
+            # Ctrl-C is the search's, which stops its runs itself. A group, not a session: Linux weighs sessions against
+            # each other (autogroups), so that `nice plsc sweep` would not make the runs any nicer
+            os.setpgid(0, 0)
             slot.enter()
 
         process = subprocess.Popen(
-            [sys.executable, "-m", child.__name__, str(folder), repr(self.rungs.fractions[rung])],
+            [sys.executable, "-m", _PROGRAM, str(folder), repr(self.rungs.fractions[rung])],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=variables,
-            start_new_session=True,  # Ctrl-C is the search's, which stops its runs itself
             preexec_fn=enter,
         )
         self._at_work[slot] = (run, process, output)
@@ -149,15 +151,26 @@ class Scheduler:
         self.changed(run)
 
     def _drop(self, rung: int) -> None:
-        """Leave out the candidates that do not go on after a rung, all in one change of the journal."""
+        """Leave out the candidates that do not go on after a rung, all in one change of the journal.
+
+        A search that is continued has chosen already. A candidate of it that had failed, and arrives only now, goes on
+        where it is as good as the best of those that were left out here.
+        """
         runs = self.journal.runs
-        if any(run.rung > rung or (run.rung == rung and run.state == "dropped") for run in runs):
-            return  # a search that is continued has chosen already
-        candidates = dict.fromkeys(run.candidate for run in runs if run.state in ("paused", "failed"))
-        means = {number: self._mean(number) for number in candidates}
+        gone_on = {run.candidate for run in runs if run.rung > rung}
+        here = {run.candidate for run in runs if run.state in ("paused", "failed")} - gone_on
+        means = {number: self._mean(number) for number in here}
         ranked = sorted((n for n in means if means[n] is not None), key=lambda n: (-(means[n] or 0.0), n))
-        kept = ranked[: self.rungs.keep[rung + 1]]
-        dropped = [run for run in runs if run.candidate not in kept and run.state == "paused"]
+        left_out = {run.candidate for run in runs if run.rung == rung and run.state == "dropped"} - here
+        if gone_on or left_out:
+            bar = max((mean for mean in map(self._mean, left_out) if mean is not None), default=-math.inf)
+            kept = [n for n in ranked if (means[n] or 0.0) >= bar]
+        else:
+            kept = ranked[: self.rungs.keep[rung + 1]]
+        for run in runs:  # left out while another seed of theirs had failed
+            if run.candidate in kept and run.state == "dropped":
+                run.state = "paused"
+        dropped = [run for run in runs if run.candidate in here.difference(kept) and run.state == "paused"]
         for run in dropped:
             run.state = "dropped"
         self.journal.save()

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plsc import environment
 from plsc.errors import ConfigError
 
 
@@ -46,6 +45,7 @@ def slots(jobs: int | None, devices: Sequence[str]) -> list[Slot]:
         return [Slot()]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if jobs > len(cores):
-        raise ConfigError(f"--jobs {jobs}: this process has {environment.available_cores()} cores; give no more jobs")
+        there = "1 core" if len(cores) == 1 else f"{len(cores)} cores"
+        raise ConfigError(f"--jobs {jobs}: this process has {there}; give no more jobs")
     share = len(cores) // jobs
     return [Slot(cores=tuple(cores[i * share : (i + 1) * share])) for i in range(jobs)]

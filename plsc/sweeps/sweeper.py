@@ -13,6 +13,7 @@ from plsc.config import Config
 from plsc.config.source import Overrides
 from plsc.engine.run import locked
 from plsc.errors import ConfigError
+from plsc.runs.compare import of_evaluated_data
 from plsc.runs.tables import csv_table, markdown_table, text_table
 from plsc.sweeps.journal import Journal, Run, make_runs
 from plsc.sweeps.scheduler import OUTPUT, Rungs, Scheduler
@@ -132,9 +133,11 @@ def sweep(
         raise ConfigError(f"halving is {halving}; it is the share of candidates that go on, one in 2, 3 or more")
     imports, places = list(imports), slots(jobs, devices)
     dimensions = parse(space)
-    taken = next((key for key in _ASIDE if key in dimensions), None)
-    if taken:
-        raise ConfigError(f"{taken}: is set by the search for each run")
+    for key in dimensions:
+        if key in _ASIDE:
+            raise ConfigError(f"{key}: is set by the search for each run")
+        if of_evaluated_data(key):
+            raise ConfigError(f"{key}: candidates are ranked by evaluation, which must be on the same data for all")
     common = as_mapping(overrides)
     points, repeats = candidates(dimensions, trials), seeds(dimensions)
     runs = make_runs(points, repeats)
@@ -158,7 +161,7 @@ def sweep(
         place |= {"Global.device": slot.device} if slot.device else {}
         return {"recipe": recipe, "overrides": {**common, **run.values, **place}, "imports": imports}
 
-    with locked(folder, 0.0):
+    with locked(folder, 0.0, "--output: another search"):
         journal = Journal.open(folder, json.loads(json.dumps(definition)), runs)
 
         def changed(run: Run) -> None:
@@ -239,6 +242,11 @@ def _result(scheduler: Scheduler) -> SweepResult:
         steps = max((run.step for run in runs if run.step is not None), default=None)
         folders = tuple(journal.run_directory(run) for run in runs)
         standings.append(Standing(values, folders, tuple(scores), state, steps, errors))
-    order = {"done": 0, "paused": 1, "waiting": 1, "dropped": 2, "failed": 3}
-    standings.sort(key=lambda s: (order[s.state], -(s.steps or 0), -(s.mean if s.mean is not None else float("-inf"))))
-    return SweepResult(journal.folder, scheduler.metric, standings)
+    return SweepResult(journal.folder, scheduler.metric, sorted(standings, key=_place))
+
+
+def _place(standing: Standing) -> tuple[float, ...]:
+    """Sorts the best first; of those that halving left out, the longest trained. Else length is a setting."""
+    order = {"done": 0, "paused": 1, "waiting": 1, "dropped": 2, "failed": 3}[standing.state]
+    trained = standing.steps or 0 if order == 2 else 0
+    return order, -trained, -(standing.mean if standing.mean is not None else float("-inf"))
