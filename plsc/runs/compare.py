@@ -79,7 +79,7 @@ class Comparison:
         keys = [key for key in self.differences if of_evaluated_data(key)]
         if keys:
             notes.append(
-                f"the runs name different evaluation data ({', '.join(keys)}): their figures compare only where these are "
+                f"the runs name different evaluation data ({', '.join(keys)}): they compare only where these are "
                 "the same samples"
             )
         return notes
