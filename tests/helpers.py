@@ -128,6 +128,27 @@ def plsc(*arguments, processes=None, cwd=None, timeout=180, check=True, log_dir=
     return done
 
 
+def launched(folder: Path, jobs: list[tuple[str, dict]], processes: int) -> None:
+    """Train recipes one after the other in the same processes; each run's folder has the job's name."""
+    for name, tree in jobs:
+        tree["Global"] = {"resume": "auto", **tree["Global"], "output_dir": str(folder / name)}
+    file = folder / f"jobs-{processes}.json"
+    file.write_text(json.dumps([{"train": tree} for _, tree in jobs]))
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*launch, "--log_dir", folder / f"launch-{processes}", CHECKOUT / "tests" / "device" / "several.py", file],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def stopped(tree: dict, step: int) -> dict:
+    return {**tree, "Global": {**tree["Global"], "max_train_step": step}}
+
+
 @contextlib.contextmanager
 def log_texts(level: int):
     """Context in which the texts of plsc's log lines from a level on are collected, however its logger is set up."""

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import importlib.util
 import json
 import logging
 import re
@@ -615,16 +616,23 @@ def test_an_export_of_other_classes_is_refused(run, monkeypatch, capsys):
     assert "has 5 classes, Model.class_num is 4" in refused(capsys, *arguments)
 
 
+@pytest.fixture(scope="module")
+def exports(run, tmp_path_factory) -> list[Path]:
+    """The run for Paddle Inference and, where its libraries are there, for onnxruntime."""
+    folder = tmp_path_factory.mktemp("exports")
+    formats = ["paddle", *["onnx"] * all(map(importlib.util.find_spec, ("paddle2onnx", "onnxruntime")))]
+    for format in formats:
+        plsc("export", "--weights", run, "--format", format, "--output", folder / format)
+    return [folder / format for format in formats]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["paddle", "onnx"])
-def test_real_exports(run, format):
+def test_real_exports(run, exports):
     """Beside their checkpoint in one table."""
-    if format == "onnx":
-        pytest.importorskip("paddle2onnx")
-        pytest.importorskip("onnxruntime")
-    plsc("export", "--weights", run, "--format", format, "--output", "export")
-    raw, exported = evaluated("-c", run / "config.yaml", "--weights", run, "--weights", "export")["rows"]
-    assert exported["loss"] == pytest.approx(raw["loss"], rel=1e-4) and exported["samples"] == raw["samples"] == 20
+    weights = [argument for path in (run, *exports) for argument in ("--weights", path)]
+    raw, *others = evaluated("-c", run / "config.yaml", *weights)["rows"]
+    for exported in others:
+        assert exported["loss"] == pytest.approx(raw["loss"], rel=1e-4) and exported["samples"] == raw["samples"] == 20
 
 
 # -- in training --------------------------------------------------------------------------
@@ -656,17 +664,20 @@ def test_what_ranks_a_whole_data_set_is_refused_in_training(capsys):
 
 
 @pytest.mark.distributed
-def test_two_processes_measure_the_same(run, other, picture_tree, tmp_path):
-    """Every metric, over data that two processes of batch 3 do not divide, with a failing row between two others."""
-    arguments = ["--weights", run, "--weights", "gone", "--weights", other, "--metrics", "ECE,mAP,AUC,F1,PrecisionAt1"]
+def test_two_processes_measure_the_same(run, other, exports, tmp_path):
+    """Every metric, over data that two processes of batch 3 do not divide, with a failing row between the others."""
+    weights = [run, "gone", other, *exports]
+    arguments = [argument for path in weights for argument in ("--weights", path)]
+    arguments += ["--metrics", "ECE,mAP,AUC,F1,PrecisionAt1"]
     arguments += ["-c", run / "config.yaml", "-o", "DataLoader.Eval.sampler.batch_size=3"]
     for name, processes in (("one", None), ("two", 2)):
         files = ["--output", f"{name}.json", "--per-class", f"{name}.csv", "--confusion", f"{name}-confusion.csv"]
         done = plsc("eval", *arguments, *files, processes=processes, cwd=tmp_path, check=False)
         assert done.returncode == 1 or processes, "the launcher's own exit code is its own affair"
     one, two = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("one", "two"))
-    assert len(one) == len(two) == 3 and "error" in one[1] and one[1] == two[1]
-    for a, b in ((one[0], two[0]), (one[2], two[2])):
+    assert len(one) == len(two) == len(weights) and "error" in one[1] and one[1] == two[1]
+    measured = [number for number in range(len(weights)) if number != 1]
+    for a, b in ((one[number], two[number]) for number in measured):
         assert a["samples"] == 20 and a.keys() == b.keys() >= {"ece", "mAP", "auc", "f1_macro", "mean_class_top1"}
         assert {k: v for k, v in b.items() if isinstance(v, float)} == pytest.approx(
             {k: v for k, v in a.items() if isinstance(v, float)}, rel=1e-5
@@ -674,27 +685,9 @@ def test_two_processes_measure_the_same(run, other, picture_tree, tmp_path):
         assert [v for v in a.values() if not isinstance(v, float)] == [
             v for v in b.values() if not isinstance(v, float)
         ]
-    for number in (1, 3):
-        for ending in (f"-{number}.csv", f"-confusion-{number}.csv"):
+    for number in measured:
+        for ending in (f"-{number + 1}.csv", f"-confusion-{number + 1}.csv"):
             assert (tmp_path / f"one{ending}").read_text() == (tmp_path / f"two{ending}").read_text()
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("format", ["paddle", "onnx"])
-def test_two_processes_measure_an_export_alike(run, format, tmp_path):
-    """Data that two processes of batch 3 do not divide."""
-    if format == "onnx":
-        pytest.importorskip("paddle2onnx")
-        pytest.importorskip("onnxruntime")
-    plsc("export", "--weights", run, "--format", format, "--output", tmp_path / "export")
-    arguments = ["-c", run / "config.yaml", "--weights", tmp_path / "export", "--metrics", "ECE,mAP"]
-    arguments += ["-o", "DataLoader.Eval.sampler.batch_size=3"]
-    for name, processes in (("one", None), ("two", 2)):
-        plsc("eval", *arguments, "--output", f"{name}.json", processes=processes, cwd=tmp_path)
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert one["samples"] == two["samples"] == 20 and one.keys() == two.keys() >= {"loss", "top1", "ece", "mAP"}
-    figures = [{k: v for k, v in row.items() if isinstance(v, float)} for row in (one, two)]
-    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
 
 
 class TwoProcesses(World):

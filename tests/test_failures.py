@@ -69,8 +69,17 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
 
 @pytest.mark.distributed
 def test_ctrl_c_of_the_launcher_says_how_to_continue(tmp_path):
-    """On its own console, which by then shows no process's output; the processes have saved."""
+    """On its own console, which by then shows no process's output; the processes have saved.
+
+    Records of an earlier, larger run and of another command in the folder, and an evaluation that fails beside the run,
+    are not taken for its failures.
+    """
     run = tmp_path / "run"
+    errors = run / "errors"
+    errors.mkdir(parents=True)
+    (errors / "rank-5.txt").write_text(f"failed {time.time()} 1 -/-\nan old error\n")
+    (errors / "rank-1.txt").write_text(f"failed {time.time()} 1 elsewhere/default\nof another launch\n")
+    assert failures.Failures(run, 0, 2)._earliest_of_others() is None
     config = write_config(tmp_path / "run.yaml", long_run())
     launcher = subprocess.Popen(
         command(["train", "-c", config, "-o", f"Global.output_dir={run}"], 2, tmp_path / "log"),
@@ -82,8 +91,12 @@ def test_ctrl_c_of_the_launcher_says_how_to_continue(tmp_path):
         start_new_session=True,
     )
     wait_for_step(run, 3)
+    evaluated = plsc("eval", "--weights", run, "-o", "Model.depth=3", check=False)
+    assert evaluated.returncode == 2
+    wait_for_step(run, metrics(run)[-1]["step"] + 40)
     launcher.send_signal(signal.SIGINT)
     _, console = launcher.communicate(timeout=60)
+    assert not any("failed:" in log.read_text() for log in [run / "train.log", *(tmp_path / "log").glob("workerlog.*")])
     step = int((run / "checkpoints" / "latest").read_text().split("-")[1])
     assert "stopping after this update, then saving" in console
     assert (
@@ -323,21 +336,16 @@ def test_the_log_has_every_line_once(tmp_path, processes):
     assert all(name in line for name in fields)
 
 
-def test_a_second_run_in_the_same_folder_leaves_the_first_only(tmp_path):
-    """Neither an accidental second training nor a failing evaluation disturbs a run at work."""
-    process, run = start(tmp_path, long_run())
-    wait_for_step(run, 3)
-    again = plsc("train", "-c", tmp_path / "run.yaml", "-o", f"Global.output_dir={run}", check=False)
-    assert again.returncode == 2 and "another run is at work" in again.stderr
-    wait_for_step(run, metrics(run)[-1]["step"] + 20)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
-
-
 def test_a_job_that_is_started_again_waits_for_the_run_before_it(tmp_path):
-    """As where a scheduler replaces a job that is still saving: with resume=auto the new run goes on after its end."""
+    """As where a scheduler replaces a job that is still saving: with resume=auto the new run goes on after its end.
+
+    Without it the second run is refused, and leaves the first alone.
+    """
     first, run = start(tmp_path, long_run())
     wait_for_step(run, 3)
+    refused = plsc("train", "-c", tmp_path / "run.yaml", "-o", f"Global.output_dir={run}", check=False)
+    assert refused.returncode == 2 and "another run is at work" in refused.stderr
+    wait_for_step(run, metrics(run)[-1]["step"] + 20)
     again = subprocess.Popen(
         command(["train", "-c", tmp_path / "run.yaml", "-o", f"Global.output_dir={run}", "-o", "Global.resume=auto"]),
         cwd=tmp_path,
@@ -356,27 +364,6 @@ def test_a_job_that_is_started_again_waits_for_the_run_before_it(tmp_path):
     assert again.returncode == 128 + signal.SIGTERM
     steps = [record["step"] for record in metrics(run)]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step + 3
-
-
-@pytest.mark.distributed
-def test_failures_of_others_are_not_taken_for_the_runs(tmp_path):
-    """Records of an earlier, larger run and of another command in the folder are ignored."""
-    from plsc.engine.failures import Failures
-
-    errors = tmp_path / "run" / "errors"
-    errors.mkdir(parents=True)
-    (errors / "rank-5.txt").write_text(f"failed {time.time()} 1 -/-\nan old error\n")
-    (errors / "rank-1.txt").write_text(f"failed {time.time()} 1 elsewhere/default\nof another launch\n")
-    watching = Failures(tmp_path / "run", 0, 2)
-    assert watching._earliest_of_others() is None
-    process, run = start(tmp_path, long_run(), "DataLoader.Train.sampler.batch_size=16", processes=2)
-    wait_for_step(run, 3)
-    evaluated = plsc("eval", "--weights", run, "-o", "Model.depth=3", check=False)
-    assert evaluated.returncode == 2
-    wait_for_step(run, metrics(run)[-1]["step"] + 40)
-    os.kill(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
-    assert "failed:" not in (tmp_path / "output.txt").read_text()
 
 
 def test_a_signal_during_evaluation_ends_it(tmp_path):

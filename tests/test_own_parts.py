@@ -132,7 +132,7 @@ def test_a_configuration_in_a_checkpoint_never_runs_code(trained, tmp_path):
         ["export", "--weights", hostile, "--output", "out"],
         ["convert", hostile, "--to", "safetensors", "--output", "out.safetensors"],
         ["visualize", "filters", "--weights", hostile],
-        ["benchmark", hostile, "--seconds", "0.1"],
+        ["benchmark", hostile, "--seconds", "0.01", "--batch-sizes", "1"],
     ]
     for arguments in commands:
         for ways in ([], ["--import", trained / "parts.py"]):

@@ -35,7 +35,7 @@ silent 10: clipping by parameter group, its norm in float16 →
     test_plsc_faults.py::test_the_norm_over_half_precision_parameters_does_not_overflow,
     test_plsc_faults.py::test_an_overflow_of_the_loss_scale_is_seen_in_the_norm
 silent 11: evaluation's loss is one rank's; the averaged weights' metric is the raw weights' →
-    test_checkpoint.py::test_eval_counts_every_sample_once_on_any_world_size,
+    test_checkpoint.py::test_eval_counts_every_sample_once_on_three_processes,
     test_checkpoint.py::test_eval_repeats_the_evaluation_of_training,
     test_plsc_faults.py::test_averaged_weights_are_recorded_as_such
 silent 12: (loud) optimizer state hangs on how parameters are grouped on this device →

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -21,7 +19,7 @@ from plsc.engine.sharding import Sharding, check_sharding, largest_share, owners
 from plsc.errors import ConfigError
 from plsc.places import step_name
 from plsc.weights import read
-from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits, write_config
+from tests.helpers import launched, metrics, stopped, tiny_digits, write_config
 
 STAGES = (1, 2, 3)
 STEPS = 20
@@ -51,27 +49,6 @@ def calm(processes: int, sharding: dict | None = None) -> dict:
     tree["Model"] |= {"drop_rate": 0.0, "drop_path_rate": 0.0}
     tree["Optimizer"]["freeze"] = ["patch_embed.*", "blocks.0.norm1.*"]
     return tree
-
-
-def launched(folder: Path, jobs: list[tuple[str, dict]], processes: int) -> None:
-    """Train recipes one after the other in the same processes; each run's folder has the job's name."""
-    for name, tree in jobs:
-        tree["Global"] = {"resume": "auto", **tree["Global"], "output_dir": str(folder / name)}
-    file = folder / f"jobs-{processes}.json"
-    file.write_text(json.dumps([{"train": tree} for _, tree in jobs]))
-    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*launch, "--log_dir", folder / f"launch-{processes}", CHECKOUT / "tests" / "device" / "several.py", file],
-        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def stopped(tree: dict, step: int) -> dict:
-    return {**tree, "Global": {**tree["Global"], "max_train_step": step}}
 
 
 @pytest.fixture(scope="module")

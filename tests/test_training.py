@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.helpers import metrics, plsc, summed_anew, tiny_digits, write_config
+from tests.helpers import launched, metrics, plsc, stopped, summed_anew, tiny_digits, write_config
 
 RANDOM = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
 
 
-def train(tmp_path, name, tree, *overrides, processes=None, check=True):
+def train(tmp_path, name, tree, *overrides):
     """One run in a process of its own; returns its run directory."""
     config = write_config(tmp_path / f"{name}.yaml", tree)
     out = tmp_path / name
     arguments = ["-c", config, "-o", f"Global.output_dir={out}"]
     for override in overrides:
         arguments += ["-o", override]
-    plsc("train", *arguments, processes=processes, cwd=tmp_path, check=check)
+    plsc("train", *arguments, cwd=tmp_path)
     return out
 
 
@@ -36,14 +36,32 @@ def assert_bit_equal(a, b):
     assert not different
 
 
+def of_two(tree: dict, batch_size: int = 16, **settings) -> dict:
+    """A recipe for two processes, with other settings of its section Global."""
+    tree["Global"] |= settings
+    tree["DataLoader"]["Train"]["sampler"]["batch_size"] = batch_size
+    return tree
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """The folder with all runs of two processes: one launch begins them, another continues some."""
+    folder = tmp_path_factory.mktemp("two")
+    whole = of_two(resumable(workers=1), 32)
+    jobs = [("plain", of_two(tiny_digits(), max_train_step=20)), ("parts", of_two(tiny_digits(), accum_steps=2))]
+    launched(folder, [*jobs, ("straight", whole), ("broken", stopped(whole, 30))], 2)
+    train(folder, "grown", ordered(), "Global.max_train_step=9")
+    launched(folder, [("broken", whole), ("grown", of_two(ordered(), 99))], 2)
+    return folder
+
+
 @pytest.mark.smoke
 @pytest.mark.distributed
-def test_two_processes_follow_one_with_the_same_global_batch(tmp_path):
+def test_two_processes_follow_one_with_the_same_global_batch(of_two_processes, tmp_path):
     """Dropout off: the losses and gradient norms of 20 updates agree to 1e-5 relative."""
     tree = tiny_digits()
     tree["Global"]["max_train_step"] = 20
-    one = train(tmp_path, "one", tree)
-    two = train(tmp_path, "two", tree, "DataLoader.Train.sampler.batch_size=16", processes=2)
+    one, two = train(tmp_path, "one", tree), of_two_processes / "plain"
     assert len(losses(one)) == 20
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
     norms = [[r["grad_norm"] for r in metrics(run)] for run in (one, two)]
@@ -66,12 +84,10 @@ def test_accumulating_four_times_eight_equals_one_batch_of_32(tmp_path):
 
 
 @pytest.mark.distributed
-def test_accumulation_and_processes_together(tmp_path):
+def test_accumulation_and_processes_together(of_two_processes, tmp_path):
     """Two processes with no_sync micro-batches: the same run again."""
-    tree = tiny_digits()
-    one = train(tmp_path, "one", tree)
-    both = train(tmp_path, "both", tree, "DataLoader.Train.sampler.batch_size=16", "Global.accum_steps=2", processes=2)
-    np.testing.assert_allclose(losses(both), losses(one), rtol=1e-5)
+    one = train(tmp_path, "one", tiny_digits())
+    np.testing.assert_allclose(losses(of_two_processes / "parts"), losses(one), rtol=1e-5)
 
 
 def resumable(workers=2):
@@ -86,30 +102,38 @@ def resumable(workers=2):
     return tree
 
 
-def assert_resumes_bit_equal(tmp_path, tree, *, processes=None, stop=30):
-    """Steps: 23 an epoch; stopped inside the second epoch, continued in a fresh process."""
-    straight = train(tmp_path, "straight", tree, processes=processes)
-    broken = train(tmp_path, "broken", tree, f"Global.max_train_step={stop}", processes=processes)
-    broken = train(tmp_path, "broken", tree, "Global.resume=auto", processes=processes)
+def ordered():
+    """A run whose samples' order alone is random."""
+    tree = tiny_digits()
+    tree["Global"] |= {"max_train_step": 16, "max_num_latest_checkpoint": -1}
+    return tree
+
+
+def straight_and_broken(tmp_path, tree):
+    """Two runs, one stopped inside the second epoch (of 23 steps) and continued in a fresh process."""
+    straight = train(tmp_path, "straight", tree)
+    train(tmp_path, "broken", tree, "Global.max_train_step=30")
+    return straight, train(tmp_path, "broken", tree, "Global.resume=auto")
+
+
+def assert_bit_equal_runs(straight, broken):
     for part in ("model", "optimizer", "ema"):
         assert_bit_equal(weights(straight, part), weights(broken, part))
     last = metrics(broken)[-1]
-    assert last["step"] == metrics(straight)[-1]["step"] > stop
+    assert last["step"] == metrics(straight)[-1]["step"] > 30
     assert len(metrics(broken)) == len(metrics(straight)), "the log of the continued run has gaps or doubles"
     assert losses(straight).tolist() == losses(broken).tolist()
 
 
 @pytest.mark.smoke
 def test_a_resumed_run_ends_bit_equal(tmp_path):
-    assert_resumes_bit_equal(tmp_path, resumable())
+    assert_bit_equal_runs(*straight_and_broken(tmp_path, resumable()))
 
 
 @pytest.mark.smoke
 @pytest.mark.distributed
-def test_a_resumed_run_of_two_processes_ends_bit_equal(tmp_path):
-    tree = resumable(workers=1)
-    tree["DataLoader"]["Train"]["sampler"]["batch_size"] = 32
-    assert_resumes_bit_equal(tmp_path, tree, processes=2)
+def test_a_resumed_run_of_two_processes_ends_bit_equal(of_two_processes):
+    assert_bit_equal_runs(of_two_processes / "straight", of_two_processes / "broken")
 
 
 @pytest.mark.slow
@@ -117,21 +141,15 @@ def test_a_resumed_compiled_run_ends_bit_equal(tmp_path):
     """The same with compiled blocks, whose executor must draw random numbers in order."""
     tree = resumable(workers=0)
     tree["Global"]["to_static"] = True
-    assert_resumes_bit_equal(tmp_path, tree)
+    assert_bit_equal_runs(*straight_and_broken(tmp_path, tree))
 
 
 @pytest.mark.distributed
-def test_another_world_size_keeps_the_order_of_samples(tmp_path):
+def test_another_world_size_keeps_the_order_of_samples(of_two_processes, tmp_path):
     """Without random draws of the device: 1 process continued by 2 follows the straight run."""
-    tree = tiny_digits()
-    tree["Global"] |= {"max_train_step": 16, "max_num_latest_checkpoint": -1}
-    straight = train(tmp_path, "straight", tree)
-    train(tmp_path, "broken", tree, "Global.max_train_step=9")
-    broken = train(
-        tmp_path, "broken", tree, "Global.resume=auto", "DataLoader.Train.sampler.batch_size=99", processes=2
-    )
-    np.testing.assert_allclose(losses(broken), losses(straight), rtol=1e-5)
-    path = broken / "checkpoints" / "step-00000016" / "trainer.json"
+    straight, grown = train(tmp_path, "straight", ordered()), of_two_processes / "grown"
+    np.testing.assert_allclose(losses(grown), losses(straight), rtol=1e-5)
+    path = grown / "checkpoints" / "step-00000016" / "trainer.json"
     assert json.loads(path.read_text())["parts"]["progress"]["global_batch"] == 32
 
 
