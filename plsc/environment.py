@@ -6,6 +6,7 @@ Each setting is here because of a measurement or a crash; the comments give it.
 import _thread
 import contextlib
 import ctypes
+import gc
 import io
 import logging
 import os
@@ -314,7 +315,7 @@ def import_paddle(*, cpu_threads: int | None = None) -> ModuleType:
     root = logging.getLogger()
     handlers = list(root.handlers)
     try:
-        with _sigterm_kept(), stderr_without("OMP_NUM_THREADS"), warnings.catch_warnings():
+        with _sigterm_kept(), stderr_without("OMP_NUM_THREADS"), warnings.catch_warnings(), _uncollected():
             warnings.filterwarnings("ignore", message="No ccache found")
             # that no device is there is said by plsc.devices, with the reason, and only where one is asked for
             warnings.filterwarnings("ignore", message=r"You are using \w+ version Paddle, but")
@@ -329,6 +330,21 @@ def import_paddle(*, cpu_threads: int | None = None) -> ModuleType:
     finally:
         root.handlers[:] = handlers
     return paddle
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Context without Python's search for garbage in cycles: an import makes much and leaves none behind.
+
+    Measured: 0.12 s of Paddle's 0.88 s.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -32,8 +32,7 @@ _CHECKED = 4  # pictures that both compute: fewer than the graph takes, so that 
 _SAVED = 0.4  # of dygraph's time; processor time measured: 0.5 with ViT-Ti, 0.35 with ViT-B
 _SPEED = 8e10  # operations a second of dygraph on one core, measured with ViT-Ti
 _SECONDS, _SECONDS_A_PARAMETER = 0.4, 1.5e-8  # that making a graph takes, before one was made
-_STREAM_BYTES = 2**29  # that streams may take, where they are several
-_ROWS = 32  # of a stream at a time; fewer take longer a picture (5: a fifth more than 25, on a busy machine)
+_ROWS = 32  # of a thread at a time; fewer take longer a picture (4: a sixth more than 25)
 
 
 class Inference:
@@ -51,7 +50,7 @@ class Inference:
 
     def __init__(self, mode: Mode = "auto", *, use: str = "evaluation"):
         self.mode, self._use = mode, use
-        self._graph: runtimes.Streams | None = None
+        self._graph: runtimes.InRows | None = None
         self._shape: list[int] = []  # [C, H, W] that the graph takes
         self._cost: float | None = None  # seconds that the last graph took
         # images, their version, and what the new graph made of them
@@ -69,18 +68,15 @@ class Inference:
     def __call__(self, network: Network, images: paddle.Tensor) -> paddle.Tensor:
         """Images [B, C, H, W] float32 → the network's outputs [B, …].
 
-        In dygraph also where images have another size than the graph takes, or are so few that it would compute more.
+        In dygraph also where images have another size than the graph takes, or are so few that this takes less time.
         """
         compared, self._compared = self._compared, None
         if compared is not None and compared[0] is images and compared[1] == images.inplace_version:
             return compared[2]
         graph = self._graph
-        if graph is None or list(images.shape[1:]) != self._shape or len(images) < graph.rows:
+        if graph is None or list(images.shape[1:]) != self._shape or len(images) < graph.rows / 2:
             return network(images)
-        try:
-            return paddle.to_tensor(graph(images.numpy()))
-        finally:
-            _restore_threads()
+        return paddle.to_tensor(graph(images.numpy()))
 
     def answer(self, network: Network, images: paddle.Tensor) -> paddle.Tensor:
         """As a call, of weights that stay as they are and images whose number is unknown; in any thread.
@@ -123,11 +119,7 @@ class Inference:
         started = time.perf_counter()
         try:
             graph = _made(network, images)
-            try:
-                outputs = _compared(graph, network, images)
-            except BaseException:
-                graph.close()
-                raise
+            outputs = _compared(graph, network, images)
         except Exception as error:  # whatever a model of somebody's own raises where it is traced
             passing = _is_of_the_machine(error)
             self._possible = passing and self.mode == "auto"
@@ -146,21 +138,17 @@ class Inference:
             self._cost, self._shape = seconds, list(images.shape[1:])
             self._compared = images, images.inplace_version, outputs
             self._graph = graph  # last: other threads may use it now
-        finally:
-            _restore_threads()
 
     def close(self) -> None:
         """Give up the graph, if there is one."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = self._compared = None
+        self._graph = self._compared = None
 
 
 class _Differs(Exception):
     """A graph that does not compute what its network does."""
 
 
-def _made(network: Network, images: paddle.Tensor) -> runtimes.Streams:
+def _made(network: Network, images: paddle.Tensor) -> runtimes.InRows:
     """The graph of a copy of the network."""
     if compat.IS_PADDLE_2:
         raise DeviceError("graphs are used with Paddle 3 only")
@@ -171,17 +159,14 @@ def _made(network: Network, images: paddle.Tensor) -> runtimes.Streams:
         layer.__dict__.pop("forward", None)  # recomputing and compiled blocks, which are for training
     if isinstance(copied, Deployable):
         copied.simplify(dynamic=False, for_onnx=False)
-    size = sum(tensor.size * tensor.element_size() for tensor in copied.state_dict().values())
-    threads = environment.thread_count()
-    streams = max(1, min(threads, len(images), _STREAM_BYTES // (2 * size + 1)))  # as they are, and in oneDNN's order
-    rows = rows_of(len(images), streams)
+    rows = rows_of(len(images), environment.thread_count())
     with files.temporary_folder("plsc-graph") as folder:
         shape = InputSpec([rows, *images.shape[1:]], "float32", "image")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Paddle's own parts
             paddle.jit.save(_AsItIs(copied), str(folder / "inference"), input_spec=[shape])
         del copied
-        return runtimes.Streams(folder / "inference.json", rows=rows, streams=streams, threads=threads // streams)
+        return runtimes.InRows(folder / "inference.json", rows=rows)
 
 
 class _AsItIs(paddle.nn.Layer):
@@ -199,13 +184,12 @@ class _AsItIs(paddle.nn.Layer):
         return self.network(images)
 
 
-def rows_of(batch: int, streams: int) -> int:
-    """Rows that each stream takes at a time, so that all together compute as few as can be besides the batch."""
-    fewest = min(4, math.ceil(batch / streams))
-    return min(range(_ROWS, fewest - 1, -1), key=lambda rows: math.ceil(math.ceil(batch / rows) / streams) * rows)
+def rows_of(batch: int, threads: int) -> int:
+    """Rows that the graph takes at a time: few enough for the threads, and those of a batch in equal parts."""
+    return math.ceil(batch / math.ceil(batch / (_ROWS * threads)))
 
 
-def _compared(graph: runtimes.Streams, network: Network, images: paddle.Tensor) -> paddle.Tensor:
+def _compared(graph: runtimes.InRows, network: Network, images: paddle.Tensor) -> paddle.Tensor:
     """What the graph makes of images. Raises _Differs where the network makes something else of the first ones."""
     some = max(1, min(_CHECKED, graph.rows - 1))
     expected, outputs = network(images[:some]).numpy(), graph(images.numpy())
@@ -225,11 +209,6 @@ def _expected_seconds(network: Network) -> float:
     """That making a graph takes, by the number of parameters."""
     parameters = network.parameters() if isinstance(network, paddle.nn.Layer) else []
     return _SECONDS + _SECONDS_A_PARAMETER * sum(parameter.size for parameter in parameters)
-
-
-def _restore_threads() -> None:
-    """Let dygraph use all threads again: Paddle Inference sets the number for the whole process."""
-    paddle.base.core.set_num_threads(environment.thread_count())
 
 
 def _is_of_the_machine(error: Exception) -> bool:

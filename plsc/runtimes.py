@@ -6,12 +6,10 @@ Paddle is imported only for its own exports.
 import contextlib
 import ctypes
 import os
-import queue
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,56 +31,40 @@ def needs_paddle(path: str | Path) -> bool:
 
 def in_paddle_inference(file: Path) -> Forward:
     """An export in Paddle Inference, on Paddle's present device."""
-    return _Session(file, _paddle_predictor(file, environment.thread_count()))
+    return _Session(file, _paddle_predictor(file))
 
 
-class Streams:
-    """An export in Paddle Inference on CPU, run by several threads at once, each on some rows of a batch.
+class InRows:
+    """An export of a fixed number of rows in Paddle Inference, run on batches of any size.
 
-    That is faster than all threads on the whole batch: what few rows need stays in the processor's caches, and nobody
-    waits between two operations. Every stream has the weights once more.
+    Several threads may call it; one at a time computes, with all of the process's threads. (Several predictors at a
+    time gain nothing in one process: Paddle 3.3 holds Python's lock while one runs.)
 
     Args:
-        rows: that the graph takes, a fixed number; batches are cut so, and the last rows filled up.
-        streams: how many. threads: of each.
+        rows: that the graph takes; batches are cut so, and the last rows filled up.
     """
 
-    def __init__(self, file: Path, *, rows: int, streams: int, threads: int):
+    def __init__(self, file: Path, *, rows: int):
         self.rows = rows
-        predictor = _paddle_predictor(file, threads)
-        self._idle: queue.SimpleQueue[_Session] = queue.SimpleQueue()
-        self._idle.put(_Session(file, predictor))
-        for _ in range(streams - 1):
-            self._idle.put(_Session(file, predictor.clone(), prints=False))
-        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="plsc-graph")
+        self._session = in_paddle_inference(file)
+        self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [B, C, H, W] → logits [B, classes], of any number of rows."""
-        pieces = [images[start : start + self.rows] for start in range(0, len(images), self.rows)]
-        return np.concatenate(list(self._pool.map(self._run, pieces)))
+        """Images [B, C, H, W] → logits [B, classes]."""
+        with self._lock:
+            return np.concatenate([self._run(images[k : k + self.rows]) for k in range(0, len(images), self.rows)])
 
     def _run(self, piece: np.ndarray) -> np.ndarray:
-        session = self._idle.get()
-        try:
-            whole = piece if len(piece) == self.rows else np.resize(piece, (self.rows, *piece.shape[1:]))
-            return session(whole)[: len(piece)]
-        finally:
-            self._idle.put(session)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+        whole = piece if len(piece) == self.rows else np.resize(piece, (self.rows, *piece.shape[1:]))
+        return self._session(whole)[: len(piece)]
 
 
 class _Session:
-    """One predictor of Paddle Inference as a function, for one thread at a time.
+    """One predictor of Paddle Inference as a function, for one thread at a time."""
 
-    Args:
-        prints: whether its first run may print a note, which is left out.
-    """
-
-    def __init__(self, file: Path, predictor: Any, *, prints: bool = True):
-        self._file, self._predictor, self._prints = file, predictor, prints
+    def __init__(self, file: Path, predictor: Any):
+        self._file, self._predictor = file, predictor
+        self._prints = True  # its first run may print a note, which is left out
         self._entry = predictor.get_input_handle(predictor.get_input_names()[0])
         self._end = predictor.get_output_handle(predictor.get_output_names()[0])
 
@@ -97,8 +79,8 @@ class _Session:
         return self._end.copy_to_cpu().astype("float32", copy=False)
 
 
-def _paddle_predictor(file: Path, threads: int) -> Any:
-    """Paddle Inference's predictor of an export, on Paddle's present device; on CPU with so many threads."""
+def _paddle_predictor(file: Path) -> Any:
+    """Paddle Inference's predictor of an export, on Paddle's present device."""
     import paddle
     from paddle import inference
 
@@ -106,7 +88,7 @@ def _paddle_predictor(file: Path, threads: int) -> Any:
     config.disable_glog_info()
     kind, _, number = paddle.get_device().partition(":")
     if kind == "cpu":
-        config.set_cpu_math_library_num_threads(threads)
+        config.set_cpu_math_library_num_threads(environment.thread_count())
         config.delete_pass("conv_activation_onednn_fuse_pass")  # with a leaky ReLU Paddle 3.3 ends the process in it
         if file.suffix == ".pdmodel":
             config.disable_mkldnn()  # Paddle 2's oneDNN cannot add the resized positions of a dynamic export

@@ -236,6 +236,15 @@ def test_paddle_leaves_sigterm_to_python():
 # -- list ---------------------------------------------------------------------------------
 
 
+def test_the_end_of_a_command_searches_no_garbage(monkeypatch, capsys):
+    """The whole program's alone: who calls main goes on."""
+    frozen = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(sys, "argv", ["plsc", "list"])
+    assert main(["list"]) == 0 and not frozen
+    assert main() == 0 and frozen
+
+
 def test_list_alone_says_what_can_be_listed(capsys):
     assert main(["list"]) == 0
     assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()] == [["plsc", "list", k] for k in KINDS]

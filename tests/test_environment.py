@@ -1,8 +1,10 @@
 """Settings of the process that exist before Paddle is imported."""
 
+import gc
+
 import pytest
 
-from plsc.environment import mkl_cpu_type
+from plsc.environment import _uncollected, mkl_cpu_type
 
 AVX512 = "avx512f avx512dq avx512cd avx512bw avx512vl"
 
@@ -24,3 +26,16 @@ def test_kernels_of_the_matrix_library(vendor, flags, kernels):
 def test_kernels_of_the_matrix_library_without_cpuinfo():
     assert mkl_cpu_type("AMD64 Family 25 Model 17") == "5"
     assert mkl_cpu_type("arm") is None
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_after_an_import_as_before(collects):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with pytest.raises(ImportError), _uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()

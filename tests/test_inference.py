@@ -19,7 +19,7 @@ import pytest
 from paddle import nn
 
 import plsc
-from plsc import compat, files, inference
+from plsc import compat, files
 from plsc.engine import blocks
 from plsc.errors import DeviceError
 from plsc.inference import Inference, rows_of
@@ -39,6 +39,8 @@ MODELS = {
     "relative": dict(rel_pos_bias=True, pos_embed="none"),
     "pooled": dict(pool="map", class_token=False),
     "distilled": dict(distillation="heads"),
+    "no biases of keys": dict(k_bias=False, qk_norm="layernorm"),
+    "no biases": dict(qkv_bias=False, attn_norm=True),
 }
 
 
@@ -149,26 +151,14 @@ def test_batches_of_any_size_and_other_pictures(count):
     run.close()
 
 
-@pytest.mark.parametrize("streams", [1, 2, 3, 8])
-def test_rows_leave_little_that_is_computed_for_nothing(streams):
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_rows_leave_little_that_is_computed_for_nothing(threads):
     for batch in range(1, 260):
-        rows = rows_of(batch, streams)
-        computed = math.ceil(math.ceil(batch / rows) / streams) * rows  # of the busiest stream
-        assert 1 <= rows <= 32
-        assert computed <= math.ceil(batch / streams) + 3
-    assert rows_of(50, 2) == 25 and rows_of(100, 2) == 25 and rows_of(64, 2) == 32 and rows_of(1, 2) == 1
-
-
-def test_dygraph_computes_with_all_threads_afterwards(monkeypatch):
-    """Paddle Inference sets the number of threads for the whole process."""
-    numbers = []
-    monkeypatch.setattr(paddle.base.core, "set_num_threads", numbers.append)
-    network, run = model(), Inference("graph")
-    with paddle.no_grad():
-        run.convert(network, images(6))
-        run(network, images(6))
-    run.close()
-    assert set(numbers) == {inference.environment.thread_count()} and len(numbers) == 2
+        rows = rows_of(batch, threads)
+        pieces = math.ceil(batch / rows)
+        assert 1 <= rows <= 32 * threads
+        assert pieces == math.ceil(batch / (32 * threads)) and pieces * rows < batch + pieces
+    assert rows_of(50, 2) == 50 and rows_of(100, 2) == 50 and rows_of(64, 2) == 64 and rows_of(1, 2) == 1
 
 
 # -- where there is no graph --------------------------------------------------------------

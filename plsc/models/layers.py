@@ -1,7 +1,7 @@
 """The parts of a Vision Transformer. Shapes: B batch, N tokens, C width, H heads, D = C / H."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import paddle
@@ -313,10 +313,14 @@ class Attention(nn.Layer):
             qkv = qkv + paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
         return qkv
 
+    def _heads(self, x: paddle.Tensor) -> Sequence[paddle.Tensor]:
+        """Tokens → queries, keys and values [B, N, H, D], as the linear layer makes them."""
+        qkv = compat.autocasted(self._qkv(x))
+        return qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+
     def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Tokens → queries, keys and values [B, N, H, D]."""
-        qkv = compat.autocasted(self._qkv(x))
-        q, k, v = qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+        q, k, v = self._heads(x)
         if self.qk_norm:
             q, k = compat.autocasted(self.q_norm(q)), compat.autocasted(self.k_norm(k))
         if self.rope is not None:
