@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,7 +114,9 @@ def test_jobs_share_the_cores_and_devices_have_a_run_each(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
     two = slots(2, [])
     assert [slot.cores for slot in two] == [(0, 1), (2, 3)] and two[0].environment()["OMP_NUM_THREADS"] == "2"
-    assert [slot.device for slot in slots(None, ["gpu:0", "gpu:1"])] == ["gpu:0", "gpu:1"]
+    placed = slots(None, ["gpu:0", "gpu:1"])
+    assert [(slot.device, slot.cores) for slot in placed] == [("gpu:0", None), ("gpu:1", None)]
+    assert placed[1].environment()["OMP_NUM_THREADS"] == "2"
     [one] = slots(None, [])
     assert one.cores is None and one.device is None
     for jobs, devices, text in [(6, [], "give no more jobs"), (2, ["gpu:0"], "keep one"), (None, ["a", "a"], "twice")]:
@@ -133,7 +137,7 @@ def test_a_search_goes_on_only_as_the_same(tmp_path):
     journal.save()
     again = Journal.open(tmp_path, {"recipe": "a", "trials": None}, make_runs([{RATE: 1}, {RATE: 2}], None))
     assert [run.state for run in again.runs] == ["done", "waiting"]
-    with pytest.raises(ConfigError, match="another search, which differs in: recipe"):
+    with pytest.raises(ConfigError, match="another search, which differs in recipe;"):
         Journal.open(tmp_path, {"recipe": "b", "trials": None}, runs)
     (tmp_path / "sweep.json").write_text('{"format": 1, "definition')
     with pytest.raises(ConfigError, match="damaged"):
@@ -171,7 +175,7 @@ class Finished:
         settings = files.read_json(Path(folder) / SETTINGS, error=ConfigError)["overrides"]
         rate, seed = settings[RATE], settings.get("Global.seed")
         Finished.started.append((rate, seed, float(fraction)))
-        step = round(settings.get("Global.max_train_step", 90) * float(fraction))
+        step = round((settings.get("Global.max_train_step") or 90) * float(fraction))
         record = {"kind": "eval", "step": step, "weights": "raw", "loss": 1.0, "top1": self.scores[rate] + step / 1e4}
         with open(f"{folder}/metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -272,6 +276,22 @@ def test_a_run_that_had_failed_is_left_out_where_it_is_worse_than_those_that_wer
     assert [(s.values[RATE], s.state) for s in result.standings] == [(3, "done"), (2, "dropped"), (1, "dropped")]
 
 
+def test_the_best_settings_can_be_pasted_into_a_shell(tmp_path, finished):
+    space = {RATE: [1], "Optimizer.betas": [[0.9, 0.99]], "Global.max_train_step": [None], "Global.to_static": [False]}
+    text = plsc.sweep(tree(), space, output_dir=tmp_path / "s").text()
+    [best] = re.findall("^best: .* with (.*)$", text, re.MULTILINE)
+    given = [part for part in shlex.split(best) if part != "-o"]
+    assert load(tree(), given).to_dict() == load(tree(), {key: values[0] for key, values in space.items()}).to_dict()
+
+
+def test_the_reason_of_a_failure_is_the_errors_line(tmp_path):
+    (tmp_path / "output.txt").write_text(
+        "05:01:02 I Train\nTraceback (most recent call last):\n  File x\nValueError: (InvalidArgument) shapes differ\n"
+        "  [Hint: Expected 3 == 4] (at x.cc:1)\n  [operator < matmul > error]\n"
+    )
+    assert scheduler._reason(tmp_path / "output.txt", 1) == "ValueError: (InvalidArgument) shapes differ"
+
+
 def test_the_best_need_not_be_the_longest(tmp_path, finished):
     space = {RATE: [1, 2], "Global.max_train_step": [20, 40]}
     result = plsc.sweep(tree(), space, output_dir=tmp_path / "s")
@@ -310,9 +330,9 @@ def test_what_is_refused_before_anything_runs(space, options, text, tmp_path, fi
 
 def test_a_changed_recipe_is_another_search(tmp_path, finished):
     plsc.sweep(tree(), {RATE: [1, 2]}, output_dir=tmp_path / "s")
-    with pytest.raises(ConfigError, match="another search, which differs in: recipe"):
+    with pytest.raises(ConfigError, match=r"another search, which differs in recipe\.Global\.epochs;"):
         plsc.sweep(tree(epochs=2), {RATE: [1, 2]}, output_dir=tmp_path / "s")
-    with pytest.raises(ConfigError, match=r"another search, which differs in: .*space"):
+    with pytest.raises(ConfigError, match=r"another search, which differs in .*space\.LRScheduler\.learning_rate;"):
         plsc.sweep(tree(), {RATE: [1, 3]}, output_dir=tmp_path / "s")
 
 

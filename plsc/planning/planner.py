@@ -108,7 +108,7 @@ def plan(
     Example:
         >>> plan = plsc.plan(plsc.load_config("digits"), tflops=0.05)
         >>> plan.parameters, plan.steps
-        (138378, 2200)
+        (136138, 1760)
     """
     if not 0.0 < utilisation <= 1.0:
         raise ConfigError(f"utilisation is {utilisation}; it is a share of the peak, above 0 and at most 1")

@@ -207,6 +207,12 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return parse_file(path, str(path))[0] if path.is_file() else {}
 
 
+def differing_keys(first: Any, second: Any) -> list[str]:
+    """Dotted keys in which two nested mappings differ."""
+    one, other = _flat(first), _flat(second)
+    return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+
+
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
     """Nested mappings and lists → dotted key → value; what is empty is a value."""
     items: Iterable[tuple[Any, Any]] = ()

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from plsc import files
 from plsc.errors import ConfigError
+from plsc.runs.compare import differing_keys
 from plsc.sweeps.space import SEED, short_keys, shown
 
 NAME = "sweep.json"
@@ -83,10 +84,9 @@ class Journal:
             raise ConfigError(f"{fresh.path}: is of format {content.get('format')}, this plsc reads {_FORMAT}")
         before = content.get("definition")
         if before != definition:
-            before = before if isinstance(before, dict) else {}
-            different = [key for key in definition if before.get(key) != definition[key]]
+            different = differing_keys(before if isinstance(before, dict) else {}, definition)
             raise ConfigError(
-                f"{folder} holds another search, which differs in: {', '.join(different)}; choose another folder with "
+                f"{folder} holds another search, which differs in {', '.join(different)}; choose another folder with "
                 "--output, or give what it was begun with"
             )
         return cls(folder, definition, [_run(item, fresh.path) for item in content.get("runs", ())])

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,5 +217,7 @@ def _reason(output: Path, code: int) -> str:
     with open(output, encoding="utf-8", errors="replace") as file:
         lines = [line.strip() for line in file if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
-    last = (errors or lines or [f"exit code {code}"])[-1]
+    # after a traceback's last line Paddle prints hints and operators
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)(: |$)", line)]
+    last = (errors or raised or lines or [f"exit code {code}"])[-1]
     return last.removeprefix("error: ")

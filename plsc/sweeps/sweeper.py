@@ -1,6 +1,7 @@
 """plsc.sweep: runs over many settings and seeds, and which of them is best. Importing it imports no Paddle."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class SweepResult:
         rows, left = _table(self)
         lines, best = [text_table(rows, left=left)], self.best
         if best is not None:
-            settings = " ".join(f"-o {key}={value}" for key, value in best.values.items())
+            settings = " ".join(f"-o {shlex.quote(f'{key}={_plain(value)}')}" for key, value in best.values.items())
             chosen = f" with {settings}" if settings else ""  # only seeds were varied
             over = "" if best.spread is None else f" ± {best.spread:.4f} over {len(best.scores)} seeds"
             lines.append(f"best: {self.metric} {best.mean:.4f}{over}{chosen}\n")
@@ -212,6 +213,11 @@ def _described(config: Config, run: Run) -> dict[str, Any]:
         if isinstance(at, dict):
             at.pop(last, None)
     return tree
+
+
+def _plain(value: Any) -> str:
+    """As an override on the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _bounds(values: Any) -> Any:
