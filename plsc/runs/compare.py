@@ -62,9 +62,9 @@ class Comparison:
 
     @property
     def best(self) -> RunSummary | None:
-        """The run with the highest best figure, where all were measured by the same one."""
+        """The run with the highest best figure, where all were measured by the same one, on as many samples."""
         measured = [run for run in self.runs if run.best is not None]
-        if not measured or len({run.metric for run in measured}) > 1:
+        if not measured or len({(run.metric, run.samples) for run in measured}) > 1:
             return None
         return max(measured, key=lambda run: run.best or 0.0)
 
@@ -72,9 +72,9 @@ class Comparison:
     def notes(self) -> list[str]:
         """What makes the figures hard to compare: that runs were evaluated on different data."""
         notes = []
-        counts = [run.samples for run in self.runs]
-        if len({count for count in counts if count is not None}) > 1:
-            each = ", ".join("–" if count is None else f"{count:,}" for count in counts)
+        counts = [run.samples for run in self.runs if run.samples is not None]
+        if len(set(counts)) > 1:
+            each = ", ".join(f"{count:,}" for count in counts)
             notes.append(f"the runs were evaluated on different numbers of samples ({each}): they do not compare")
         keys = [key for key in self.differences if of_evaluated_data(key)]
         if keys:
