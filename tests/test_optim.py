@@ -315,6 +315,26 @@ def test_a_rate_of_its_own_for_the_head():
         parameter_groups(vit(), lr_scale={"hed.*": 2.0})
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon"])
+def test_a_weight_decay_of_its_own_for_the_head(name):
+    """Without gradients' part, an update of rate 0.1 takes 0.1 * decay off; what is exempt stays exempt."""
+    model = vit()
+    scale = {"blocks.*": 2.0, "head.*": 100.0}
+    groups = parameter_groups(model, no_decay=["bias"], weight_decay_scale=scale)
+    optimizer = Optimizer(OPTIMIZERS.get(name).build(dict(weight_decay=0.01), groups=groups), model, GradientClip())
+    for _, parameter in optimizer.named:
+        parameter.set_value(paddle.ones_like(parameter))
+        parameter.grad = paddle.zeros_like(parameter)
+    optimizer.set_lr(0.1)
+    optimizer.paddle_optimizer.step()
+    left = {n: p.numpy().ravel()[0] for n, p in model.named_parameters()}
+    expected = {"head.weight": 0.1, "head.bias": 0.0, "blocks.0.attn.qkv.weight": 0.002, "norm.weight": 0.001}
+    for weight, taken in expected.items():
+        assert 1.0 - left[weight] == pytest.approx(taken, abs=1e-6), weight
+    with pytest.raises(ConfigError, match=r"Optimizer\.weight_decay_scale: 'hed\.\*' matches no parameter"):
+        parameter_groups(model, weight_decay_scale={"hed.*": 2.0})
+
+
 def test_freeze():
     """Frozen parameters are named, get no gradient and are in no group; the layer numbers stay."""
     model = vit()
@@ -403,13 +423,13 @@ def numpy_lars(w, g, s, t, lr, decay):
     return w - s["v"]
 
 
-def numpy_adafactor(w, g, s, t, lr, decay, scale=True, beta1=None, threshold=1.0):
+def numpy_adafactor(w, g, s, t, lr, decay, scale=True, beta1=None, threshold=1.0, cap=1.0):
     """Shazeer and Stern 2018, algorithms 4 and 5, with the given rate as rho; decay by the same rate, as PLSC."""
 
     def rms(x):
         return np.sqrt((x**2).mean())
 
-    beta2 = 1 - t**-0.8
+    beta2 = min(1 - t**-0.8, cap)
     square = g**2 + 1e-30
     if g.ndim == 2:
         s["r"] = beta2 * s.get("r", 0) + (1 - beta2) * square.sum(axis=1)
@@ -466,6 +486,11 @@ CASES = {
         numpy_adafactor,
         dict(scale=False, threshold=0.5),
         dict(scale_parameter=False, clip_threshold=0.5),
+    ),
+    "Adafactor/big_vision": (
+        numpy_adafactor,
+        dict(beta1=0.9, scale=False, threshold=np.inf, cap=0.3),
+        dict(betas=0.9, scale_parameter=False, clip_threshold=None, beta2_cap=0.3),
     ),
     "Lion": (numpy_lion, {}, dict(betas=(0.8, 0.95))),
     "Muon": (numpy_muon, {}, dict(momentum=0.7, **ADAM)),
@@ -598,6 +623,7 @@ def test_lars_survives_zero_weights_and_gradients():
         ("Adafactor", dict(decay_rate=0.8), "decay_rate"),
         ("Adafactor", dict(betas=1.0), "betas"),
         ("Adafactor", dict(clip_threshold=0.0), "clip_threshold"),
+        ("Adafactor", dict(beta2_cap=1.5), "beta2_cap"),
         ("Lion", dict(betas=(0.9, 1.0)), "betas"),
         ("Muon", dict(momentum=1.0), "momentum"),
         ("Muon", dict(adjust_lr="spectral"), "adjust_lr"),

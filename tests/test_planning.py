@@ -134,11 +134,27 @@ def test_half_precision_recompute_and_averages_on_a_gpu():
     half = planned(made, devices=2).memory
     count = base.weights // 4
     assert (half.weights, half.masters, half.average) == (2 * count, 4 * count, 4 * count)
-    assert (half.gradients, half.communication) == (4 * count, 4 * count), "master_grad keeps float32 gradients"
+    assert half.gradients == 4 * count, "master_grad keeps float32 gradients"
+    assert half.communication == 2 * count, "which travel as they come"
+    assert half.traffic == 2 * count, "of a sum over two devices each receives as much as there is"
     assert half.activations < 0.6 * base.activations and half.process == 0
     made["DistributedStrategy"] = {"recompute": {}}
     less = planned(made).memory
     assert less.activations == less.activations_recomputed < less.activations_kept
+
+
+def test_gradients_of_parameters_are_no_part_of_an_images_workspace():
+    """They have the parameters' size, whatever the batch: a large head adds its logits' gradients alone."""
+    small, large = (footprint(load(tree({"embed_dim": 64, "class_num": classes}))) for classes in (10, 20_000))
+    assert large.workspace - small.workspace < 4 * 4 * 20_000
+    assert large.activations - small.activations < 4 * 4 * 20_000
+
+
+def test_attention_matrices_stay_where_flash_attention_is_not_taken():
+    """16 numbers of a head are a multiple of 8, 12 are not (as ViT-6B's 145)."""
+    taken, explicit = (footprint(load(tree({"embed_dim": 48, "num_heads": heads}))) for heads in (3, 4))
+    assert taken.attention > 0 and explicit.attention == 0
+    assert explicit.activations > taken.activations, "four heads have more matrices than three"
 
 
 def test_sharding_is_counted():
@@ -155,10 +171,47 @@ def test_sharding_is_counted():
             is_spread = name in spread or (name == "gradients" and stage > 1)
             assert (0.25 <= ratio < 0.3) if is_spread else (0.25 < ratio < 0.6) if stage == 3 else ratio == 1.0
         assert (plan.memory.communication < whole.communication) == (stage > 1)
+        assert plan.memory is plan.stages[stage] and plan.stages[0] == whole
         assert any("groups of 4 devices" in note for note in plan.notes)
         assert planned(made, devices=1).memory.optimizer == whole.optimizer
     with pytest.raises(plsc.ConfigError, match=r"sharding\.degree: 4 does not divide"):
         planned(made, devices=6)
+
+
+def test_what_travels_is_what_zero_says():
+    """Of N devices: 2 (N - 1) / N of the gradients unsharded and in stage 2, half as much again in stages 1 and 3."""
+    made = tree({"img_size": 32, "embed_dim": 64, "depth": 12}, device="gpu")
+    made["DistributedStrategy"] = {"sharding": {"stage": 2}}
+    plan = planned(made, devices=8)
+    once = 4 * plan.parameters * 7 / 8
+    traffic = [plan.stages[stage].traffic / once for stage in range(4)]
+    assert traffic[:3] == pytest.approx([2.0, 3.0, 2.0], rel=1e-6)
+    assert 2.9 < traffic[3] < 3.0, "embeddings and head are not gathered"
+    made["Global"]["accum_steps"] = 4
+    plan = planned(made, devices=8)
+    assert plan.stages[2].traffic / once == pytest.approx(4 + 1, rel=1e-6), "each micro-batch sends its gradients"
+    made["DistributedStrategy"]["sharding"]["degree"] = 4
+    hybrid = planned(made, devices=8).stages[2].traffic / (4 * plan.parameters)
+    assert hybrid == pytest.approx(4 * (3 / 4 + 2 / 4 * 1 / 2) + 3 / 4, rel=1e-6)
+    assert planned(made).stages == {} and planned(made).memory.traffic == 0
+
+
+def test_a_plan_that_does_not_fit_names_the_parts_that_do():
+    made = tree({"img_size": 32, "embed_dim": 64}, device="gpu")
+    plan = planned(made, memory=8 * 2**20)
+    assert plan.memory.fits is False
+    [note] = [note for note in plan.notes if "Global.accum_steps=" in note]
+    parts = int(note.split("=")[1].split()[0])
+    smaller = planned(made, [f"Global.accum_steps={parts}"], memory=8 * 2**20)
+    assert smaller.memory.fits and not planned(made, [f"Global.accum_steps={parts // 2}"], memory=8 * 2**20).memory.fits
+
+
+def test_this_machines_memory_is_what_its_container_has(monkeypatch):
+    monkeypatch.setattr("plsc.environment.memory_limit", lambda: 6 * GIB)
+    assert planned(tree()).memory.available == 6 * GIB
+    assert planned(tree(), devices=2).memory.available == 3 * GIB
+    monkeypatch.setattr("plsc.environment.memory_limit", lambda: None)
+    assert planned(tree()).memory.fits is None
 
 
 def test_the_largest_micro_batch_is_the_largest_that_fits():

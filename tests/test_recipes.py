@@ -55,6 +55,8 @@ class Row:
         loss: see LOSSES_BY_HAND. path: drop path of the first and of the last block.
         train, evaluation: names of transforms, with the size where they have one.
         mix: (alpha of mixup, alpha of CutMix, smoothing) or nothing.
+        scale: pattern of weights → what their weight decay is multiplied by.
+        sharding: (stage, devices of a group) or nothing.
         model: further fields.
     """
 
@@ -86,6 +88,8 @@ class Row:
     repeats: bool = False
     layer_decay: float | None = None
     parts: int = 1
+    scale: dict = dataclasses.field(default_factory=dict)
+    sharding: tuple = ()
 
 
 def epochs_of(row: Row) -> int:
@@ -385,6 +389,25 @@ for name, classes, lr, steps, warm, crop, samples in (
         model=dict(act="gelu_tanh", head_init="zeros", representation_size=None),
     )  # fmt: skip
 
+GIANT = Row(
+    (1408, 40, 16), 224, 14, 21_841, 16_384, COYO_PICTURES,
+    {0: 0.0, 5000: 4e-4, 10_000: 8e-4, 40_000: 4e-4, 160_000: 2e-4, 975_000: 0.5 * 8e-4 / 97.5**0.5, 1_000_000: 0.0},
+    ("Adafactor", dict(betas=0.9, beta2_cap=0.999, clip_threshold=None, decay_rate=-0.8, epsilon=1e-30,
+                       scale_parameter=False, weight_decay=0.03)),
+    "sigmoid", coyo_train(224), SHORT_SIDE, steps=1_000_000, clip=1.0, mean=HALF, precision=("O2", "bfloat16"),
+    free=NOT_KERNELS, scale={"head.weight": 100.0}, sharding=(1, 8),
+    model=dict(mlp_width=6144, class_token=False, pool="map", representation_size=None, act="gelu_tanh",
+               weight_init="jax", head_init="zeros", head_bias=-10.0),
+)  # fmt: skip
+for name, size, width, sharding, parts in (
+    ("scaling_vit_giant_coyo300m", (1408, 40, 16), 6144, (1, 8), 1),
+    ("scaling_vit_gigantic_coyo300m", (1664, 48, 16), 8192, (1, 8), 1),
+    ("ViT_6B_patch14_224_coyo300m", (2320, 80, 16), 11_495, (2, 8), 1),
+):
+    TABLE[name] = dataclasses.replace(
+        GIANT, size=size, sharding=sharding, parts=parts, model=GIANT.model | dict(mlp_width=width)
+    )
+
 PLSC_MOCO = """
 Global: {device: cpu, output_dir: run, max_train_step: 1, epochs: 1, cpu_threads: 1}
 Model: {name: DeiT_base_patch16_224, img_size: 32, embed_dim: 16, depth: 1, num_heads: 2, class_num: 2}
@@ -463,7 +486,8 @@ def test_a_recipe_has_its_sources_values(case):
     assert arguments["class_num"] == ("auto" if row.classes is None else row.classes)
     spec = spec_of(config.Model.name, **{**arguments, "class_num": row.classes or 1000})
     assert (spec.embed_dim, spec.depth, spec.num_heads) == row.size
-    assert (spec.img_size, spec.patch_size, spec.mlp_ratio) == (row.image, row.patch, 4.0)
+    assert (spec.img_size, spec.patch_size) == (row.image, row.patch)
+    assert spec.mlp_width == row.model.get("mlp_width", 4 * spec.embed_dim)
     assert (spec.drop_rate, spec.attn_drop_rate) == (row.drop, 0.0)
     assert (0.0 if not spec.drop_path_uniform else spec.drop_path_rate, spec.drop_path_rate) == row.path
     assert {key: getattr(spec, key) for key in row.model} == row.model
@@ -481,7 +505,10 @@ def test_a_recipe_has_its_sources_values(case):
         for step in (round(at),) if by_step else (int(at) * epochs_of(row), int(at) * epochs_of(row) + 7):
             assert schedule(step) == pytest.approx(rate, rel=1e-3 if by_step else 1e-6, abs=1e-12), at
 
+    sharding = config.DistributedStrategy.sharding
+    assert ((sharding.stage, sharding.degree) if sharding else ()) == row.sharding
     optimizer, known = row.optimizer
+    assert options.weight_decay_scale == row.scale
     assert config.Optimizer.name == optimizer
     assert {key: config.Optimizer.arguments[key] for key in known} == known
     assert config.Optimizer.arguments["weight_decay"] == known.get("weight_decay", 0.0)
@@ -558,8 +585,8 @@ class Pictures(Dataset):
 def kind_of(name: str) -> str:
     """What a parameter is, by its name."""
     owner, _, last = name.rpartition(".")
-    if name in ("cls_token", "pos_embed"):
-        return "token" if name == "cls_token" else "position"
+    if name in ("cls_token", "attn_pool.latent", "pos_embed"):
+        return "position" if name == "pos_embed" else "token"
     if "norm" in owner.rpartition(".")[2]:
         return "norm"
     return {"bias": "bias", "gamma": "scale"}.get(last, "kernel")

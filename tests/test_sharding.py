@@ -131,6 +131,15 @@ def test_each_process_keeps_half_of_the_optimizer(runs, stage):
     assert "optimizer_state_bytes" not in metrics(runs / "whole")[-1]
 
 
+def test_copies_measure_one_norm():
+    """Over all processes at once: sums of two groups may differ in their last bits, and their weights with them."""
+    sharding = object.__new__(Sharding)
+    sharding.degree, sharding._world = 2, World(size=6)
+    sharding._world.all_reduce = lambda tensor: tensor.scale_(6.0)
+    assert sharding.copies == 3
+    assert sharding.total(paddle.to_tensor([2.5])).item() == pytest.approx(5.0)
+
+
 # -- checkpoints --------------------------------------------------------------------------
 
 

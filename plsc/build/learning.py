@@ -157,6 +157,7 @@ def optimizer(
             no_decay_names=options.no_weight_decay_name,
             layer_decay=options.layer_decay,
             lr_scale=options.lr_scale,
+            weight_decay_scale=options.weight_decay_scale,
         )
     except ConfigError as error:
         raise config.error(("Optimizer",), str(error)) from error

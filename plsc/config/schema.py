@@ -129,6 +129,7 @@ class OptimizerOptions(Section):
     no_weight_decay_name: tuple[str, ...] = ()  # parts of names
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     lr_scale: dict[str, PositiveFloat] = Field(default_factory=dict)  # {head.*: 10.0}, times the schedule's rate
+    weight_decay_scale: dict[str, PositiveFloat] = Field(default_factory=dict)  # {head.weight: 100.0}
     freeze: tuple[str, ...] = ()  # patterns such as blocks.0.* or patch_embed.*
 
 

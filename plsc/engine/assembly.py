@@ -430,7 +430,8 @@ def _state_bytes(sharding: Sharding, optimizer: Optimizer, world: World) -> int:
     """What the optimizer keeps, on the process where it is most; it is made here and not in the first update."""
     optimizer.create_state()
     mine = paddle.to_tensor([optimizer.state_bytes()], dtype="int64")
-    total, most = sharding.total(mine.clone()).numpy().item(), world.all_reduce_max(mine).numpy().item()
+    total = world.all_reduce(mine.clone()).numpy().item() // sharding.copies
+    most = world.all_reduce_max(mine).numpy().item()
     log.info(
         "sharding: %s; the optimizer's state has %s bytes, at most %s on a process", sharding, f"{total:,}", f"{most:,}"
     )

@@ -50,21 +50,30 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self, model: paddle.nn.Layer) -> Iterator[paddle.nn.Layer]:
-        """The model with the averaged weights, for the length of the block."""
+        """The model with the averaged weights, for the length of the block.
+
+        Where the block fails, this process has its weights back; `changed` is not called, since processes that have not
+        failed would not be there to receive them.
+        """
         parameters = {name: p for name, p in model.named_parameters() if name in self._average}
         kept = {name: p.clone() for name, p in parameters.items()}
         self._assign(parameters, self._average)
+        self._tell()
         try:
             yield model
         finally:
             self._assign(parameters, kept)
+        self._tell()
 
-    @paddle.no_grad()
-    def _assign(self, parameters: dict[str, paddle.Tensor], values: dict[str, paddle.Tensor]) -> None:
-        for name, parameter in parameters.items():
-            paddle.assign(values[name].astype(parameter.dtype), output=parameter)
+    def _tell(self) -> None:
         if self._changed is not None:
             self._changed()
+
+    @staticmethod
+    @paddle.no_grad()
+    def _assign(parameters: dict[str, paddle.Tensor], values: dict[str, paddle.Tensor]) -> None:
+        for name, parameter in parameters.items():
+            paddle.assign(values[name].astype(parameter.dtype), output=parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by the parameters' names, and how often they were updated."""

@@ -183,9 +183,9 @@ class Sharding:
         self.members = [world.rank - self.index + i for i in range(degree)]
         self.group = self.replicas = None
         if degree < world.size:
-            copies = world.size // degree
-            groups = _new_groups(world, [[k * degree + i for i in range(degree)] for k in range(copies)])
-            across = _new_groups(world, [[k * degree + i for k in range(copies)] for i in range(degree)])
+            copies = range(self.copies)
+            groups = _new_groups(world, [[k * degree + i for i in range(degree)] for k in copies])
+            across = _new_groups(world, [[k * degree + i for k in copies] for i in range(degree)])
             self.group, self.replicas = groups[world.rank // degree], across[self.index]
         self._units: list[_Unit] = []
 
@@ -198,16 +198,18 @@ class Sharding:
         return cls(wanted.stage, degree_of(config, world.size), model, world)
 
     def __str__(self) -> str:
-        copies = self._world.size // self.degree
-        return f"stage {self.stage} over {self.degree} processes" + (f", {copies} copies" if copies > 1 else "")
+        copies = f", {self.copies} copies" if self.copies > 1 else ""
+        return f"stage {self.stage} over {self.degree} processes{copies}"
 
     # -- what is exchanged once per update ------------------------------------------------
 
     def total(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """The tensor summed over the group, in place."""
-        with self._world.heartbeat.collective():
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
+        """A float tensor summed over the group, in place.
+
+        Taken over all processes: sums of each group for itself may differ in their last bits, and then the copies of
+        the weights, which nothing makes equal again.
+        """
+        return self._world.all_reduce(tensor).scale_(1.0 / self.copies)
 
     def any(self, flag: paddle.Tensor) -> paddle.Tensor:
         """Whether a bool tensor is true on any process of the group."""
@@ -332,6 +334,11 @@ class Sharding:
     def saves(self, name: str) -> bool:
         """Whether this process saves an array of the model: its own, and the first one what is not trained, too."""
         return name in self.owned or (self.index == 0 and name not in self._owner)
+
+    @property
+    def copies(self) -> int:
+        """How many groups there are, each with a copy of everything."""
+        return self._world.size // self.degree
 
     @property
     def copy(self) -> int:

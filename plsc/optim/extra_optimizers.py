@@ -79,15 +79,27 @@ class Adafactor(_Optimizer):
     """Adafactor without relative step: the rate is the schedule's, times RMS(w) with scale_parameter.
 
     Parameters of two or more dimensions keep the means of g² over rows and over columns of their
-    [first dimension, rest] matrix; the others keep g² itself. The decay at update t is 1 - t ** decay_rate.
+    [first dimension, rest] matrix; the others keep g² itself. The decay at update t is 1 - t ** decay_rate, and
+    beta2_cap at most.
     """
 
     def __init__(
-        self, groups, *, epsilon, eps_scale, clip_threshold, decay_rate, beta1, scale_parameter, multi_precision
+        self,
+        groups,
+        *,
+        epsilon,
+        eps_scale,
+        clip_threshold,
+        decay_rate,
+        beta2_cap,
+        beta1,
+        scale_parameter,
+        multi_precision,
     ):
         super().__init__(groups, multi_precision)
         self._eps, self._eps_scale, self._clip_threshold = epsilon, eps_scale, clip_threshold
-        self._decay_rate, self._beta1, self._scale_parameter = decay_rate, beta1, scale_parameter
+        self._decay_rate, self._beta2_cap = decay_rate, beta2_cap
+        self._beta1, self._scale_parameter = beta1, scale_parameter
 
     def _state_of(self, parameter):
         shape = list(parameter.shape)
@@ -106,7 +118,7 @@ class Adafactor(_Optimizer):
     def _update(self, weight, gradient, lr, group, state):
         count = state["update_count"] + 1.0
         paddle.assign(count, output=state["update_count"])
-        beta2 = 1.0 - count.pow(self._decay_rate)
+        beta2 = paddle.clip(1.0 - count.pow(self._decay_rate), max=self._beta2_cap)
         square = gradient * gradient + self._eps
         if "row_mean" in state:
             square = square.reshape([weight.shape[0], -1])
@@ -120,7 +132,8 @@ class Adafactor(_Optimizer):
             mean = state["square_mean"] * beta2 + square * (1.0 - beta2)
             paddle.assign(mean, output=state["square_mean"])
             update = gradient * mean.rsqrt()
-        update = update / paddle.clip(_rms(update) / self._clip_threshold, min=1.0)
+        if self._clip_threshold is not None:
+            update = update / paddle.clip(_rms(update) / self._clip_threshold, min=1.0)
         rate = lr * paddle.clip(_rms(weight), min=self._eps_scale) if self._scale_parameter else lr
         update = update * rate
         if self._beta1 is not None:

@@ -14,9 +14,14 @@ from plsc.models.base import DecayExempt, LayerWise
 
 @dataclass
 class Group:
-    """Parameters that are updated alike."""
+    """Parameters that are updated alike.
 
-    decay: bool
+    Attributes:
+        decay: what the optimizer's weight decay is multiplied by; 0 where they have none.
+        lr_scale: what the learning rate is multiplied by.
+    """
+
+    decay: float
     lr_scale: float
     names: list[str] = field(default_factory=list)
     parameters: list[paddle.Tensor] = field(default_factory=list)
@@ -36,12 +41,10 @@ def paddle_groups(groups: list[Group], weight_decay: float, key: str = "weight_d
     """Parameter groups in the form that Paddle's optimizers take.
 
     Args:
-        weight_decay: of the groups that are decayed.
+        weight_decay: of a group whose `decay` is 1.
         key: the optimizer's name for it.
     """
-    return [
-        {"params": g.parameters, "learning_rate": g.lr_scale, key: weight_decay if g.decay else 0.0} for g in groups
-    ]
+    return [{"params": g.parameters, "learning_rate": g.lr_scale, key: weight_decay * g.decay} for g in groups]
 
 
 def _rules(name: str, parameter: paddle.Tensor, tokens: set[str], norms: set[str]) -> set[str]:
@@ -93,6 +96,7 @@ def parameter_groups(
     no_decay_names: Collection[str] = (),
     layer_decay: float | None = None,
     lr_scale: Mapping[str, float] | None = None,
+    weight_decay_scale: Mapping[str, float] | None = None,
 ) -> list[Group]:
     """Split a model's trainable parameters.
 
@@ -104,6 +108,8 @@ def parameter_groups(
             (BEiT, Bao et al., 2022; layers as a LayerWise model numbers them).
         lr_scale: pattern of names, such as head.*, → what the learning rate of these parameters is multiplied by,
             besides layer_decay's factor. Where several patterns fit a name, the last of them holds.
+        weight_decay_scale: the same of the weight decay, of parameters that have one (Zhai et al., 2022: the head's is
+            100 times the body's).
 
     Raises:
         ConfigError: layer_decay is asked of a model that is not LayerWise, or a pattern matches nothing.
@@ -111,19 +117,23 @@ def parameter_groups(
     tokens = model.no_weight_decay() if isinstance(model, DecayExempt) else set()
     norms = {name for name, layer in model.named_sublayers() if "Norm" in type(layer).__name__}
     by_layer = _lr_scale(model, layer_decay)
-    by_name = {
-        name: factor for pattern, factor in (lr_scale or {}).items() for name in _matching(model, pattern, "lr_scale")
-    }
-    groups: dict[tuple[bool, float], Group] = {}
+    rates = _by_name(model, lr_scale, "lr_scale")
+    decays = _by_name(model, weight_decay_scale, "weight_decay_scale")
+    groups: dict[tuple[float, float], Group] = {}
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue
         exempt = _rules(name, parameter, tokens, norms) & set(no_decay) or any(p in name for p in no_decay_names)
-        key = (not exempt, by_layer(name) * by_name.get(name, 1.0))
+        key = (0.0 if exempt else decays.get(name, 1.0), by_layer(name) * rates.get(name, 1.0))
         group = groups.setdefault(key, Group(*key))
         group.names.append(name)
         group.parameters.append(parameter)
     return list(groups.values())
+
+
+def _by_name(model: nn.Layer, scale: Mapping[str, float] | None, key: str) -> dict[str, float]:
+    """The factor of each parameter that a pattern of Optimizer.`key` fits."""
+    return {name: factor for pattern, factor in (scale or {}).items() for name in _matching(model, pattern, key)}
 
 
 def _lr_scale(model: nn.Layer, layer_decay: float | None) -> Callable[[str], float]:

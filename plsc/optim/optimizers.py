@@ -136,7 +136,7 @@ def LARS(
     """
     made = paddle_groups(groups, weight_decay, key="lars_weight_decay")
     return _Lars(
-        [{**inner, "lars_adapts": group.decay} for inner, group in zip(made, groups, strict=True)],
+        [{**inner, "lars_adapts": group.decay > 0} for inner, group in zip(made, groups, strict=True)],
         momentum=momentum,
         trust_coefficient=trust_coefficient,
         epsilon=epsilon,
@@ -148,8 +148,9 @@ def LARS(
 def Adafactor(
     epsilon: PositiveFloat = 1e-30,
     eps_scale: PositiveFloat = 1e-3,
-    clip_threshold: PositiveFloat = 1.0,
+    clip_threshold: PositiveFloat | None = 1.0,
     decay_rate: Annotated[float, Field(lt=0)] = -0.8,
+    beta2_cap: Annotated[float, Field(gt=0, le=1)] = 1.0,
     betas: Betas | BelowOne | None = None,
     scale_parameter: bool = True,
     weight_decay: NonNegativeFloat = 0.0,
@@ -161,7 +162,12 @@ def Adafactor(
 
     betas, or its first number, is the decay of a first moment; None keeps none. With
     scale_parameter the schedule's rate is relative to each parameter's root mean square; weight
-    decay is decoupled and uses that same rate, as in PLSC.
+    decay is decoupled and uses that same rate, as in PLSC. big_vision's variant for large ViTs (Zhai et al., 2022) is
+    betas 0.9, beta2_cap 0.999, clip_threshold None and scale_parameter False.
+
+    Args:
+        clip_threshold: of the root mean square of a parameter's update; None does not clip.
+        decay_rate, beta2_cap: the decay of second moments at update t is min(1 - t ** decay_rate, beta2_cap).
     """
     beta1 = betas[0] if isinstance(betas, tuple) else betas
     return _Adafactor(
@@ -170,6 +176,7 @@ def Adafactor(
         eps_scale=eps_scale,
         clip_threshold=clip_threshold,
         decay_rate=decay_rate,
+        beta2_cap=beta2_cap,
         beta1=beta1,
         scale_parameter=scale_parameter,
         multi_precision=multi_precision,
@@ -225,12 +232,11 @@ def Muon(
             if count:
                 matrices[parameter.name] = count
         for count, parameters in members.items():
-            decay = weight_decay if group.decay else 0.0
             split.append(
                 {
                     "params": parameters,
                     "learning_rate": group.lr_scale,
-                    "muon_weight_decay": decay,
+                    "muon_weight_decay": weight_decay * group.decay,
                     "muon_matrices": count,
                 }
             )

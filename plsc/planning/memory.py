@@ -20,7 +20,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
-from plsc import build
+from plsc import build, environment
 from plsc.config import Config
 from plsc.devices import count_devices
 from plsc.engine import blocks, sharding
@@ -51,8 +51,8 @@ class Footprint:
         sizes: numbers of each trained parameter. within: of all that are in blocks. largest: of a block's.
         activations: bytes an image that forward keeps for backward. recomputed: the same where every block is
             recomputed; None where it cannot be. block: bytes an image inside one block. attention: bytes an image of
-            attention matrices, a part of activations that flash attention does without.
-        workspace: bytes an image that backward needs besides, at its height.
+            attention matrices, a part of activations that flash attention does without; 0 where it is not taken.
+        workspace: bytes an image that backward needs besides, at its height; without the parameters' gradients.
         outside: bytes of this process that are none of Paddle's tensors: Python, libraries and their buffers.
     """
 
@@ -78,14 +78,16 @@ class Memory:
         process: Python and the libraries, on a CPU; 0 on other devices, whose driver takes some hundred MiB besides.
         weights, masters, optimizer, average: kept during the whole run; masters are float32 copies of half-precision
             weights, average is the EMA.
-        gradients: of all trained parameters. communication: copies of gradients that travel between devices. Where
-            DistributedStrategy.sharding spreads any of these, on the device that has most.
+        gradients: of all trained parameters, and their sums over micro-batches where these are kept apart.
+            communication: copies of gradients that travel between devices. Where DistributedStrategy.sharding spreads
+            any of these, on the device that has most.
         activations: of one micro-batch as the configuration has it, with its input and backward's workspace.
         activations_kept, activations_recomputed: the same without and with DistributedStrategy.recompute; the latter is
             None where the model cannot be recomputed here.
         peak: the most at one time.
         micro_batch: images of it. largest: of the largest micro-batch that fits `available`; 0 where none does.
         available: the device's memory; None where it is unknown, and with it `largest` and `fits`.
+        traffic: bytes that the device receives from others in an update, where nothing is sent twice.
     """
 
     process: int
@@ -102,6 +104,7 @@ class Memory:
     micro_batch: int
     largest: int | None
     available: int | None
+    traffic: int
 
     @property
     def fits(self) -> bool | None:
@@ -152,27 +155,28 @@ def memory_of(
         counted: see `footprint`. micro_batch: images of it. available: bytes of the device; None if unknown.
     """
     fp16 = config.FP16 if config.FP16 and config.FP16.level != "O0" and not on_cpu else None
-    accumulated = config.Global.accum_steps > 1
     o2 = fp16 is not None and fp16.level == "O2"
-    gradient = 4 if not o2 or (fp16 and fp16.master_grad) else 2  # bytes of one
-    weights = counted.parameters * (2 if o2 else 4) + counted.parameters * (2 if fp16 and not o2 else 0)  # O1: casts
+    number = 2 if o2 else 4  # bytes of a weight, and of its gradient when it travels
+    apart = o2 and fp16 is not None and fp16.master_grad  # gradients become float32 after each backward
+    sums = config.Global.accum_steps > 1
+    weights = counted.parameters * (number + (2 if fp16 and not o2 else 0))  # O1: casts
     masters = counted.trained * 4 if o2 and fp16 and fp16.master_weight else 0
     average = counted.trained * 4 if config.EMA else 0
-    gradients = counted.trained * gradient
-    communication = gradients if devices > 1 else 0
-    states, built = counted.optimizer, 0.0
+    gradients = counted.trained * (4 if apart else number)
+    communication = counted.trained * number if devices > 1 and not (apart and sums) else 0
+    states = counted.optimizer
     wanted = config.DistributedStrategy.sharding if devices > 1 else None
     if wanted is not None:
         share = share_of(config, counted, devices)
         masters, average, states = share * masters, share * average, share * states
-        outside = counted.trained - counted.within
         if wanted.stage > 1:  # what is outside of blocks waits for backward's end, blocks travel
-            gradients = share * gradients * (2 if accumulated else 1)
-            communication = gradient * (outside + counted.largest * (1 + sharding.IN_FLIGHT))
-        if wanted.stage > 2:
-            built = counted.parameters * 4.0
-            here = counted.parameters - counted.within + share * counted.within + counted.largest
-            weights *= here / counted.parameters
+            gradients = share * gradients
+            outside = counted.trained - counted.within
+            communication = number * (outside + counted.largest * (2 + sharding.IN_FLIGHT))
+        if wanted.stage > 2:  # a block is in use while the next one comes
+            here = counted.parameters - counted.within + share * counted.within + 2 * counted.largest
+            weights *= min(1.0, here / counted.parameters)
+    kept_apart = apart or (wanted is not None and wanted.stage > 1)
     half = 1.0 if fp16 is None else _HALF[fp16.level]
     attention = counted.attention * half if fp16 else 0.0  # which flash attention does not keep
     kept = counted.activations * half - attention
@@ -187,22 +191,25 @@ def memory_of(
         share = 1.0 / config.DistributedStrategy.recompute.layerlist_interval
         now = share * recomputed + (1.0 - share) * kept
     process = counted.outside if on_cpu else 0.0
+    built = process + 4.0 * counted.parameters  # every process makes the whole model in float32
     fixed = process + weights + masters + states + average + communication
-    fixed += gradients if accumulated else 0
+    fixed += gradients if sums else 0
+    grown = 0.0 if sums and not kept_apart else gradients  # while backward frees activations
 
     def peak(images: int) -> float:
-        return max(process + built, fixed + max(images * (now + extra), 0 if accumulated else gradients))
+        return max(built, fixed + images * extra + max(images * now, grown))
 
     largest = None
     if available is not None:
-        largest = max(0, math.floor((available - fixed) / (now + extra))) if peak(0) <= available else 0
+        room = available - fixed
+        largest = max(0, math.floor(min(room / (now + extra), (room - grown) / extra))) if built <= available else 0
     return Memory(
         process=round(process),
         weights=round(weights),
         masters=round(masters),
         optimizer=round(states),
         average=round(average),
-        gradients=round(gradients),
+        gradients=round(gradients * (2 if sums and kept_apart else 1)),
         communication=round(communication),
         activations=round(micro_batch * (now + extra)),
         activations_kept=round(micro_batch * (kept + extra)),
@@ -211,13 +218,39 @@ def memory_of(
         micro_batch=micro_batch,
         largest=largest,
         available=available,
+        traffic=round(_traffic(config, counted, devices, number=number, summed=4 if apart and sums else number)),
     )
 
 
+def _traffic(config: Config, counted: Footprint, devices: int, *, number: int, summed: int) -> float:
+    """Bytes that a device receives in an update.
+
+    Args:
+        number: bytes of a weight. summed: bytes of a gradient as data-parallel training sends it.
+    """
+    if devices == 1:
+        return 0.0
+    wanted = config.DistributedStrategy.sharding
+    reduced = 2.0 * counted.trained * summed * (devices - 1) / devices
+    if wanted is None:
+        return reduced
+    degree, micro_batches = sharding.degree_of(config, devices), config.Global.accum_steps
+    others = (degree - 1) / degree  # the part that others own
+    copies = devices // degree
+    if wanted.stage == 1:
+        return reduced + others * counted.trained * number
+    owned = counted.trained / degree
+    gradients = others * counted.trained + 2.0 * owned * (copies - 1) / copies
+    weights = others * (counted.trained if wanted.stage == 2 else counted.trained - counted.within)
+    gathered = 2.0 * others * counted.within if wanted.stage == 3 else 0.0
+    return number * (micro_batches * (gradients + gathered) + weights)
+
+
 def device_memory(device: str, processes: int) -> int | None:
-    """Bytes that one process has on a device of this machine; None where the device does not report it."""
+    """Bytes that one process has on a device of this machine; None where they are unknown."""
     if device == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+        limit = environment.memory_limit()
+        return None if limit is None else limit // processes
     if device.startswith("gpu") and count_devices("gpu").count:
         return paddle.device.cuda.get_device_properties().total_memory
     return None
@@ -249,14 +282,14 @@ def _counted(config: Config) -> Footprint:
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
     layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
     in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
-    kept, workspace = _run(config, network)
+    kept, workspace = _kept(config, network), _workspace(config, network)
     with _counting() as states:
         build.optimizer(config, network, multi_precision=False).create_state()
     recomputed = None
     count = len(blocks.blocks_of(network))
     try:
         blocks.recompute_blocks(network, interval=1, names=(), on_cpu=True)
-        recomputed, _ = _run(config, network)
+        recomputed = _kept(config, network)
     except ConfigError:  # Paddle 2.6 cannot repeat random numbers on CPU
         pass
     inside = kept / count if isinstance(network, HasBlocks) else kept
@@ -270,7 +303,7 @@ def _counted(config: Config) -> Footprint:
         activations=kept,
         recomputed=recomputed,
         block=inside,
-        attention=_attention(network.spec),
+        attention=_attention(network),
         workspace=workspace,
         outside=0.0,
     )
@@ -294,19 +327,43 @@ def _deeper(two: Footprint, three: Footprint, more: int) -> Footprint:
     )
 
 
-def _run(config: Config, network: Any) -> tuple[float, float]:
-    """Bytes an image that forward keeps, and that backward needs besides at its height."""
+def _batch(config: Config) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Images and labels."""
     height, width, channels = _picture(config)
-    images = paddle.randn([_BATCH, channels, height, width])
-    labels = paddle.zeros([_BATCH], dtype="int64")
+    return paddle.randn([_BATCH, channels, height, width]), paddle.zeros([_BATCH], dtype="int64")
+
+
+def _kept(config: Config, network: Any) -> float:
+    """Bytes an image that forward keeps for backward."""
+    images, labels = _batch(config)
+    with _counting() as kept:
+        loss = F.cross_entropy(network(images), labels)
+    del loss
+    return kept.bytes / _BATCH
+
+
+def _workspace(config: Config, network: Any) -> float:
+    """Bytes an image that backward needs besides, at its height.
+
+    Gradients of parameters, whose size does not depend on the batch, would count as those of its few images: where all
+    are trained, gradients go through them to the images instead.
+    """
+    images, labels = _batch(config)
+    trained = [p for p in network.parameters() if not p.stop_gradient]
+    replaced = trained if len(trained) == len(network.parameters()) else []
+    for parameter in replaced:
+        parameter.stop_gradient = True
+    images.stop_gradient = not replaced
     with _counting() as kept:
         loss = F.cross_entropy(network(images), labels)
     core = paddle.base.core
     core.host_memory_stat_reset_peak_value("Allocated", 0)
     loss.backward()
-    height_of_backward = core.host_memory_stat_peak_value("Allocated", 0) - kept.end
+    height = core.host_memory_stat_peak_value("Allocated", 0) - kept.end
     network.clear_gradients()
-    return kept.bytes / _BATCH, max(0, height_of_backward) / _BATCH
+    for parameter in replaced:
+        parameter.stop_gradient = False
+    return max(0, height) / _BATCH
 
 
 @dataclass
@@ -326,9 +383,10 @@ def _counting() -> Iterator[_Count]:
     count.bytes = count.end - before
 
 
-def _attention(spec: Any) -> float:
-    """Bytes an image of a model's attention matrices in float32."""
-    if not isinstance(spec, ViTSpec):
+def _attention(network: Any) -> float:
+    """Bytes an image of a model's attention matrices in float32, where it can take flash attention; else 0."""
+    spec = network.spec
+    if not isinstance(spec, ViTSpec) or not all(block.attn.flash for block in network.blocks):
         return 0.0
     tokens = spec.grid[0] * spec.grid[1] + spec.prefix_tokens
     return 4.0 * spec.depth * spec.num_heads * tokens**2

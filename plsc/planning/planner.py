@@ -10,6 +10,7 @@ import paddle
 
 from plsc import build
 from plsc.config import Config
+from plsc.config.schema import Sharding
 from plsc.devices import count_devices, select_device
 from plsc.engine.sharding import degree_of
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
@@ -33,7 +34,8 @@ class Plan:
         parameters, trained: of the model, and those of them that are not frozen.
         flops: operations of one image's forward pass, a multiply-add being two; None for a model without a count.
         update_flops: of one update of the global batch, forward and backward.
-        memory: of one device.
+        memory: of one device. stages: the same by stage of DistributedStrategy.sharding, 0 being none; empty for one
+            device.
         global_batch: images of an update. samples: of the training data. steps: updates of the run.
         steps_per_epoch, epochs: None, as steps and samples, where neither data nor their number are known.
         tflops: peak of one device, None where it is unknown. utilisation: the assumed share of it.
@@ -52,6 +54,7 @@ class Plan:
     flops: int | None
     update_flops: float | None
     memory: Memory
+    stages: Mapping[int, Memory]
     global_batch: int
     samples: int | None
     steps: int | None
@@ -119,19 +122,31 @@ def plan(
     local = build.local_batch_size(config, devices)
     counted = footprint(config)
     spec = _spec(config)
-    needed = memory_of(
-        config,
-        counted,
-        micro_batch=local // config.Global.accum_steps,
-        devices=devices,
-        on_cpu=on_cpu,
-        available=memory or device_memory(device, devices),
-    )
+    available = memory or device_memory(device, devices)
+    micro_batch = local // config.Global.accum_steps
+
+    def memory_at(stage: int) -> Memory:
+        return memory_of(
+            _at_stage(config, stage, devices),
+            counted,
+            micro_batch=micro_batch,
+            devices=devices,
+            on_cpu=on_cpu,
+            available=available,
+        )
+
+    stages = {stage: memory_at(stage) for stage in ((0, 1, 2, 3) if devices > 1 else (0,))}
     sharding = config.DistributedStrategy.sharding
-    if sharding is not None and devices > 1:
+    needed = stages[sharding.stage if sharding is not None and devices > 1 else 0]
+    if sharding is not None and devices == 1:
+        notes.append("DistributedStrategy.sharding has no effect on one device; --devices N plans for several")
+    elif sharding is not None:
         largest = f"{100 * share_of(config, counted, devices):.3g} % of the trained parameters"
         groups = f"groups of {degree_of(config, devices)} devices"
         notes.append(f"sharding, stage {sharding.stage}: {groups}, of which the one that owns most has {largest}")
+    if needed.fits is False and needed.largest:
+        parts = next(parts for parts in range(1, local + 1) if not local % parts and local // parts <= needed.largest)
+        notes.append(f"Global.accum_steps={parts} makes micro-batches of {local // parts}, which fit")
     trained = counted.trained / counted.parameters
     half = config.FP16 is not None and config.FP16.level != "O0" and not on_cpu
     tflops = tflops or config.Global.device_tflops or _known_peak(device, half)
@@ -163,6 +178,7 @@ def plan(
         flops=forward,
         update_flops=None if update is None else update * local * devices,
         memory=needed,
+        stages=stages if devices > 1 else {},
         global_batch=local * devices,
         samples=samples,
         steps=length.steps if length else None,
@@ -197,6 +213,14 @@ def _length(
             return config, None, None
         config, samples = build.resolve_class_num(config, data), len(data)
     return config, build.length_of(config, samples=samples, data=data, processes=devices), samples
+
+
+def _at_stage(config: Config, stage: int, devices: int) -> Config:
+    """The configuration with its optimizer's state, gradients and weights spread at that stage; 0: not."""
+    if stage == 0:
+        return config.replace({"DistributedStrategy.sharding": None})
+    sharding = Sharding(stage=stage, degree=degree_of(config, devices))
+    return config.replace({"DistributedStrategy.sharding": sharding})
 
 
 def _device(config: Config, notes: list[str], *, another: bool) -> str:

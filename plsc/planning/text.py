@@ -28,6 +28,7 @@ def _rows(plan: "Plan") -> Iterator[tuple[str, str]]:
         )
     yield "devices", f"{plan.devices} x {plan.device} in {plan.precision}"
     yield from _memory_rows(plan.memory)
+    yield from _stage_rows(plan)
     yield "batch", f"{plan.global_batch:,} images an update, micro-batches of {plan.memory.micro_batch}"
     if plan.steps is not None:
         images = f"{plan.steps * plan.global_batch:,} images"
@@ -56,6 +57,16 @@ def _memory_rows(memory: "Memory") -> Iterator[tuple[str, str]]:
         answer = "yes" if memory.fits else "NO"
         largest = f"the largest micro-batch is {memory.largest:,}" if memory.largest else "not even a batch of 1 does"
         yield "fits", f"{answer}, in {_size(memory.available)}; {largest}"
+
+
+def _stage_rows(plan: "Plan") -> Iterator[tuple[str, str]]:
+    """What sharding does, where it is asked for or might help."""
+    if plan.memory is plan.stages.get(0) and plan.memory.fits is not False:
+        return
+    for stage, memory in plan.stages.items():
+        largest = "" if memory.available is None else f", micro-batches of at most {memory.largest:,}"
+        received = f"{size_text(memory.traffic)} received in an update"
+        yield f"stage {stage}" if stage else "unsharded", f"{size_text(memory.peak)} at its peak{largest}, {received}"
 
 
 def _size(size: float) -> str:
