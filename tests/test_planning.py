@@ -143,6 +143,18 @@ def test_half_precision_recompute_and_averages_on_a_gpu():
     assert less.activations == less.activations_recomputed < less.activations_kept
 
 
+def test_half_precision_copies_of_o1_are_not_spread():
+    """Each block's stay until its backward, in stage 3, too, unless the block is recomputed."""
+    made = tree({"img_size": 32, "embed_dim": 64, "depth": 12}, device="gpu")
+    made |= {"FP16": {"level": "O1"}, "DistributedStrategy": {"sharding": {"stage": 3}}}
+    plan = planned(made, devices=8)
+    count = plan.parameters
+    assert plan.stages[0].weights == 6 * count
+    assert 2 * count < plan.stages[3].weights < 4 * count
+    made["DistributedStrategy"]["recompute"] = {}
+    assert planned(made, devices=8).stages[3].weights < 0.7 * plan.stages[3].weights
+
+
 def test_gradients_of_parameters_are_no_part_of_an_images_workspace():
     """They have the parameters' size, whatever the batch: a large head adds its logits' gradients alone."""
     small, large = (footprint(load(tree({"embed_dim": 64, "class_num": classes}))) for classes in (10, 20_000))
@@ -311,6 +323,8 @@ def test_without_data_the_number_of_samples_is_enough(tmp_path):
     unknown = planned(made, tflops=1.0)
     assert unknown.steps is None and unknown.hours is None and "--samples N" in " ".join(unknown.notes)
     assert unknown.memory.peak > 0
+    made["Model"]["class_num"] = "auto"
+    assert "planned for 1,000 classes" in " ".join(planned(made, samples=320).notes)
     known = planned(made, samples=320, tflops=1.0)
     assert (known.steps, known.steps_per_epoch) == (20, 10) and known.hours > 0
 

@@ -400,8 +400,8 @@ GIANT = Row(
                weight_init="jax", head_init="zeros", head_bias=-10.0),
 )  # fmt: skip
 for name, size, width, sharding, parts in (
-    ("scaling_vit_giant_coyo300m", (1408, 40, 16), 6144, (1, 8), 1),
-    ("scaling_vit_gigantic_coyo300m", (1664, 48, 16), 8192, (1, 8), 1),
+    ("scaling_vit_giant_coyo300m", (1408, 40, 16), 6144, (1, 8), 4),
+    ("scaling_vit_gigantic_coyo300m", (1664, 48, 16), 8192, (1, 8), 4),
     ("ViT_6B_patch14_224_coyo300m", (2320, 80, 16), 11_495, (2, 8), 1),
 ):
     TABLE[name] = dataclasses.replace(

@@ -77,7 +77,7 @@ class Memory:
     Attributes:
         process: Python and the libraries, on a CPU; 0 on other devices, whose driver takes some hundred MiB besides.
         weights, masters, optimizer, average: kept during the whole run; masters are float32 copies of half-precision
-            weights, average is the EMA.
+            weights, average is the EMA. Weights include the half-precision copies of O1, which backward needs.
         gradients: of all trained parameters, and their sums over micro-batches where these are kept apart.
             communication: copies of gradients that travel between devices. Where DistributedStrategy.sharding spreads
             any of these, on the device that has most.
@@ -159,7 +159,12 @@ def memory_of(
     number = 2 if o2 else 4  # bytes of a weight, and of its gradient when it travels
     apart = o2 and fp16 is not None and fp16.master_grad  # gradients become float32 after each backward
     sums = config.Global.accum_steps > 1
-    weights = counted.parameters * (number + (2 if fp16 and not o2 else 0))  # O1: casts
+    recompute = config.DistributedStrategy.recompute if counted.recomputed is not None else None
+    recomputed_blocks = 0.0 if recompute is None else 1.0 / recompute.layerlist_interval  # the share of them
+    weights = counted.parameters * number
+    # of O1 backward keeps the half-precision weights that it computed with, but not of a block that is recomputed
+    casts = counted.parameters - recomputed_blocks * max(0.0, counted.within - counted.largest)
+    casts *= 2 if fp16 and not o2 else 0
     masters = counted.trained * 4 if o2 and fp16 and fp16.master_weight else 0
     average = counted.trained * 4 if config.EMA else 0
     gradients = counted.trained * (4 if apart else number)
@@ -176,6 +181,7 @@ def memory_of(
         if wanted.stage > 2:  # a block is in use while the next one comes
             here = counted.parameters - counted.within + share * counted.within + 2 * counted.largest
             weights *= min(1.0, here / counted.parameters)
+    weights += casts
     kept_apart = apart or (wanted is not None and wanted.stage > 1)
     half = 1.0 if fp16 is None else _HALF[fp16.level]
     attention = counted.attention * half if fp16 else 0.0  # which flash attention does not keep
@@ -187,9 +193,8 @@ def memory_of(
         kept, extra = kept * (1.0 + _GAPS), extra * (1.0 + _GAPS)
         recomputed = None if recomputed is None else recomputed * (1.0 + _GAPS)
     now = kept
-    if config.DistributedStrategy.recompute is not None and recomputed is not None:
-        share = 1.0 / config.DistributedStrategy.recompute.layerlist_interval
-        now = share * recomputed + (1.0 - share) * kept
+    if recomputed is not None:
+        now = recomputed_blocks * recomputed + (1.0 - recomputed_blocks) * kept
     process = counted.outside if on_cpu else 0.0
     built = process + 4.0 * counted.parameters  # every process makes the whole model in float32
     fixed = process + weights + masters + states + average + communication

@@ -22,6 +22,7 @@ from plsc.planning.memory import Memory, device_memory, footprint, memory_of, sh
 from plsc.planning.text import plan_text
 
 _POINTS = 2000  # of the schedule, among which the peak is looked for
+_CLASSES = 1000  # where neither data nor configuration say
 _HINT = "--samples N plans without the data"
 
 
@@ -117,6 +118,12 @@ def plan(
         raise ConfigError(f"utilisation is {utilisation}; it is a share of the peak, above 0 and at most 1")
     notes: list[str] = []
     config, length, samples = _length(config, devices, samples, notes)
+    if config.Model.arguments.get("class_num") == "auto":
+        config = config.replace({"Model.class_num": _CLASSES})
+        notes.append(
+            f"Model.class_num is auto: planned for {_CLASSES:,} classes, without the data; -o Model.class_num=N plans "
+            "for others"
+        )
     device = _device(config, notes, another=memory is not None or tflops is not None)
     on_cpu = device == "cpu"
     local = build.local_batch_size(config, devices)

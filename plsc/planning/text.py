@@ -65,8 +65,8 @@ def _stage_rows(plan: "Plan") -> Iterator[tuple[str, str]]:
         return
     for stage, memory in plan.stages.items():
         largest = "" if memory.available is None else f", micro-batches of at most {memory.largest:,}"
-        received = f"{size_text(memory.traffic)} received in an update"
-        yield f"stage {stage}" if stage else "unsharded", f"{size_text(memory.peak)} at its peak{largest}, {received}"
+        received = f"{_size(memory.traffic)} received in an update"
+        yield f"stage {stage}" if stage else "unsharded", f"{_size(memory.peak)} at its peak{largest}, {received}"
 
 
 def _size(size: float) -> str:
