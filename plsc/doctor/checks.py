@@ -2,7 +2,8 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 Half = Literal["float16", "bfloat16"]
 Verdict = Literal["pass", "warn", "fail", "skip"]
-BY_WEIGHT: tuple[Verdict, ...] = ("fail", "warn", "pass", "skip")
+_BY_WEIGHT: tuple[Verdict, ...] = ("fail", "warn", "pass", "skip")
 
 _STRAGGLER = 0.7  # of the median of all processes
 
@@ -47,6 +48,7 @@ class Site:
         device: Paddle's name of it; as it was asked for until the check "device" has passed.
         run_directory: where a run would write. model, batch_size: of the training step; batch_size None: by speed.
         world: the processes; None until they have joined. meetings: what they exchange outside collectives.
+        memory: bytes that a process has on the device; None if unknown.
         half: the first half-precision type whose kernels are right; None without one.
         tflops: measured rate of matrix products. bytes_per_second: measured rate of all_reduce.
         shared: whether all processes see the run directory.
@@ -62,6 +64,7 @@ class Site:
     batch_size: int | None = None
     world: "World | None" = None
     meetings: "Meetings | None" = None
+    memory: int | None = None
     half: Half | None = None
     tflops: float | None = None
     bytes_per_second: float | None = None
@@ -87,6 +90,7 @@ class Site:
         return 0 if self.world is None else self.world.rank
 
 
+Run = Callable[[Site], Finding]
 Compare = Callable[[Mapping[int, Finding]], Finding]
 
 
@@ -95,60 +99,56 @@ class Check:
     """One row of the table.
 
     Attributes:
-        run: makes the finding of this process. compare: the findings of all, by rank → that of the row.
+        run: makes the finding of this process.
+        compare: the findings of all, by rank, where none failed → that of the row.
         seconds: after which it counts as hung. alone: it needs neither the device nor other processes.
+        several: it is skipped where there is one process.
     """
 
     name: str
-    run: Callable[[Site], Finding]
+    run: Run
     compare: Compare
     seconds: float
     alone: bool
+    several: bool
 
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {}  # in the order of the table
+
+
+def heaviest(verdicts: Iterable[Verdict]) -> Verdict:
+    """fail before warn before pass before skip."""
+    return min(verdicts, key=_BY_WEIGHT.index)
 
 
 def worst(findings: Mapping[int, Finding]) -> Finding:
     """The heaviest verdict, of the slowest process where there are figures; a process much slower is warned of."""
-    verdict = next(v for v in BY_WEIGHT if any(f.verdict == v for f in findings.values()))
+    verdict = heaviest(f.verdict for f in findings.values())
     ranks = [rank for rank, f in findings.items() if f.verdict == verdict]
-    figures = {rank: f.figure for rank in ranks if (f := findings[rank]).figure is not None}
-    chosen = min(figures, key=lambda rank: figures[rank] or 0.0) if figures else ranks[0]
+    figures = {rank: figure for rank in ranks if (figure := findings[rank].figure) is not None}
+    chosen = min(figures, key=figures.__getitem__, default=ranks[0])
     finding = findings[chosen]
     if len(figures) > 1:
-        median = statistics.median(value for value in figures.values() if value is not None)
-        if verdict == "pass" and (finding.figure or 0.0) < _STRAGGLER * median:
-            remedy = (
-                f"process {chosen} is much slower than the others: look at its temperature, clock and other programs"
-            )
+        if verdict == "pass" and figures[chosen] < _STRAGGLER * statistics.median(figures.values()):
+            remedy = f"process {chosen} is much slower than the others: look at its temperature and other programs"
             finding = dataclasses.replace(finding, verdict="warn", remedy=remedy)
         return dataclasses.replace(finding, measured=f"{finding.measured} (process {chosen}, the slowest)")
-    working = [rank for rank, f in findings.items() if f.verdict != "skip"]
-    if len(ranks) < len(working):
+    if len(ranks) < sum(f.verdict != "skip" for f in findings.values()):
         which = f"process {chosen}" if len(ranks) == 1 else f"process {chosen} and {len(ranks) - 1} more"
         return dataclasses.replace(finding, measured=f"{finding.measured} ({which})")
     return finding
 
 
 def check(
-    name: str, *, seconds: float, alone: bool = False, compare: Compare = worst
-) -> Callable[[Callable[[Site], Finding]], Check]:
-    """Decorator that adds a check to `plsc doctor`; all processes call it at the same time.
+    name: str, *, seconds: float, alone: bool = False, several: bool = False, compare: Compare = worst
+) -> Callable[[Run], Check]:
+    """Decorator that adds a check to `plsc doctor`, to which all processes come together.
 
-    Args:
-        name: the row's. seconds: after which it counts as hung, and what needs the device is not tried any more.
-        alone: it needs neither the device nor other processes. compare: the findings by rank, where no process failed,
-            → that of the row.
-
-    Example:
-        @plsc.doctor.check("license server", seconds=5, alone=True)
-        def license_server(site):
-            return Finding("pass", "answers") if answers() else Finding("fail", "silent", remedy="start it")
+    Its arguments are a Check's; docs/doctor.md has an example. After one that hung, what needs the device is not tried.
     """
 
-    def add(run: Callable[[Site], Finding]) -> Check:
-        CHECKS[name] = Check(name, run, compare, seconds, alone)
+    def add(run: Run) -> Check:
+        CHECKS[name] = Check(name, run, compare, seconds, alone, several)
         return CHECKS[name]
 
     return add
@@ -156,6 +156,18 @@ def check(
 
 def skip(reason: str) -> Finding:
     return Finding("skip", reason)
+
+
+def judge(measured: str, expected: str, remedy: str, *, warn: bool = False, fail: bool = False, **more: Any) -> Finding:
+    """A finding that fails, or else warns, where it should, and passes without the remedy; `more` are a Finding's."""
+    verdict: Verdict = "fail" if fail else "warn" if warn else "pass"
+    return Finding(verdict, measured, expected, "" if verdict == "pass" else remedy, **more)
+
+
+def seconds_of(action: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 def reason(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """plsc.diagnose: every check in turn, each within its time, on all processes; one table of them."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import logging
@@ -11,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,38 +19,17 @@ import paddle
 
 import plsc
 from plsc import environment
-from plsc.doctor import communication, hardware, software, training
-from plsc.doctor.checks import BY_WEIGHT, CHECKS, Check, Finding, Site, Verdict, reason, skip, worst
+from plsc.doctor.checks import CHECKS, Check, Finding, Site, Verdict, heaviest, reason, skip, worst
 from plsc.models import spec_of
 from plsc.runs.tables import text_table
 
+# isort: off
+from plsc.doctor import software, hardware, communication, rates, training  # noqa: F401 - checks in this order
+# isort: on
+
 log = logging.getLogger("plsc")
 
-# what comes later uses what came before; checks of others follow
-_ORDER = (
-    software.versions,
-    hardware.device,
-    hardware.shared_memory,
-    training.disk,
-    hardware.float32,
-    hardware.float16,
-    hardware.bfloat16,
-    hardware.flash_attention,
-    communication.processes,
-    communication.clocks,
-    communication.barrier,
-    communication.broadcast,
-    communication.all_reduce,
-    communication.all_gather,
-    training.shared_directory,
-    hardware.matrix_rate,
-    communication.all_reduce_rate,
-    communication.pairs,
-    training.training_step,
-    training.input_rate,
-    training.gradient_reduction,
-)
-_NEEDED = (hardware.device.name, communication.processes.name)
+_NEEDED = (hardware.device.name, communication.processes.name)  # by those that are not done alone
 
 
 @dataclass(frozen=True)
@@ -85,7 +64,7 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """The heaviest of all rows."""
-        return next(v for v in BY_WEIGHT if any(row.verdict == v for row in self.rows))
+        return heaviest(row.verdict for row in self.rows)
 
     def row(self, name: str) -> Row:
         """The row of a check. Raises KeyError where there is none."""
@@ -98,9 +77,8 @@ class Diagnosis:
         todo = [row for row in self.rows if row.verdict in ("fail", "warn")]
         parts += ["\nwhat to do:\n"] if todo else ["\n"]
         parts += [f"  {row.name}: {row.remedy}{row.expected and f' (expected: {row.expected})'}\n" for row in todo]
-        counts = ", ".join(
-            f"{sum(row.verdict == v for row in self.rows)} {v}" for v in ("pass", "warn", "fail", "skip")
-        )
+        verdicts = [row.verdict for row in self.rows]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("pass", "warn", "fail", "skip"))
         return f"{''.join(parts)}{self.processes} x {self.device}: {counts} in {self.seconds:.0f} s\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,23 +96,26 @@ class _Worker:
     """A thread that makes calls one after the other; a call that does not end is left to itself, with the thread."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[concurrent.futures.Future, Callable[[], Any]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="plsc-doctor", daemon=True).start()
 
     def _work(self) -> None:
-        while True:
-            future, call = self._calls.get()
+        while (job := self._calls.get()) is not None:
+            future, function = job
             try:
-                future.set_result(call())
+                future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
 
-    def call(self, function: Callable[[], Any], seconds: float) -> concurrent.futures.Future | None:
-        """The done call, or None where it is not within `seconds`."""
-        future: concurrent.futures.Future = concurrent.futures.Future()
+    def call(self, function: Callable[[], Any], seconds: float) -> Future:
+        """The call after its end, or after so many seconds: then it is not done()."""
+        future: Future = Future()
         self._calls.put((future, function))
-        done, _ = concurrent.futures.wait([future], timeout=seconds)
-        return future if done else None
+        wait([future], timeout=seconds)
+        return future
+
+    def end(self) -> None:
+        self._calls.put(None)
 
 
 def diagnose(
@@ -164,20 +145,19 @@ def diagnose(
         >>> print(diagnosis.text())
     """
     spec_of(model)
-    began = time.monotonic()
+    began, before = time.monotonic(), paddle.get_device()
     site = Site(device, Path(run_directory).expanduser(), model, batch_size)
     existed = site.run_directory.is_dir()
-    before = paddle.get_device()
-    results: dict[str, dict[str, Any]] = {}
     try:
         try:
-            for name, finding, seconds in _results(site, progress):
-                results[name] = {**dataclasses.asdict(finding), "seconds": round(seconds, 2)}
+            rows = {row.name: dataclasses.asdict(row) for row in _rows(site, progress)}
         finally:
-            _stop(site)
+            if site.trainer is not None:  # end what reads pictures
+                site.trainer.feed.loader.close()
+                site.trainer = site.batches = None
             if not site.stuck:
                 paddle.set_device(before)
-        return _agreed(site, results, time.monotonic() - began)
+        return _agreed(site, rows, time.monotonic() - began)
     finally:  # the others have given their results, and read no pictures any more
         try:
             _remove(site, existed)
@@ -185,36 +165,35 @@ def diagnose(
             log.warning("%s: what was written there for a while cannot be removed: %s", site.run_directory, error)
 
 
-def _checks() -> tuple[Check, ...]:
-    names = dict.fromkeys([*(check.name for check in _ORDER), *CHECKS])
-    return tuple(CHECKS[name] for name in names)
-
-
-def _results(site: Site, progress: Callable[[str], None]) -> Iterator[tuple[str, Finding, float]]:
-    """(name, finding, seconds) of every check on this process."""
+def _rows(site: Site, progress: Callable[[str], None]) -> Iterator[Row]:
+    """Every check on this process."""
     worker, why_not = _Worker(), ""
-    for check in _checks():
-        began, done = time.monotonic(), None
+    for check in CHECKS.values():
+        began, done = time.monotonic(), True
         try:
             if not check.alone and not why_not and site.meetings is not None:
                 why_not = site.meetings.meet(check.name, communication.WAIT_SECONDS) or ""
             if site.ended or (why_not and not check.alone):
-                yield check.name, skip(f"not tried: {why_not}"), 0.0
-                continue
-            progress(check.name)
-            done = worker.call(functools.partial(check.run, site), check.seconds)
-            finding = _hung(check) if done is None else _finding(done)
+                finding = skip(f"not tried: {why_not}")
+            elif check.several and site.size == 1:
+                finding = skip("there is one process")
+            else:
+                progress(check.name)
+                call = worker.call(functools.partial(check.run, site), check.seconds)
+                done = call.done()
+                finding = _finding(call) if done else _hung(check)
         except environment.Terminated:
             if not environment.launched():
                 raise
-            finding = _ended(site)
-        yield check.name, finding, time.monotonic() - began
-        if done is None:
+            finding, done = _ended(site), False
+        yield Row(**vars(finding), name=check.name, seconds=round(time.monotonic() - began, 2))
+        if not done:
             worker, site.stuck = _Worker(), True
-        if finding.verdict == "fail" and (check.name in _NEEDED or (done is None and not check.alone)):
+        if finding.verdict == "fail" and (check.name in _NEEDED or (not done and not check.alone)):
             why_not = f"{check.name} failed"
             if site.meetings is not None and not site.ended:
                 site.meetings.give_up()
+    worker.end()
 
 
 def _ended(site: Site) -> Finding:
@@ -233,19 +212,12 @@ def _hung(check: Check) -> Finding:
     return Finding("fail", f"hangs: not done after {check.seconds:.0f} s", "an end", remedy)
 
 
-def _finding(done: concurrent.futures.Future) -> Finding:
-    error = done.exception()
+def _finding(call: Future) -> Finding:
+    error = call.exception()
     if error is None:
-        return done.result()
+        return call.result()
     trace = "".join(traceback.format_exception(error))
     return Finding("fail", reason(error), "no error", "the whole error is in --json", data={"traceback": trace})
-
-
-def _stop(site: Site) -> None:
-    """End what reads pictures."""
-    if site.trainer is not None:
-        site.trainer.feed.loader.close()
-        site.trainer = site.batches = None
 
 
 def _remove(site: Site, existed: bool) -> None:
@@ -257,33 +229,31 @@ def _remove(site: Site, existed: bool) -> None:
             site.run_directory.rmdir()
 
 
-def _agreed(site: Site, results: dict[str, dict[str, Any]], seconds: float) -> Diagnosis:
+def _agreed(site: Site, rows: Mapping[str, Any], seconds: float) -> Diagnosis:
     """The diagnosis of all processes, which the first one makes, on each."""
     meetings, world = site.meetings, site.world
     if meetings is None or world is None or site.ended:
-        return _merged(site, {environment.rank(): results}, seconds)
-    meetings.send("results", results)
+        return _merged(site, {environment.rank(): rows}, seconds)
+    meetings.send("rows", rows)
     if world.is_first:
-        everyone = meetings.receive("results", range(world.size), communication.WAIT_SECONDS)
-        diagnosis = _merged(site, everyone, seconds)
+        diagnosis = _merged(site, meetings.receive("rows", range(world.size), communication.WAIT_SECONDS), seconds)
         meetings.send("diagnosis", diagnosis.to_dict())
     else:
         answer = meetings.receive("diagnosis", range(1), 2 * communication.WAIT_SECONDS)
-        diagnosis = Diagnosis.of_dict(answer[0]) if answer else _merged(site, {world.rank: results}, seconds)
+        diagnosis = Diagnosis.of_dict(answer[0]) if answer else _merged(site, {world.rank: rows}, seconds)
     world.leave()
     return diagnosis
 
 
 def _merged(site: Site, everyone: Mapping[int, Mapping[str, Any]], seconds: float) -> Diagnosis:
+    """The diagnosis by what processes have found: rank → name → Row, as a dict."""
     rows = []
-    for check in _checks():
-        results = {rank: dict(of_rank[check.name]) for rank, of_rank in everyone.items()}
-        taken = {rank: result.pop("seconds") for rank, result in results.items()}
-        findings = {rank: Finding(**result) for rank, result in results.items()}
-        failed = any(finding.verdict == "fail" for finding in findings.values())
-        finding = worst(findings) if failed else check.compare(findings)
-        figures = {str(rank): f.figure for rank, f in findings.items() if f.figure is not None}
-        rows.append(Row(**vars(finding), name=check.name, seconds=taken[min(taken)], figures=figures))
+    for check in CHECKS.values():
+        by_rank = {rank: Row(**of_rank[check.name]) for rank, of_rank in everyone.items()}
+        finding = (worst if heaviest(row.verdict for row in by_rank.values()) == "fail" else check.compare)(by_rank)
+        figures = {str(rank): row.figure for rank, row in by_rank.items() if row.figure is not None}
+        own = {"name": check.name, "seconds": by_rank[min(by_rank)].seconds, "figures": figures}
+        rows.append(Row(**{**vars(finding), **own}))
     missing = sorted(set(range(site.size)) - set(everyone))
     if missing:
         text = f"no answer of {', '.join(map(str, missing))} of {site.size}"

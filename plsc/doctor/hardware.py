@@ -1,11 +1,9 @@
-"""The device: what it is, whether its kernels are right, and how fast it multiplies."""
+"""The device: what it is, and whether its kernels are right."""
 
-import dataclasses
 import math
-import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,24 +13,23 @@ import paddle.nn.functional as F
 from plsc import drivers, environment
 from plsc.config.schema import FP16
 from plsc.devices import count_devices, list_devices, on_device, select_device
-from plsc.doctor.checks import Finding, Half, Site, check, reason, skip
+from plsc.doctor.checks import Check, Finding, Half, Site, check, judge, reason, skip
 from plsc.engine.precision import Precision
-from plsc.engine.utilisation import device_peak
 from plsc.errors import DeviceError
 from plsc.models import spec_of
-from plsc.optim.multi_tensor import MultiTensorAdamW
+from plsc.optim.multi_tensor import MultiTensorAdamW, updated_by_numpy
 from plsc.planning.memory import device_memory
 
 _EPSILON: dict[str, float] = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # of the largest value, in steps of the type's precision: results are rounded once or a few times
 _RIGHT = {"float32": 100.0, "float16": 8.0, "bfloat16": 8.0}
 _RIGHT_UPDATE = 1e-3  # of the largest change, since masters are float32 in every type
+_RATE, _DECAY, _BETAS = 0.01, 0.1, (0.9, 0.999)  # of those updates
 _REDUCED = 8.0 * 2.0**-10  # of float32 products that take TensorFloat-32
 _PRODUCTS = {"matmul", "linear", "conv2d", "attention"}
-_SLOW, _VERY_SLOW = 0.5, 0.25  # of the data sheet's rate
 _SHARED_MEMORY = 2**30
 
-Type = Literal["float32", "float16", "bfloat16"]
+Type = Literal["float32"] | Half
 Function = Callable[..., paddle.Tensor]
 
 
@@ -46,24 +43,21 @@ def device(site: Site) -> Finding:
         first, *rest = str(error).splitlines()
         remedy = "; ".join(line.strip().removeprefix("what to do: ") for line in rest)
         return Finding("fail", first, "Paddle can use it", remedy)
-    if automatic and site.device == "cpu":
-        idle = [d.lack for d in list_devices() if d.lack and drivers.lack(d.kind).fault not in ("machine", "container")]
-        if idle:
-            return Finding("warn", f"cpu: {idle[0].reason}", "accelerators are used", idle[0].remedy)
-    local, cores = environment.local_size(), environment.available_cores()
-    memory = device_memory(site.device, local)
-    if site.device == "cpu" and (limit := environment.memory_limit()) is not None:
-        memory = limit // local
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or cores
-    shown = f"{site.device}{'' if memory is None else f', {memory / 2**30:.1f} GiB'}"
+    local, cores, threads = environment.local_size(), environment.available_cores(), environment.thread_count()
+    site.memory = device_memory(site.device, local)
+    shown = f"{site.device}{'' if site.memory is None else f', {site.memory / 2**30:.1f} GiB'}"
     if site.device != "cpu":
         name = f", {paddle.device.cuda.get_device_name()}" if site.device.startswith("gpu") else ""
         return Finding("pass", f"{shown}{name}, {count_devices(site.device.split(':')[0]).count} here", "one a process")
+    if automatic:
+        lacks = [
+            d.lack for d in list_devices() if d.lack and drivers.lack(d.kind).fault not in ("machine", "container")
+        ]
+        if lacks:
+            return Finding("warn", f"cpu: {lacks[0].reason}", "accelerators are used", lacks[0].remedy)
     shown += f", {threads} of {cores} cores a process"
-    if threads * local > cores:
-        remedy = f"unset OMP_NUM_THREADS, or set it to {max(1, cores // local)}"
-        return Finding("warn", shown, "threads of all processes fit the cores", remedy)
-    return Finding("pass", shown, "threads of all processes fit the cores")
+    remedy = f"unset OMP_NUM_THREADS, or set it to {max(1, cores // local)}"
+    return judge(shown, "threads of all processes fit the cores", remedy, warn=threads * local > cores)
 
 
 @check("shared memory", seconds=10, alone=True)
@@ -74,16 +68,14 @@ def shared_memory(site: Site) -> Finding:
     except OSError as error:
         return Finding("warn", f"/dev/shm: {error.strerror}", "1 GiB", "mount a tmpfs at /dev/shm")
     shown = f"/dev/shm has {size.free / 2**30:.2f} GiB free of {size.total / 2**30:.2f}"
-    if size.free >= _SHARED_MEMORY:
-        return Finding("pass", shown, "1 GiB free")
     remedy = "start the container with --shm-size=8g or --ipc=host; plsc's own loader does without, NCCL does not"
-    return Finding("warn", shown, "1 GiB free", remedy)
+    return judge(shown, "1 GiB free", remedy, warn=size.free < _SHARED_MEMORY)
 
 
 # -- kernels ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Kernel:
     """An operation of a ViT, and what it must give by a formula that uses none of the same kernels.
 
@@ -142,11 +134,10 @@ KERNELS = {
 def kernel_error(kernel: Kernel, dtype: Type) -> float:
     """Largest error of result and gradients, as a share of the largest value; nan where one is not finite."""
     rng = np.random.default_rng(0)
-    wide: list[Type] = ["float32"] * kernel.wide
-    types = [dtype] * (len(kernel.shapes) - kernel.wide) + wide
+    narrow = len(kernel.shapes) - kernel.wide
     inputs = [
-        paddle.to_tensor(rng.standard_normal(shape, dtype="float32")).astype(t)
-        for shape, t in zip(kernel.shapes, types, strict=True)
+        paddle.to_tensor(rng.standard_normal(shape, dtype="float32")).astype(dtype if i < narrow else "float32")
+        for i, shape in enumerate(kernel.shapes)
     ]
     for tensor in inputs:
         tensor.stop_gradient = False
@@ -170,28 +161,21 @@ def _values(tensor: paddle.Tensor | None) -> np.ndarray:
 def adamw_error(dtype: Type) -> float:
     """Largest error of three updates of the AdamW of runs, as a share of the largest change; masters are float32."""
     rng = np.random.default_rng(0)
-    first = _values(paddle.to_tensor(rng.standard_normal((40, 24), dtype="float32")).astype(dtype))
+    arrays = [paddle.to_tensor(rng.standard_normal((40, 24), dtype="float32")).astype(dtype) for _ in range(4)]
+    first, *gradients = map(_values, arrays)
     with paddle.utils.unique_name.guard("plsc_doctor_"):
-        weight = paddle.create_parameter(
-            [40, 24], dtype, default_initializer=paddle.nn.initializer.Assign(first.astype("float32"))
-        )
-    rate, decay, beta1, beta2, epsilon = 0.01, 0.1, 0.9, 0.999, 1e-8
-    group: Any = {"params": [weight], "learning_rate": 1.0, "weight_decay": decay}
+        start = paddle.nn.initializer.Assign(first.astype("float32"))
+        weight = paddle.create_parameter([40, 24], dtype, default_initializer=start)
+    group: Any = {"params": [weight], "learning_rate": 1.0, "weight_decay": _DECAY}
     optimizer = MultiTensorAdamW(
-        rate, beta1, beta2, epsilon, parameters=[group], weight_decay=decay, multi_precision=dtype != "float32"
+        _RATE, *_BETAS, 1e-8, parameters=[group], weight_decay=_DECAY, multi_precision=dtype != "float32"
     )
-    exact, moment1, moment2 = first, np.zeros_like(first), np.zeros_like(first)
-    for step in (1, 2, 3):
-        gradient = paddle.to_tensor(rng.standard_normal((40, 24), dtype="float32")).astype(dtype)
+    for gradient in arrays[1:]:
         weight.grad = gradient
         optimizer.step()
-        g = _values(gradient)
-        moment1, moment2 = beta1 * moment1 + (1 - beta1) * g, beta2 * moment2 + (1 - beta2) * g * g
-        change = moment1 / (1 - beta1**step) / (np.sqrt(moment2 / (1 - beta2**step)) + epsilon)
-        exact = exact * (1 - rate * decay) - rate * change
+    exact = updated_by_numpy(first, gradients, rate=_RATE, betas=_BETAS, epsilon=1e-8, decay=_DECAY)
     masters = getattr(optimizer, "_master_weights", None) or {}
-    updated, moved = _values(masters.get(weight.name, weight)), np.abs(exact - first).max()
-    return float(np.abs(updated - exact).max() / moved)
+    return float(np.abs(_values(masters.get(weight.name, weight)) - exact).max() / np.abs(exact - first).max())
 
 
 def _kernels(dtype: Type) -> Finding:
@@ -207,48 +191,41 @@ def _kernels(dtype: Type) -> Finding:
     limit = _RIGHT[dtype] * _EPSILON[dtype]
     limits = {**dict.fromkeys(KERNELS, limit), "adamw": _RIGHT_UPDATE}
     wrong = {name: error for name, error in errors.items() if not error <= limits[name]}
-    reduced = {name for name in _PRODUCTS & wrong.keys() if dtype == "float32" and wrong[name] <= _REDUCED}
     expected = f"errors of at most {limit:.1g}, forward and gradient"
     texts = [f"{name} is off by {100 * error:.2g} % of its largest value" for name, error in wrong.items()]
     texts += [f"{name} does not run: {why}" for name, why in missing.items()]
-    if missing or wrong.keys() - reduced:
-        remedy = f"install the Paddle that was built for this device and driver; until then train without {dtype}"
-        return Finding("fail", "; ".join(texts), expected, remedy, data=data)
-    if reduced:
+    if not texts:
+        largest = max(KERNELS, key=lambda name: errors[name])
+        shown = f"{', '.join(errors)} right; largest error {errors[largest]:.1g} ({largest})"
+        return Finding("pass", shown, expected, data=data)
+    if dtype == "float32" and not missing and all(n in _PRODUCTS and e <= _REDUCED for n, e in wrong.items()):
         shown, remedy = f"TensorFloat-32 in products: {'; '.join(texts)}", "NVIDIA_TF32_OVERRIDE=0 computes in float32"
         usual = paddle.get_device().startswith("gpu")  # since Ampere, unless it is switched off
-        return Finding("pass" if usual else "warn", shown, expected, remedy, data=data)
-    largest = max(KERNELS, key=lambda name: errors[name])
-    shown = f"{', '.join(errors)} right; largest error {errors[largest]:.1g} ({largest})"
-    return Finding("pass", shown, expected, data=data)
+        return judge(shown, expected, remedy, warn=not usual, data=data)
+    remedy = f"install the Paddle that was built for this device and driver; until then train without {dtype}"
+    return Finding("fail", "; ".join(texts), expected, remedy, data=data)
 
 
-@check("float32 kernels", seconds=60)
-def float32(site: Site) -> Finding:
-    return _kernels("float32")
+def _check_of(dtype: Type) -> Check:
+    @check(f"{dtype} kernels", seconds=60)
+    def run(site: Site) -> Finding:
+        if dtype == "float32":
+            return _kernels(dtype)
+        if site.device == "cpu":
+            return skip("on CPU Paddle computes in float32, whatever FP16 asks for")
+        try:
+            Precision(FP16.model_validate({"level": "O1", "dtype": dtype}), on_cpu=False)
+        except DeviceError as error:
+            return skip(str(error).splitlines()[0])
+        finding = _kernels(dtype)
+        if finding.verdict == "pass":
+            site.half = site.half or dtype
+        return finding
+
+    return run
 
 
-def _half_kernels(site: Site, dtype: Half) -> Finding:
-    if site.device == "cpu":
-        return skip("on CPU Paddle computes in float32, whatever FP16 asks for")
-    try:
-        Precision(FP16.model_validate({"level": "O1", "dtype": dtype}), on_cpu=False)
-    except DeviceError as error:
-        return skip(str(error).splitlines()[0])
-    finding = _kernels(dtype)
-    if finding.verdict == "pass":
-        site.half = site.half or dtype
-    return finding
-
-
-@check("float16 kernels", seconds=60)
-def float16(site: Site) -> Finding:
-    return _half_kernels(site, "float16")
-
-
-@check("bfloat16 kernels", seconds=60)
-def bfloat16(site: Site) -> Finding:
-    return _half_kernels(site, "bfloat16")
+float32, float16, bfloat16 = _check_of("float32"), _check_of("float16"), _check_of("bfloat16")
 
 
 @check("flash attention", seconds=60)
@@ -281,47 +258,7 @@ def _operations(node: Any) -> list[str]:
     names: list[str] = []
     queue = [node]
     while queue and len(names) < 50:
-        node = queue.pop(0)
-        if node is not None:
+        if (node := queue.pop(0)) is not None:
             names.append(str(node.name()))
-            queue += list(node.next_functions)
+            queue += node.next_functions
     return names
-
-
-# -- speed ----------------------------------------------------------------------------------------
-
-
-@check("matrix rate", seconds=60)
-def matrix_rate(site: Site) -> Finding:
-    dtype = site.half or "float32"
-    site.tflops = product_rate(dtype) / 1e12
-    half = site.half is not None
-    shown = (
-        f"{site.tflops:,.3g} TFLOPS in {dtype}" if site.tflops >= 1 else f"{1e3 * site.tflops:.0f} GFLOPS in {dtype}"
-    )
-    peak = device_peak(site.device, half=half)
-    if peak is None:
-        return Finding("pass", shown, "no data sheet is known of it", figure=site.tflops)
-    share = site.tflops / peak
-    finding = Finding("pass", f"{shown}, {100 * share:.0f} % of the data sheet", f"{peak:g} TFLOPS", figure=site.tflops)
-    if share >= _SLOW:
-        return finding
-    remedy = "look for other programs on the device, its power limit and temperature (nvidia-smi -q -d PERFORMANCE)"
-    return dataclasses.replace(finding, verdict="warn" if share >= _VERY_SLOW else "fail", remedy=remedy)
-
-
-def product_rate(dtype: Type) -> float:
-    """Best rate of square matrix products, operations a second; so large that one takes 20 ms."""
-    size, seconds = 512, 0.0
-    while True:
-        a = paddle.randn([size, size]).astype(dtype)
-        seconds = min(_product_seconds(a) for _ in range(4))
-        if seconds > 0.02 or size >= 8192:
-            return 2.0 * size**3 / seconds
-        size *= 2
-
-
-def _product_seconds(a: paddle.Tensor) -> float:
-    start = time.perf_counter()
-    paddle.matmul(a, a)[0, 0].item()  # which waits for it
-    return time.perf_counter() - start

@@ -1,9 +1,7 @@
-"""A training step as runs do it, and what it asks of processors, disk and network."""
+"""A training step as runs do it, and what it asks of processors and network."""
 
 import logging
 import math
-import os
-import shutil
 import time
 import uuid
 from pathlib import Path
@@ -16,18 +14,13 @@ import paddle
 from plsc import compat, environment
 from plsc.api import load_config
 from plsc.data.sampler import Draw
-from plsc.doctor.checks import Finding, Site, check, skip
-from plsc.engine import run_directory
+from plsc.doctor.checks import Finding, Site, check, judge, skip
 from plsc.engine.assembly import assemble
 from plsc.engine.utilisation import device_peak, full_speed, training_flops
-from plsc.errors import ConfigError
 from plsc.models import parameter_count, spec_of
-from plsc.planning.memory import device_memory
 
 log = logging.getLogger("plsc")
 
-_BLOCK, _MOST_BLOCKS, _DISK_SECONDS = 2**24, 16, 6.0
-_CHECKPOINT_SECONDS, _VERY_LONG_SECONDS = 60.0, 600.0
 _PICTURES, _CLASSES = 32, 1000
 _LARGEST_BATCH, _STEP_SECONDS, _ASSUMED_SHARE = 128, 0.5, 0.4  # of the rate of products
 _ARRAYS, _BYTES_A_PARAMETER = 17, 18  # of a block, kept for backward; of weights, masters, moments and gradients
@@ -35,64 +28,6 @@ _STEPS, _UNTIMED = 3, 2
 _LOW_SHARE = {"data sheet": 0.25, "matrix rate above": 0.2}
 _MOST_WAITING, _MOST_REDUCTION = 0.1, 0.15  # of a step
 _DECODING_SECONDS = 0.5
-
-
-@check("run directory", seconds=60)
-def shared_directory(site: Site) -> Finding:
-    """Whether all processes see what the first one writes there."""
-    assert site.world is not None
-    site.run_directory.mkdir(parents=True, exist_ok=True)
-    expected = "all processes see the same files"
-    problem: ConfigError | None = None
-    try:
-        run_directory.check_shared(site.run_directory, site.world)
-    except ConfigError as error:
-        problem = error
-    site.shared = not site.anywhere("not shared", problem is not None)
-    if problem is not None:
-        remedy = "give a folder on a file system of all nodes, by the same path, as Global.output_dir must be"
-        return Finding("fail", str(problem).splitlines()[0], expected, remedy)
-    return Finding("pass", f"{site.run_directory.resolve()} can be written", expected)
-
-
-@check("disk", seconds=60, alone=True)
-def disk(site: Site) -> Finding:
-    """The first process writes checkpoints: as fast as it can sync files."""
-    if environment.rank() != 0:
-        return skip("the first process writes checkpoints")
-    size = 12 * parameter_count(spec_of(site.model))  # weights and two moments of AdamW, in float32
-    site.run_directory.mkdir(parents=True, exist_ok=True)
-    path = site.run_directory / f".doctor-{uuid.uuid4().hex}"
-    try:
-        rate = _write_rate(path)
-    finally:
-        path.unlink(missing_ok=True)
-    free = shutil.disk_usage(site.run_directory).free
-    seconds = size / rate
-    shown = f"{rate / 1e6:,.0f} MB/s: {size / 1e9:.2f} GB of {site.model} in {seconds:.1f} s; {free / 1e9:,.0f} GB free"
-    expected = f"a checkpoint in {_CHECKPOINT_SECONDS:.0f} s, room for three"
-    if free < 3 * size:
-        return Finding("fail", shown, expected, "make room, or choose another run directory")
-    if seconds > _CHECKPOINT_SECONDS:
-        remedy = "choose a faster file system, or save less often (Global.save_interval): the next save waits for it"
-        return Finding("fail" if seconds > _VERY_LONG_SECONDS else "warn", shown, expected, remedy)
-    return Finding("pass", shown, expected)
-
-
-def _write_rate(path: Path) -> float:
-    """Bytes a second that reach the disk."""
-    block = np.random.default_rng(0).bytes(_BLOCK)
-    began, written = time.perf_counter(), 0
-    with open(path, "wb") as file:
-        while written < _MOST_BLOCKS * _BLOCK and time.perf_counter() - began < _DISK_SECONDS:
-            file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            written += _BLOCK
-    return written / (time.perf_counter() - began)
-
-
-# -- the step ---------------------------------------------------------------------------------------
 
 
 def recipe(site: Site, folder: Path, batch_size: int) -> dict[str, Any]:
@@ -129,28 +64,25 @@ def recipe(site: Site, folder: Path, batch_size: int) -> dict[str, Any]:
     return tree
 
 
-def write_pictures(folder: Path) -> int:
-    """JPEGs of 500 x 375 pixels, about as large as ImageNet's; returns the bytes of one."""
-    rng, size = np.random.default_rng(0), 0
+def write_pictures(folder: Path) -> None:
+    """JPEGs of 500 x 375 pixels, about as large as ImageNet's."""
+    rng = np.random.default_rng(0)
     (folder / "one").mkdir(parents=True)
     for k in range(_PICTURES):
         coarse = cv2.resize(rng.uniform(0, 255, (24, 32, 3)), (500, 375), interpolation=cv2.INTER_CUBIC)
         pixels = np.clip(coarse + rng.normal(0, 17, coarse.shape), 0, 255).astype("uint8")
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
         (folder / "one" / f"{k:02d}.jpg").write_bytes(encoded.tobytes())
-        size += len(encoded)
-    return size // _PICTURES
 
 
 def _batch_size(site: Site) -> int:
     """Images of a process's step that takes about _STEP_SECONDS, and half of the memory: a power of two."""
     spec = spec_of(site.model)
     images = (site.tflops or 0.0) * 1e12 * _ASSUMED_SHARE * _STEP_SECONDS / (training_flops(spec) or math.inf)
-    memory = device_memory(site.device, environment.local_size())
-    if memory is not None:
+    if site.memory is not None:
         tokens = math.prod(spec.grid) + spec.prefix_tokens
         of_image = _ARRAYS * tokens * spec.embed_dim * spec.depth * (2 if site.half else 4)
-        images = min(images, max(0.0, memory - _BYTES_A_PARAMETER * parameter_count(spec)) / 2 / of_image)
+        images = min(images, max(0.0, site.memory - _BYTES_A_PARAMETER * parameter_count(spec)) / 2 / of_image)
     return min(_LARGEST_BATCH, 1 << max(0, int(images).bit_length() - 1))
 
 
@@ -197,10 +129,8 @@ def training_step(site: Site) -> Finding:
     share, low = site.images_per_second / fastest, _LOW_SHARE[source]
     shown += f"; without input {100 * share:.0f} % of the {source}"
     expected = f"{site.model}: at least {100 * low:.0f} % of the {source}"
-    if share < low:
-        remedy = "look at the rows above: flash attention, kernels, matrix rate; profile with plsc train -p"
-        return Finding("warn", shown, expected, remedy, data=data)
-    return Finding("pass", shown, expected, data=data)
+    remedy = "look at the rows above: flash attention, kernels, matrix rate; profile with plsc train -p"
+    return judge(shown, expected, remedy, warn=share < low, data=data)
 
 
 @check("input", seconds=60)
@@ -215,10 +145,8 @@ def input_rate(site: Site) -> Finding:
     shown = f"one core prepares {rate:,.0f} pictures/s, the device asks for {needed:.2g} of {cores:g} cores; waiting "
     shown += f"took {100 * site.waiting:.1f} % of the steps"
     expected = f"fewer cores than a process has, waiting at most {100 * _MOST_WAITING:.0f} %"
-    if needed <= 0.8 * cores and site.waiting <= _MOST_WAITING:
-        return Finding("pass", shown, expected, figure=rate)
     remedy = "more cores a device, smaller pictures on disk, or shards; docs/data.md has what each costs"
-    return Finding("warn", shown, expected, remedy, rate)
+    return judge(shown, expected, remedy, warn=needed > 0.8 * cores or site.waiting > _MOST_WAITING, figure=rate)
 
 
 def decoding_rate(trainer: Any) -> float:
@@ -232,12 +160,10 @@ def decoding_rate(trainer: Any) -> float:
     return count / (time.perf_counter() - began)
 
 
-@check("gradient reduction", seconds=120)
+@check("gradient reduction", seconds=120, several=True)
 def gradient_reduction(site: Site) -> Finding:
     """What averaging gradients adds to backward, with which it overlaps."""
     trainer = site.trainer
-    if site.size == 1:
-        return skip("there is one process")
     missing = site.anywhere("no trainer", trainer is None)
     if missing or trainer is None or site.batches is None or site.bytes_per_second is None:
         return skip("there was no training step")
@@ -260,14 +186,11 @@ def gradient_reduction(site: Site) -> Finding:
     by_itself = size / site.bytes_per_second
     added = max(0.0, averaged - alone)
     hidden = max(0.0, 1.0 - added / by_itself)
-    share = added / averaged
     shown = (
         f"{size / 1e6:,.0f} MB take {1e3 * by_itself:,.0f} ms by themselves and add {1e3 * added:,.0f} ms to "
         f"{1e3 * alone:,.0f} ms of forward and backward: {100 * hidden:.0f} % overlap"
     )
     data = {"bytes": size, "seconds_alone": alone, "seconds_averaged": averaged, "overlap": hidden}
     expected = f"adds at most {100 * _MOST_REDUCTION:.0f} %"
-    if share <= _MOST_REDUCTION:
-        return Finding("pass", shown, expected, data=data)
     remedy = "larger local batches or Global.accum_steps; look at the rows pairs and all_reduce rate"
-    return Finding("warn", shown, expected, remedy, data=data)
+    return judge(shown, expected, remedy, warn=added > _MOST_REDUCTION * averaged, data=data)

@@ -9,6 +9,7 @@ compared with AdamW first.
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,25 @@ _BETAS, _EPSILON, _DECAY, _RATE = (0.9, 0.99), 1e-6, 0.1, 0.01
 _SHAPES = ((5,), (3, 7), (_CHUNK + 9,))
 
 
+def updated_by_numpy(
+    weight: np.ndarray,
+    gradients: Sequence[np.ndarray],
+    *,
+    rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    decay: float,
+) -> np.ndarray:
+    """A weight after AdamW's updates by these gradients, in float64: what kernels are compared with."""
+    first, second, weight = np.zeros(weight.shape), np.zeros(weight.shape), weight.astype("float64")
+    for t, gradient in enumerate(gradients, 1):
+        first = betas[0] * first + (1 - betas[0]) * gradient
+        second = betas[1] * second + (1 - betas[1]) * gradient.astype("float64") ** 2
+        step = first / (1 - betas[0] ** t) / (np.sqrt(second / (1 - betas[1] ** t)) + epsilon)
+        weight = weight * (1 - rate * decay) - rate * step
+    return weight
+
+
 @functools.cache
 def _computes_right(device: str) -> bool:
     """Whether the kernel is there on the present device, and its updates are AdamW's, also of a loaded state.
@@ -79,7 +99,7 @@ def _computes_right(device: str) -> bool:
     Looked at once.
     """
     rng = np.random.default_rng(0)
-    weights = [rng.normal(size=shape).astype("float32") for shape in _SHAPES]
+    weights, *gradients = ([rng.normal(size=shape).astype("float32") for shape in _SHAPES] for _ in range(4))
     try:
         with paddle.utils.unique_name.guard("plsc_check_"):
             tensors = [
@@ -88,20 +108,18 @@ def _computes_right(device: str) -> bool:
             ]
             group: Any = {"params": tensors, "weight_decay": _DECAY}
             optimizer = MultiTensorAdamW(_RATE, *_BETAS, _EPSILON, parameters=[group])
-        first, second = ([np.zeros(w.shape) for w in weights] for _ in range(2))
-        for t in (1, 2, 3):
-            gradients = [rng.normal(size=w.shape).astype("float32") for w in weights]
-            for k, gradient in enumerate(gradients):
-                tensors[k].grad = paddle.to_tensor(gradient)
-                first[k] = _BETAS[0] * first[k] + (1 - _BETAS[0]) * gradient
-                second[k] = _BETAS[1] * second[k] + (1 - _BETAS[1]) * gradient.astype("float64") ** 2
-                step = first[k] / (1 - _BETAS[0] ** t) / (np.sqrt(second[k] / (1 - _BETAS[1] ** t)) + _EPSILON)
-                weights[k] = weights[k] * (1 - _RATE * _DECAY) - _RATE * step
-            if t == 2:  # Paddle may have made the state elsewhere than a continued run puts it
+        for t, of_step in enumerate(gradients):
+            for tensor, gradient in zip(tensors, of_step, strict=True):
+                tensor.grad = paddle.to_tensor(gradient)
+            if t == 1:  # Paddle may have made the state elsewhere than a continued run puts it
                 for state in [s for of_kind in optimizer._accumulators.values() for s in of_kind.values()]:
                     assign(state, to_numpy(state))
             optimizer._update(tensors, paddle.full([1], _RATE, dtype="float32"), group)
-        wrong = [w.shape for w, t in zip(weights, tensors, strict=True) if not np.allclose(t.numpy(), w, 1e-5, 1e-6)]
+        wrong = []
+        for tensor, weight, of_weight in zip(tensors, weights, zip(*gradients, strict=True), strict=True):
+            exact = updated_by_numpy(weight, of_weight, rate=_RATE, betas=_BETAS, epsilon=_EPSILON, decay=_DECAY)
+            if not np.allclose(tensor.numpy(), exact, 1e-5, 1e-6):
+                wrong.append(weight.shape)
         problem = f"computes something else for {wrong}" if wrong else ""
     except Exception as error:  # what Paddle raises where a device has no such kernel is of several kinds
         problem = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
