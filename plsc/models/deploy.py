@@ -113,12 +113,12 @@ class ApartAttention(Attention):
     def of(attention: Attention) -> None:
         """Change an Attention into one of these."""
         qkv, bias = attention.qkv, None
-        if qkv.bias is not None:
-            bias = qkv.bias.numpy()
-        elif attention.separate_biases:
+        if attention.separate_biases:
             q_bias, v_bias = attention.q_bias.numpy(), attention.v_bias.numpy()
             bias = np.concatenate([q_bias, np.zeros_like(q_bias), v_bias])
             del attention.q_bias, attention.v_bias
+        elif qkv.bias is not None:
+            bias = qkv.bias.numpy()
         del attention.qkv
         attention.__class__ = ApartAttention
         for name, weight in zip("qkv", np.split(qkv.weight.numpy(), 3, axis=1), strict=True):

@@ -226,7 +226,7 @@ def _at_stage(config: Config, stage: int, devices: int) -> Config:
     """The configuration with its optimizer's state, gradients and weights spread at that stage; 0: not."""
     if stage == 0:
         return config.replace({"DistributedStrategy.sharding": None})
-    sharding = Sharding(stage=stage, degree=degree_of(config, devices))
+    sharding = Sharding.model_validate({"stage": stage, "degree": degree_of(config, devices)})
     return config.replace({"DistributedStrategy.sharding": sharding})
 
 
