@@ -1,7 +1,7 @@
 """A training step of plsc beside timm's in PyTorch and PLSC's own, on this machine's CPU, in one alternating run.
 
     python benchmarks/against_peers.py --peer-python /path/to/venv/bin/python
-        [--models Ti S B] [--rounds 7] [--steps 2] [--markdown table.md]
+        [--models Ti S B] [--rounds 5] [--steps 1] [--markdown table.md]
 
 Every side is a process of its own with the same model (class token, dropout 0), batch, picture size, float32, AdamW
 with weight decay, and clipping by global norm; only one of them computes at a time. The peers' environment has torch
@@ -265,8 +265,8 @@ def main() -> None:
     parser.add_argument("--peer-python", help="Python of an environment with torch and timm; default: left out")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES), help="sizes of ViT, patch 16")
     parser.add_argument("--batch", type=int, default=8, help="pictures of an update")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
-    parser.add_argument("--steps", type=int, default=2, help="updates in one turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=1, help="updates in one turn")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="plsc always takes part")
     parser.add_argument("--markdown", type=Path, help="file to write the table to")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
