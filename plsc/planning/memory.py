@@ -52,7 +52,8 @@ class Footprint:
         activations: bytes an image that forward keeps for backward. recomputed: the same where every block is
             recomputed; None where it cannot be. block: bytes an image inside one block. attention: bytes an image of
             attention matrices, a part of activations that flash attention does without; 0 where it is not taken.
-        workspace: bytes an image that backward needs besides, at its height; without the parameters' gradients.
+        workspace: bytes an image that backward needs besides, at its height; without the parameters' gradients, unless
+            it is counted for a CPU.
         outside: bytes of this process that are none of Paddle's tensors: Python, libraries and their buffers.
     """
 
@@ -112,8 +113,12 @@ class Memory:
         return None if self.available is None else self.peak <= self.available
 
 
-def footprint(config: Config) -> Footprint:
-    """Count a model on the CPU. Raises ConfigError where it cannot be built, or takes no images of its own size."""
+def footprint(config: Config, *, on_cpu: bool = False) -> Footprint:
+    """Count a model on the CPU. Raises ConfigError where it cannot be built, or takes no images of its own size.
+
+    Args:
+        on_cpu: whether it is to run there, see `_workspace`.
+    """
     depth = config.Model.arguments.get("depth")
     before = paddle.get_device()
     paddle.set_device("cpu")
@@ -122,9 +127,9 @@ def footprint(config: Config) -> Footprint:
     gc.disable()  # what is freed while others are counted would be taken off their amounts
     try:
         if not isinstance(depth, int) or depth <= _SHALLOW + 1 or config.optimizer_options.freeze:
-            counted = _counted(config)
+            counted = _counted(config, on_cpu)
         else:
-            two, three = (_counted(config.replace({"Model.depth": _SHALLOW + k})) for k in (0, 1))
+            two, three = (_counted(config.replace({"Model.depth": _SHALLOW + k}), on_cpu) for k in (0, 1))
             counted = _deeper(two, three, depth - _SHALLOW)
         return dataclasses.replace(counted, outside=_outside())
     finally:
@@ -278,7 +283,7 @@ def _picture(config: Config) -> tuple[int, int, int]:
 # -- counting -----------------------------------------------------------------------------------
 
 
-def _counted(config: Config) -> Footprint:
+def _counted(config: Config, on_cpu: bool) -> Footprint:
     """A model as the configuration has it, built and run; `outside` is left open."""
     network = build.model(config)
     if config.optimizer_options.freeze:
@@ -287,7 +292,7 @@ def _counted(config: Config) -> Footprint:
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
     layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
     in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
-    kept, workspace = _kept(config, network), _workspace(config, network)
+    kept, workspace = _kept(config, network), _workspace(config, network, on_cpu)
     with _counting() as states:
         build.optimizer(config, network, multi_precision=False).create_state()
     recomputed = None
@@ -347,15 +352,16 @@ def _kept(config: Config, network: Any) -> float:
     return kept.bytes / _BATCH
 
 
-def _workspace(config: Config, network: Any) -> float:
+def _workspace(config: Config, network: Any, on_cpu: bool) -> float:
     """Bytes an image that backward needs besides, at its height.
 
     Gradients of parameters, whose size does not depend on the batch, would count as those of its few images: where all
-    are trained, gradients go through them to the images instead.
+    are trained, gradients go through them to the images instead. Not on a CPU: there they stand for what its heap and a
+    checkpoint's copy take besides, so that the sum is what processes were measured to take (tests/test_planning.py).
     """
     images, labels = _batch(config)
     trained = [p for p in network.parameters() if not p.stop_gradient]
-    replaced = trained if len(trained) == len(network.parameters()) else []
+    replaced = trained if len(trained) == len(network.parameters()) and not on_cpu else []
     for parameter in replaced:
         parameter.stop_gradient = True
     images.stop_gradient = not replaced

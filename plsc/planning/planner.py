@@ -127,7 +127,7 @@ def plan(
     device = _device(config, notes, another=memory is not None or tflops is not None)
     on_cpu = device == "cpu"
     local = build.local_batch_size(config, devices)
-    counted = footprint(config)
+    counted = footprint(config, on_cpu=on_cpu)
     spec = _spec(config)
     available = memory or device_memory(device, devices)
     micro_batch = local // config.Global.accum_steps
