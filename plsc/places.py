@@ -246,6 +246,11 @@ def _file_in(folder: Path, weights: str) -> Path:
     others = sorted(file for file in own.iterdir() if file.suffix in _OTHER_WEIGHTS and file.is_file())
     if len(others) == 1 and not paddle_files:
         return others[0]
+    if (folder / RECIPE).is_file() and (folder / CHECKPOINTS).is_dir() and not steps(folder / CHECKPOINTS):
+        raise CheckpointError(
+            f"{folder}: this run has not saved a checkpoint yet; where it has ended, plsc train -c {folder / RECIPE} "
+            "-o Global.resume=auto begins it again"
+        )
     files = [*paddle_files, *others]
     several = f"; there are {', '.join(file.name for file in files)}: name one" if files else ""
     raise CheckpointError(

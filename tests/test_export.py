@@ -25,6 +25,7 @@ from plsc.cli.main import main
 from plsc.config import load as load_recipe
 from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError, DataError, DeviceError
+from plsc.export import graph as export_graph
 from plsc.export import write as export_write
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec
@@ -502,6 +503,26 @@ def test_a_failed_export_leaves_the_earlier_one(model, process_state, monkeypatc
     assert main(options) == 2
     assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["out", "plain.safetensors"]
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_a_full_disk_is_reported_as_such(model, process_state, monkeypatch, capsys, format):
+    """Paddle writes its file short without an error; the first to notice was paddle2onnx, which blamed the model."""
+    save = paddle.jit.save
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    def short(*arguments, **keywords):
+        save(*arguments, **keywords)
+        (weights,) = Path.cwd().glob(".writing-*/inference.pdiparams")
+        weights.write_bytes(weights.read_bytes()[:100])
+        monkeypatch.setattr(export_graph, "sync", full)
+
+    monkeypatch.setattr(paddle.jit, "save", short)
+    assert main(["export", "--weights", str(model), "--output", "out", "--format", format]) == 2
+    assert capsys.readouterr().err.endswith("/out: could not be written: No space left on device\n")
+    assert list(Path.cwd().iterdir()) == [model]
 
 
 def test_an_export_replaces_an_export_and_what_a_kill_left(model, process_state):

@@ -26,6 +26,13 @@ def losses(run) -> np.ndarray:
     return np.array([record["loss"] for record in metrics(run)])
 
 
+def changes(run) -> list[str]:
+    """What each continuation of a run reported as changed."""
+    lines = (run / "train.log").read_text().splitlines()
+    marked = (line.partition("settings that differ from those of ")[2] for line in lines)
+    return [text.strip().partition(": ")[2] for text in marked if text]
+
+
 def weights(run, part="model"):
     return load_file(run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / f"{part}.safetensors")
 
@@ -164,6 +171,8 @@ def test_a_checkpoints_global_batch_that_does_not_divide_is_refused(tmp_path):
     assert build.local_batch_size(config, 4) == 8
     with pytest.raises(ConfigError, match="global batch of 32 is not divisible by 3 processes"):
         build.local_batch_size(config, 3)
+    with pytest.raises(ConfigError, match=r"is 32, but 1 x .* is 64; .* -o Global\.global_batch_size=64"):
+        build.local_batch_size(config.replace({**kept, "DataLoader.Train.sampler.batch_size": 64}), 1)
 
 
 def test_continuing_with_more_epochs_follows_the_new_schedule(tmp_path):
@@ -177,6 +186,7 @@ def test_continuing_with_more_epochs_follows_the_new_schedule(tmp_path):
     assert len(after) == done
     # cosine over 2 epochs, halfway at the old end: about half of the new rate
     assert after[0]["lr"] == pytest.approx(0.005, rel=0.1)
+    assert changes(run) == ["Global.epochs 1 → 2, LRScheduler.learning_rate 0.002 → 0.01"]
 
 
 def test_the_best_checkpoint_survives_a_resume(tmp_path):
@@ -285,6 +295,7 @@ def test_a_continued_run_says_which_batch_it_keeps(tmp_path):
     resume = ("Global.resume=auto", "Global.max_train_step=4", "DataLoader.Train.sampler.batch_size=8")
     run = train(tmp_path, "run", tree, *resume)
     assert "keeps its global batch of 32, not the 8 asked for" in (run / "train.log").read_text()
+    assert changes(run) == ["Global.max_train_step 2 → 4"]
     assert load(str(run / "config.yaml")).Global.global_batch_size == 32
 
 
@@ -296,12 +307,15 @@ def test_a_requeued_job_goes_on_where_it_was(tmp_path):
     second = train(tmp_path, "second", tree, *again, "Global.max_train_step=4")
     second = train(tmp_path, "second", tree, *again, "Global.max_train_step=6")
     assert [r["step"] for r in metrics(second)] == [3, 4, 5, 6]
+    assert changes(second) == ["Global.max_train_step 2 → 4", "Global.max_train_step 4 → 6"]
 
 
 def test_a_finished_run_is_evaluated_when_asked_again(tmp_path):
-    """A stop at the very end leaves the evaluation out; the next start makes it."""
+    """A stop at the very end leaves the evaluation out; the next start makes it. config.yaml stays what was trained."""
     tree = tiny_digits()
     run = train(tmp_path, "run", tree, "Global.max_train_step=2")
     again = ("Global.resume=auto", "Global.max_train_step=2", "Global.eval_during_train=True")
-    run = train(tmp_path, "run", tree, *again)
+    run = train(tmp_path, "run", tree, *again, "LRScheduler.learning_rate=0.5")
     assert metrics(run, "eval")[-1]["step"] == 2
+    assert changes(run) == ["Global.eval_during_train False → True, LRScheduler.learning_rate 0.002 → 0.5"]
+    assert "learning_rate: 0.002\n" in (run / "config.yaml").read_text()

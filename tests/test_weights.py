@@ -367,6 +367,13 @@ def test_missing_paths_are_named(tmp_path):
         read(tmp_path)
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("Global: {}\n")
+    with pytest.raises(CheckpointError, match=r"has not saved a checkpoint yet.*config\.yaml -o Global\.resume=auto"):
+        read(tmp_path)
+
+
 def test_a_pointer_to_a_removed_checkpoint(run_directory):
     (run_directory / "checkpoints" / "best").write_text("step-00000099\n")
     with pytest.raises(CheckpointError, match="step-00000099"):

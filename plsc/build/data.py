@@ -281,7 +281,9 @@ def local_batch_size(config: Config, world_size: int) -> int:
     if g.global_batch_size is not None:
         if local is not None and local * world_size != g.global_batch_size:
             raise config.error(
-                path, f"is {g.global_batch_size}, but {world_size} x sampler.batch_size is {local * world_size}"
+                path,
+                f"is {g.global_batch_size}, but {world_size} x sampler.batch_size is {local * world_size}; leave "
+                f"sampler.batch_size out, or set -o Global.global_batch_size={local * world_size}",
             )
         local, rest = divmod(g.global_batch_size, world_size)
         if rest:

@@ -135,7 +135,8 @@ class EpochSampler:
         if drop_last and size < self.global_batch:
             raise ConfigError(
                 f"drop_last leaves nothing: {size} samples are fewer than one global batch "
-                f"of {self.global_batch} ({world} x {batch_size}); lower batch_size or set drop_last to False"
+                f"of {self.global_batch} ({world} x {batch_size}); lower Global.global_batch_size or "
+                "sampler.batch_size, or set drop_last to False"
             )
         whole, rest = divmod(size, self.global_batch)
         self.steps_per_epoch = whole if drop_last or not rest else whole + 1

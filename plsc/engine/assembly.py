@@ -12,6 +12,7 @@ from plsc import build, checksums, environment, loading, places
 from plsc.config import Config
 from plsc.data.preprocess import Preprocess
 from plsc.data.sampler import Sampler
+from plsc.data.words import some
 from plsc.engine import blocks, checkpoint, run_directory, utilisation
 from plsc.engine.accumulation import Accumulation
 from plsc.engine.callbacks import Callbacks
@@ -32,11 +33,20 @@ from plsc.models import cpu_forms
 from plsc.optim import Optimizer
 from plsc.optim.groups import freeze
 from plsc.registry import TASKS
+from plsc.runs.compare import changed_settings
 from plsc.tensors import to_numpy
 from plsc.weights import Source
 from plsc.weights import read as read_weights
 
 log = logging.getLogger("plsc")
+
+# what a continued run takes from its checkpoint; a difference has a warning of its own
+_KEPT = (
+    "Global.seed",
+    "Global.global_batch_size",
+    "DataLoader.Train.sampler.batch_size",
+    "DataLoader.Train.sampler.lanes",
+)
 
 
 def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *, verify: bool = True) -> Trainer:
@@ -81,6 +91,8 @@ def assemble(config: Config, world: World, callbacks: Callbacks | None = None, *
     if isinstance(task, Stateful):
         parts["task"] = Copied(task)
     if saved is not None:
+        if world.is_first:
+            _report_changes(config, saved)
         saved.restore(parts)
     average = None
     if config.EMA:  # it begins at the weights, so after they are restored
@@ -181,6 +193,14 @@ def _continued(config: Config, saved: Saved, world: World) -> Config:
     return config.replace(changes)
 
 
+def _report_changes(config: Config, saved: Saved) -> None:
+    """Log which settings differ from those that the checkpoint was trained with."""
+    changed = changed_settings(saved.path, config.to_dict())
+    shown = [f"{key} {before} → {now}" for key, (before, now) in changed.items() if key not in _KEPT]
+    if shown:
+        log.info("settings that differ from those of %s: %s", saved.path.name, some(shown))
+
+
 def _check_held_out(config: Config, saved: Saved, state: ProgressState) -> None:
     """Refuse to train on what the run held out until now, or to evaluate on what it trained on."""
     if state.held_out is None:
@@ -224,7 +244,8 @@ def _run_directory(config: Config, saved: Saved | None, progress: Progress, best
         if record and record["step"] <= progress.step:
             best.improved_by(record)
     if world.is_first:
-        run_directory.write_description(config, world)
+        if not (own and progress.finished):  # a run that is over was not trained with what is asked for now
+            run_directory.write_description(config, world)
         if own:
             checkpoints.point("latest", progress.step)  # where a run that went back is to be continued
             if record is None or record != best.record:  # damaged, not yet written, or of a later step

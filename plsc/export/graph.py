@@ -9,10 +9,12 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from plsc.errors import CheckpointError, DeviceError
+from plsc.files import sync
 from plsc.places import ONNX_MODEL
 from plsc.runtimes import captured_output
 
 _OPSET = 17
+_PROBE = 2**16  # bytes, several blocks of a disk
 
 
 def import_paddle2onnx() -> ModuleType:
@@ -28,10 +30,16 @@ def import_paddle2onnx() -> ModuleType:
 
 
 def write_graph(network: nn.Layer, folder: Path, description: dict[str, Any]) -> None:
-    """Write the model's files; adds to the description (of export.json) what wrote them."""
+    """Write the model's files; adds to the description (of export.json) what wrote them.
+
+    Raises:
+        OSError: the disk is full.
+        DeviceError: paddle2onnx is missing, or cannot convert the model.
+    """
     shape = InputSpec(list(description["input_shape"]), "float32", "image")  # it writes into the list
     with captured_output():  # Paddle warns of its own parts
         paddle.jit.save(network, str(folder / "inference"), input_spec=[shape])
+    _check_space(folder)
     if description["format"] == "paddle":
         return
     paddle2onnx = import_paddle2onnx()
@@ -48,10 +56,20 @@ def write_graph(network: nn.Layer, folder: Path, description: dict[str, Any]) ->
                 optimize_tool="None",
             )
         except Exception as error:  # it logs what went wrong, and then stumbles over the missing result
+            _check_space(folder)
             raise DeviceError(f"paddle2onnx cannot convert the model:\n{printed()}") from error
+    _check_space(folder)
     _tidy(file, _norm_epsilon(network))
     for left in folder.glob("inference.*"):
         left.unlink()
+
+
+def _check_space(folder: Path) -> None:
+    """Raise OSError on a full disk, where Paddle and paddle2onnx write less than they should and report nothing."""
+    probe = folder / "space"
+    probe.write_bytes(bytes(_PROBE))
+    sync(probe)
+    probe.unlink()
 
 
 def _norm_epsilon(network: nn.Layer) -> float | None:

@@ -231,7 +231,7 @@ def export(
             write_json(writing / EXPORT_DESCRIPTION, description)
             _checked_output(output)  # something else may have come into its place meanwhile
     except OSError as error:
-        raise CheckpointError(f"{output}: could not be written: {error}") from error
+        raise CheckpointError(f"{output}: could not be written: {error.strerror or error}") from error
     return checks
 
 

@@ -207,10 +207,21 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return parse_file(path, str(path))[0] if path.is_file() else {}
 
 
-def differing_keys(first: Any, second: Any) -> list[str]:
-    """Dotted keys in which two nested mappings differ."""
+def differences(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two nested mappings differ → both values; None where one has no such key."""
     one, other = _flat(first), _flat(second)
-    return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+    pairs = {key: (one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def changed_settings(folder: Path, now: Any) -> dict[str, tuple[Any, Any]]:
+    """Settings that a run has now and had not in a run directory or checkpoint: dotted key → before, now.
+
+    Empty where the folder has no config.yaml.
+    """
+    before = _recipe(folder)
+    changed = differences(before, now) if before else {}
+    return {key: pair for key, pair in changed.items() if key not in _ASIDE}
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:

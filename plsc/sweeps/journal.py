@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from plsc import files
 from plsc.errors import ConfigError
-from plsc.runs.compare import differing_keys
+from plsc.runs.compare import differences
 from plsc.sweeps.space import SEED, short_keys, shown
 
 NAME = "sweep.json"
@@ -84,7 +84,7 @@ class Journal:
             raise ConfigError(f"{fresh.path}: is of format {content.get('format')}, this plsc reads {_FORMAT}")
         before = content.get("definition")
         if before != definition:
-            different = differing_keys(before if isinstance(before, dict) else {}, definition)
+            different = differences(before if isinstance(before, dict) else {}, definition)
             raise ConfigError(
                 f"{folder} holds another search, which differs in {', '.join(different)}; choose another folder with "
                 "--output, or give what it was begun with"
