@@ -334,7 +334,7 @@ def import_paddle(*, cpu_threads: int | None = None) -> ModuleType:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Context without Python's search for garbage in cycles: an import makes much and leaves none behind.
+    """Context without Python's search for garbage in cycles: an import makes many objects and leaves no garbage.
 
     Measured: 0.12 s of Paddle's 0.88 s.
     """

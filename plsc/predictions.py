@@ -33,16 +33,15 @@ def as_json_lines(batches: Iterable[Batch]) -> Iterator[str]:
 
 
 def as_csv(batches: Iterable[Batch]) -> Iterator[str]:
-    """The rows of each batch, one a picture and class, after a row of titles."""
-    titles = [["image", "rank", "class", "name", "probability"]]
+    """A row of titles, then the rows of each batch, one a picture and class."""
+    yield csv_table([["image", "rank", "class", "name", "probability"]])
     for batch in batches:
         rows = [
             [path_text(path), rank, p.index, p.name, f"{p.probability:.{_DIGITS}f}"]
             for path, best in batch
             for rank, p in enumerate(best, start=1)
         ]
-        yield csv_table([*titles, *rows])
-        titles = []
+        yield csv_table(rows)
 
 
 def as_table(batches: Iterable[Batch]) -> Iterator[str]:
@@ -65,7 +64,7 @@ FORMATS: dict[str, Callable[[Iterable[Batch]], Iterator[str]]] = {
 
 
 def path_text(path: str) -> str:
-    """A path as text, also where its bytes are none."""
+    """A path as text, also where its bytes are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

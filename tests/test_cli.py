@@ -348,7 +348,7 @@ def test_list_recipes_shows_data_hardware_and_figure(capsys):
 
 
 def test_a_file_of_weights_stands_for_one_download():
-    """Otherwise the second recipe would begin, without a sound, from what was fetched for the first."""
+    """Otherwise the second recipe would silently begin from what was fetched for the first."""
     data = [header(path)["Data"] for path in shipped_recipes().values()]
     addresses = {pair for text in data for pair in re.findall(r"(\./pretrained/\S+) from (https://\S+)", text)}
     assert len(addresses) > 5 and len(dict(addresses)) == len(addresses)

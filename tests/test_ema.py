@@ -122,18 +122,31 @@ def test_applied_restores_after_an_error():
     assert all(np.array_equal(arrays(model)[name], own[name]) for name in own)
 
 
-def test_other_processes_are_told_of_each_change_but_not_after_an_error():
+def test_other_processes_get_each_change_but_none_after_an_error():
     """One that failed would wait in a collective for the others, which are elsewhere, and its error would be lost."""
     model = layer()
-    average, told = averaged(model), []
-    average._changed = lambda: told.append(float(model.weight.sum()))
+    average, sums = averaged(model), []
+    average._changed = lambda: sums.append(float(model.weight.sum()))
     own, mean = float(model.weight.sum()), averages(average)["weight"].sum()
     with average.applied(model):
-        assert told == [pytest.approx(mean, rel=1e-5)]
-    assert told[1:] == [pytest.approx(own, rel=1e-5)]
+        assert sums == [pytest.approx(mean, rel=1e-5)]
+    assert sums[1:] == [pytest.approx(own, rel=1e-5)]
     with pytest.raises(RuntimeError), average.applied(model):
         raise RuntimeError("evaluation failed")
-    assert len(told) == 3
+    assert len(sums) == 3
+
+
+def test_applied_restores_where_other_processes_cannot_be_reached():
+    model = layer()
+    average, own = averaged(model), arrays(model)
+
+    def fails():
+        raise ConnectionError("the other process is gone")
+
+    average._changed = fails
+    with pytest.raises(ConnectionError), average.applied(model):
+        pytest.fail("evaluated with weights that other processes do not have")
+    assert all(np.array_equal(arrays(model)[name], own[name]) for name in own)
 
 
 def test_applied_keeps_the_type_of_the_weights():

@@ -16,6 +16,7 @@ from plsc.engine.utilisation import full_speed, known_peak, training_flops
 from plsc.models import VisionTransformer, ViTSpec
 from plsc.planning import advice
 from plsc.planning.memory import footprint
+from plsc.planning.text import _size
 from tests.helpers import CHECKOUT, clean_environment, tiny_digits, write_config
 from tests.test_model_names import operations
 
@@ -216,6 +217,23 @@ def test_a_plan_that_does_not_fit_names_the_parts_that_do():
     parts = int(note.split("=")[1].split()[0])
     smaller = planned(made, [f"Global.accum_steps={parts}"], memory=8 * 2**20)
     assert smaller.memory.fits and not planned(made, [f"Global.accum_steps={parts // 2}"], memory=8 * 2**20).memory.fits
+
+
+@pytest.mark.parametrize("kibibytes", [2048, 3328, 5632, 10240])
+def test_parts_that_are_named_fit_with_the_gradients_that_they_keep(kibibytes):
+    """A micro-batch of that size fits as a whole batch; as a part, sums of gradients stay beside its activations."""
+    made, memory = tree({"img_size": 32, "embed_dim": 64}, device="gpu"), kibibytes * 1024
+    plan = planned(made, memory=memory)
+    assert plan.memory.fits is False and plan.memory.largest
+    for note in plan.notes:
+        if "Global.accum_steps=" in note:
+            parts = int(note.split("=")[1].split()[0])
+            assert planned(made, [f"Global.accum_steps={parts}"], memory=memory).memory.fits
+
+
+def test_sizes_have_three_digits():
+    sizes = [999, 999.7 * 2**10, 999.7 * 2**20, 1023 * 2**30, 64 * 2**30]
+    assert [_size(size) for size in sizes] == ["999 B", "0.976 MiB", "0.976 GiB", "1,023 GiB", "64 GiB"]
 
 
 def test_this_machines_memory_is_what_its_container_has(monkeypatch):

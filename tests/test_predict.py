@@ -22,7 +22,7 @@ from sklearn.utils.extmath import softmax
 
 import plsc as plsc_package
 from plsc import export as exporting
-from plsc import loading, predictor
+from plsc import loading, predictions, predictor
 from plsc.cli.main import main
 from plsc.data.device import DeviceInput
 from plsc.data.picture_files import natural_order
@@ -120,6 +120,10 @@ def test_probabilities_stay_finite(logits, sigmoid):
     assert np.isfinite(shares).all() and (shares >= 0).all() and (shares <= 1).all()
     if not sigmoid:
         assert abs(shares.sum() - 1) < 1e-9
+
+
+def test_a_table_without_pictures_has_its_titles():
+    assert list(predictions.as_csv([])) == ["image,rank,class,name,probability\n"]
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])

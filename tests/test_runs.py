@@ -96,7 +96,7 @@ def test_curves_of_a_folder_of_runs(two, tmp_path, monkeypatch):
     assert drawn == [two]
 
 
-def test_runs_that_were_evaluated_on_other_data_are_said_to_be(two, tmp_path, capsys):
+def test_runs_that_were_evaluated_on_other_data_are_noted(two, tmp_path, capsys):
     assert plsc.compare(two).notes == []
     other = parse_file(two[0] / "config.yaml", "config.yaml")[0]
     other["DataLoader"]["Eval"]["dataset"] |= {"slice": "[:100]", "transform_ops": []}

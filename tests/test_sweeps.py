@@ -139,6 +139,8 @@ def test_a_search_goes_on_only_as_the_same(tmp_path):
     assert [run.state for run in again.runs] == ["done", "waiting"]
     with pytest.raises(ConfigError, match="another search, which differs in recipe;"):
         Journal.open(tmp_path, {"recipe": "b", "trials": None}, runs)
+    again = Journal.open(tmp_path, {"recipe": "a", "trials": None, "halving": None}, runs)
+    assert [run.state for run in again.runs] == ["done", "waiting"], "null is as absent"
     (tmp_path / "sweep.json").write_text('{"format": 1, "definition')
     with pytest.raises(ConfigError, match="damaged"):
         Journal.open(tmp_path, {"recipe": "a"}, runs)
@@ -292,6 +294,17 @@ def test_the_reason_of_a_failure_is_the_errors_line(tmp_path):
     assert scheduler._reason(tmp_path / "output.txt", 1) == "ValueError: (InvalidArgument) shapes differ"
 
 
+def test_the_reason_of_a_failure_is_the_last_attempts(tmp_path, monkeypatch):
+    """What a run printed in an earlier attempt stays in its file."""
+    monkeypatch.setattr(scheduler, "_PROGRAM", "failing")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for text in ("print('error: no disk'); raise SystemExit(2)", "raise MemoryError('no memory')"):
+        (tmp_path / "failing.py").write_text(text)
+        result = plsc.sweep(tree(), {RATE: [1]}, output_dir=tmp_path / "s")
+    assert result.standings[0].errors == ("MemoryError: no memory",)
+    assert "no disk" in (result.standings[0].runs[0] / scheduler.OUTPUT).read_text()
+
+
 def test_the_best_need_not_be_the_longest(tmp_path, finished):
     space = {RATE: [1, 2], "Global.max_train_step": [20, 40]}
     result = plsc.sweep(tree(), space, output_dir=tmp_path / "s")
@@ -318,6 +331,11 @@ def test_the_table_has_means_and_spreads(tmp_path, finished):
         ({"Optimizer.learning_rat": [1, 2]}, {}, "learning_rat"),
         ({"Global.output_dir": ["a", "b"]}, {}, "is set by the search"),
         ({"DataLoader.Eval.dataset.split": ["train", "test"]}, {}, "must be on the same data for all"),
+        (
+            {"DataLoader.Eval.dataset": [{"name": "Digits"}, {"name": "CIFAR10"}]},
+            {},
+            "must be on the same data for all",
+        ),
         ({RATE: [1]}, {"halving": 1}, "halving is 1"),
         ({RATE: [1]}, {"overrides": ["Global.eval_during_train=False"]}, "ranks runs by their evaluation"),
     ],

@@ -1,4 +1,4 @@
-"""Tasks of others, and models that are not ViT: the loop and the evaluator know nothing of either."""
+"""Tasks of others, and models that are not Vision Transformers: the loop and the evaluator know nothing of either."""
 
 import json
 import logging

@@ -98,7 +98,7 @@ def test_no_averaged_weights(kind):
 
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6), (768, 12), (1024, 16), (256, None)])
 def test_heads_of_the_four_models_of_coyo_vit(tmp_path, width, heads):
-    """Its code has no other; for a width it does not have, the heads are not fact."""
+    """Its code has no other; for a width it does not have, the heads are unknown."""
     names = {"class_emb": (1, 1, width), "embedding/kernel": (2, 2, 3, width), "pos_emb": (1, 5, width)}
     arrays = {f"backbone/{name}": np.zeros(shape, "float32") for name, shape in names.items()}
     assert read(write_bundle(tmp_path / "w", arrays)).card.stated.get("num_heads") == heads

@@ -37,6 +37,6 @@ def read_class_names(path, count: int | None = None) -> list[str]:
 def imagenet_names() -> tuple[str, ...]:
     """The 1000 classes of ImageNet-1k (ILSVRC 2012) in their usual order, as torchvision names them.
 
-    imagenet_1k.txt is torchvision's list, under its licence, which is beside it, imagenet_1k.LICENSE.
+    imagenet_1k.txt is torchvision's list, under its licence, which is in imagenet_1k.LICENSE.
     """
     return tuple(read_class_names(Path(__file__).with_name("imagenet_1k.txt"), 1000))

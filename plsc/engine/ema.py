@@ -57,15 +57,15 @@ class WeightAverage:
         """
         parameters = {name: p for name, p in model.named_parameters() if name in self._average}
         kept = {name: p.clone() for name, p in parameters.items()}
-        self._assign(parameters, self._average)
-        self._tell()
         try:
+            self._assign(parameters, self._average)
+            self._share()
             yield model
         finally:
             self._assign(parameters, kept)
-        self._tell()
+        self._share()
 
-    def _tell(self) -> None:
+    def _share(self) -> None:
         if self._changed is not None:
             self._changed()
 

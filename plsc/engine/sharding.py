@@ -10,7 +10,7 @@ processes.
 Whole parameters are dealt out, not slices of them, so that optimizers that need a parameter's norm or its matrix
 (LARS, LAMB, Adafactor, Muon) compute what they compute alone, and a checkpoint's arrays stay the model's own.
 
-This uses paddle.distributed's collectives and not on Paddle's wrappers (3.3), which cannot hold what a run here
+This uses paddle.distributed's collectives and not Paddle's wrappers (3.3), which cannot hold what a run here
 has: DygraphShardingOptimizer (fleet, stage 1) refuses parameter groups, by which weight decay and layer decay are set;
 GroupShardedStage2 and 3 scale gradients inside the optimizer's step, after our one global norm is measured, and add
 micro-batches in half precision; group_sharded_parallel refuses the CPU; and what they save holds one process's share

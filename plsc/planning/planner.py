@@ -130,19 +130,19 @@ def plan(
     counted = footprint(config, on_cpu=on_cpu)
     spec = _spec(config)
     available = memory or device_memory(device, devices)
-    micro_batch = local // config.Global.accum_steps
 
-    def memory_at(stage: int) -> Memory:
+    def memory_with(config: Config) -> Memory:
         return memory_of(
-            _at_stage(config, stage, devices),
+            config,
             counted,
-            micro_batch=micro_batch,
+            micro_batch=local // config.Global.accum_steps,
             devices=devices,
             on_cpu=on_cpu,
             available=available,
         )
 
-    stages = {stage: memory_at(stage) for stage in ((0, 1, 2, 3) if devices > 1 else (0,))}
+    several = devices > 1
+    stages = {stage: memory_with(_at_stage(config, stage, devices)) for stage in ((0, 1, 2, 3) if several else (0,))}
     sharding = config.DistributedStrategy.sharding
     needed = stages[sharding.stage if sharding is not None and devices > 1 else 0]
     if sharding is not None and devices == 1:
@@ -151,9 +151,11 @@ def plan(
         largest = f"{100 * share_of(config, counted, devices):.3g} % of the trained parameters"
         groups = f"groups of {degree_of(config, devices)} devices"
         notes.append(f"sharding, stage {sharding.stage}: {groups}, of which the one that owns most has {largest}")
-    if needed.fits is False and needed.largest:
-        parts = next(parts for parts in range(1, local + 1) if not local % parts and local // parts <= needed.largest)
-        notes.append(f"Global.accum_steps={parts} makes micro-batches of {local // parts}, which fit")
+    if needed.fits is False:
+        more = (n for n in range(config.Global.accum_steps + 1, local + 1) if not local % n)
+        parts = next((n for n in more if memory_with(config.replace({"Global.accum_steps": n})).fits), None)
+        if parts is not None:
+            notes.append(f"Global.accum_steps={parts} makes micro-batches of {local // parts}, which fit")
     trained = counted.trained / counted.parameters
     half = config.FP16 is not None and config.FP16.level != "O0" and not on_cpu
     tflops = tflops or config.Global.device_tflops or _known_peak(device, half)

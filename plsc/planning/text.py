@@ -72,7 +72,7 @@ def _stage_rows(plan: "Plan") -> Iterator[tuple[str, str]]:
 def _size(size: float) -> str:
     """Bytes with three digits and a unit."""
     for unit in ("B", "KiB", "MiB"):
-        if size < 1000:
+        if size < 999.5:  # which three digits show as 1e+03
             return f"{size:.3g} {unit}"
         size /= 1024
-    return f"{size:,.3g} GiB" if size < 1000 else f"{size:,.0f} GiB"
+    return f"{size:,.3g} GiB" if size < 999.5 else f"{size:,.0f} GiB"

@@ -170,7 +170,9 @@ def compare(runs: Iterable[str | Path]) -> Comparison:
 
 
 def of_evaluated_data(key: str) -> bool:
-    """Whether a dotted key of a configuration chooses the samples of its evaluation."""
+    """Whether a dotted key of a configuration chooses the samples of its evaluation; so do the sections above them."""
+    if _EVALUATED_DATA.startswith(f"{key}."):
+        return True
     inside = key.removeprefix(_EVALUATED_DATA)
     return inside != key and inside.split(".")[0] not in _SAME_SAMPLES
 

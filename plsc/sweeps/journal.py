@@ -83,8 +83,8 @@ class Journal:
         if content.get("format") != _FORMAT:
             raise ConfigError(f"{fresh.path}: is of format {content.get('format')}, this plsc reads {_FORMAT}")
         before = content.get("definition")
-        if before != definition:
-            different = differences(before if isinstance(before, dict) else {}, definition)
+        different = differences(before if isinstance(before, dict) else {}, definition)
+        if different:  # a setting that is null is as one that is absent
             raise ConfigError(
                 f"{folder} holds another search, which differs in {', '.join(different)}; choose another folder with "
                 "--output, or give what it was begun with"

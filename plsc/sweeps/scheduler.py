@@ -20,7 +20,7 @@ from plsc.sweeps.slots import Slot
 
 OUTPUT = "output.txt"  # of a run's process
 
-_PROGRAM = "plsc.sweeps.child"  # by name: a module that is imported already is not run anew
+_PROGRAM = "plsc.sweeps.child"  # by name: a module that is imported already is not run again
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 120.0  # for updates in progress and checkpoints, before what is still at work is killed
 
@@ -64,7 +64,7 @@ class Scheduler:
     rungs: Rungs
     settings: Callable[[Run, Slot], Mapping[str, Any]]
     changed: Callable[[Run], None]
-    _at_work: dict[Slot, tuple[Run, subprocess.Popen, TextIO]] = field(default_factory=dict)
+    _at_work: dict[Slot, tuple[Run, subprocess.Popen, TextIO, int]] = field(default_factory=dict)
 
     def work(self) -> None:
         """All that is left to do. However it ends, no process of it goes on."""
@@ -101,12 +101,12 @@ class Scheduler:
                 if waiting and slot not in self._at_work:
                     self._start(waiting.pop(0), slot, rung)
             time.sleep(_POLL_SECONDS)
-            for slot, (run, process, output) in list(self._at_work.items()):
+            for slot, (run, process, output, start) in list(self._at_work.items()):
                 code = process.poll()
                 if code is not None:
                     del self._at_work[slot]
                     output.close()
-                    self._ended(run, code, rung)
+                    self._ended(run, code, rung, start)
 
     def _start(self, run: Run, slot: Slot, rung: int) -> None:
         folder = self.journal.run_directory(run)
@@ -115,6 +115,7 @@ class Scheduler:
         self.journal.save()
         self.changed(run)
         output = open(folder / OUTPUT, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+        start = (folder / OUTPUT).stat().st_size  # what earlier attempts printed
         root = str(Path(plsc.__file__).parent.parent)
         variables = slot.environment()
         variables["PYTHONPATH"] = ":".join(filter(None, [root, variables.get("PYTHONPATH")]))
@@ -136,9 +137,9 @@ class Scheduler:
             env=variables,
             preexec_fn=enter,
         )
-        self._at_work[slot] = (run, process, output)
+        self._at_work[slot] = (run, process, output, start)
 
-    def _ended(self, run: Run, code: int, rung: int) -> None:
+    def _ended(self, run: Run, code: int, rung: int, start: int) -> None:
         folder = self.journal.run_directory(run)
         if code == 0:
             last = rung + 1 == len(self.rungs.fractions)
@@ -147,7 +148,7 @@ class Scheduler:
             run.step = evaluated[-1]["step"] if evaluated else None
             run.figures = _best_figures(evaluated)
         else:
-            run.state, run.error = "failed", _reason(folder / OUTPUT, code)
+            run.state, run.error = "failed", _reason(folder / OUTPUT, code, start)
         self.journal.save()
         self.changed(run)
 
@@ -187,10 +188,10 @@ class Scheduler:
 
     def _stop(self) -> None:
         """End what is at work, with a checkpoint; what does not end in time is killed."""
-        for _, process, _ in self._at_work.values():
+        for _, process, *_ in self._at_work.values():
             process.terminate()
         until = time.monotonic() + _STOP_SECONDS
-        for _, process, output in self._at_work.values():
+        for _, process, output, _ in self._at_work.values():
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -210,12 +211,13 @@ def _best_figures(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return max(figures, key=lambda f: f.get(name, float("-inf")))
 
 
-def _reason(output: Path, code: int) -> str:
-    """Why a process failed, from the end of what it printed."""
+def _reason(output: Path, code: int, start: int = 0) -> str:
+    """Why a process failed, from what it printed: the file from a byte on."""
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name})"
-    with open(output, encoding="utf-8", errors="replace") as file:
-        lines = [line.strip() for line in file if line.strip()]
+    with open(output, "rb") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     # after a traceback's last line Paddle prints hints and operators
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)(: |$)", line)]
