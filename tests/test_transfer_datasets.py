@@ -13,7 +13,8 @@ from scipy.io import savemat
 from plsc.data.datasets import STL10, SVHN, Flowers102, Food101, OxfordPets, archives, flowers, food, pets, stl10, svhn
 from plsc.errors import ConfigError, DataError
 from plsc.files import WRITING
-from tests.test_small_datasets import md5, pictures, served
+from tests.http_server import FileServer
+from tests.test_small_datasets import md5, pictures
 
 
 def jpeg(level: int) -> bytes:
@@ -328,7 +329,7 @@ def test_what_does_not_fit_is_named(tmp_path, case):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train_X.bin", bytes(100), "no multiple of 27,648"),
+        ("train_X.bin", bytes(100), "is not a multiple of 27,648"),
         ("train_y.bin", bytes([1, 2]), "6 pictures, but 2 labels"),
         ("train_y.bin", bytes([0] * 6), "reach from 0 to 0, not from 1 to 10"),
         ("class_names.txt", b"one two", "has 2 names, not 10"),
@@ -363,10 +364,10 @@ def test_missing_files_are_downloaded_and_their_checksums_hold(tmp_path, monkeyp
     web = tmp_path / "web"
     write(web)
     monkeypatch.setenv("NO_PROXY", "*")
-    with served(web) as (address, asked):
+    with FileServer(web) as server:
 
         def local(file, sum_of=md5):
-            return archives.Official(f"{address}/{file.name}", sum_of(web / file.name))
+            return archives.Official(f"{server.address}/{file.name}", sum_of(web / file.name))
 
         for module, attribute in files:
             official = getattr(module, attribute)
@@ -374,9 +375,9 @@ def test_missing_files_are_downloaded_and_their_checksums_hold(tmp_path, monkeyp
             monkeypatch.setattr(module, attribute, made)
         for _ in range(2):
             assert len(dataset(str(tmp_path / "mine"), download=True)) > 0
-        assert len(asked) == len(files)
+        assert len(server.requests) == len(files)
         module, attribute = files[-1]
-        wrong = archives.Official(f"{address}/{os.path.basename(asked[-1])}", "0" * 32)
+        wrong = archives.Official(f"{server.address}/{os.path.basename(server.requests[-1][1])}", "0" * 32)
         monkeypatch.setattr(module, attribute, {"train": wrong} if name == "SVHN" else wrong)
         with pytest.raises(DataError, match=rf"cannot be downloaded.*MD5 {'0' * 32}"):
             dataset(str(tmp_path / "again"), download=True)
