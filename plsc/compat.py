@@ -35,6 +35,24 @@ def to_static(layer: paddle.nn.Layer) -> None:
     paddle.jit.to_static(layer, backend=None, full_graph=True)
 
 
+def save_graph(network: paddle.nn.Layer, path: str, shape: paddle.static.InputSpec) -> None:
+    """`paddle.jit.save`, without what Paddle 3 keeps of a network that it cannot record.
+
+    It keeps the parameters by the address of the failed program and forgets them only after a success. A later program
+    at the same address would take them over, though they are freed: a crash, or another network's weights.
+    """
+    try:
+        paddle.jit.save(network, path, input_spec=[shape])
+    except BaseException:
+        if not IS_PADDLE_2:
+            from paddle.jit.dy2static import parameter_recorder as kept
+
+            kept._global_parameter_recorder.params_dict.clear()
+            kept._global_parameter_recorder.tensor2value.clear()
+            kept._global_inplace_map.params_dict.clear()
+        raise
+
+
 def optimizer_accumulators_need_helper(optimizer: paddle.optimizer.Optimizer) -> None:
     """Paddle 2.6 creates this attribute only in the first step; restoring state needs it before."""
     if getattr(optimizer, "helper", None) is None:

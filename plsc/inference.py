@@ -164,7 +164,7 @@ def _made(network: Network, images: paddle.Tensor) -> runtimes.InRows:
         shape = InputSpec([rows, *images.shape[1:]], "float32", "image")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Paddle's own parts
-            paddle.jit.save(_AsItIs(copied), str(folder / "inference"), input_spec=[shape])
+            compat.save_graph(_AsItIs(copied), str(folder / "inference"), shape)
         del copied
         return runtimes.InRows(folder / "inference.json", rows=rows)
 

@@ -312,6 +312,15 @@ def test_a_predictor_of_a_model_that_cannot_be_one(runs):
     assert of_network(loaded, "auto").run(batch).shape == (4, 10)
 
 
+def test_a_network_that_cannot_be_recorded_leaves_nothing_in_paddle():
+    """Its parameters would be taken over by a later graph whose program has the same address, after they were freed."""
+    from paddle.jit.dy2static import parameter_recorder as kept
+
+    Inference().convert(Odd("looks at values"), images(6))
+    recorder = kept._global_parameter_recorder
+    assert not recorder.params_dict and not recorder.tensor2value and not kept._global_inplace_map.params_dict
+
+
 # -- its files ----------------------------------------------------------------------------
 
 

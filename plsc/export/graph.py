@@ -4,10 +4,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+from plsc import compat
 from plsc.errors import CheckpointError, DeviceError
 from plsc.files import sync
 from plsc.places import ONNX_MODEL
@@ -38,7 +38,7 @@ def write_graph(network: nn.Layer, folder: Path, description: dict[str, Any]) ->
     """
     shape = InputSpec(list(description["input_shape"]), "float32", "image")  # it writes into the list
     with captured_output():  # Paddle warns of its own parts
-        paddle.jit.save(network, str(folder / "inference"), input_spec=[shape])
+        compat.save_graph(network, str(folder / "inference"), shape)
     _check_space(folder)
     if description["format"] == "paddle":
         return
