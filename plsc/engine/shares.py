@@ -17,7 +17,7 @@ from typing import Any
 import paddle
 
 from plsc import checksums, files
-from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description, Snapshot, Writing
+from plsc.engine.checkpoint import Checkpointer, Checkpoints, Description, Snapshot, Writing, Written
 from plsc.engine.distributed import World
 from plsc.engine.state import Stateful
 from plsc.errors import CheckpointError
@@ -179,6 +179,14 @@ class SharedCheckpointer(Checkpointer):
             self._cancelled.set()
         if error is not None:
             raise error
+
+    def wait(self) -> Written | None:
+        """As Checkpointer; after `meet`, where it failed, nothing of any process's share stays."""
+        try:
+            return super().wait()
+        except Exception:
+            self._checkpoints.remove_leftovers()  # what others wrote while the first process removed the folder
+            raise
 
     @property
     def ended(self) -> bool:
