@@ -45,11 +45,11 @@ def save_graph(network: paddle.nn.Layer, path: str, shape: paddle.static.InputSp
         paddle.jit.save(network, path, input_spec=[shape])
     except BaseException:
         if not IS_PADDLE_2:
-            from paddle.jit.dy2static import parameter_recorder as kept
+            from paddle.jit.dy2static import parameter_recorder as recorder
 
-            kept._global_parameter_recorder.params_dict.clear()
-            kept._global_parameter_recorder.tensor2value.clear()
-            kept._global_inplace_map.params_dict.clear()
+            recorder._global_parameter_recorder.params_dict.clear()
+            recorder._global_parameter_recorder.tensor2value.clear()
+            recorder._global_inplace_map.params_dict.clear()
         raise
 
 

@@ -152,53 +152,49 @@ MOMENTS = {
 }
 
 
+def run_while_importing(when: str, *what: str) -> tuple[int, str]:
+    """Exit code and stderr of `plsc list models` that does something each time a module is looked for.
+
+    Args:
+        when, what: Python's condition on `name`, the module's, and the statements that it guards.
+    """
+    statements = "".join(f"            {line}\n" for line in what)
+    program = (
+        "import os, signal, subprocess, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if {when}:\n{statements}"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from plsc.cli import main\n"
+        "sys.exit(main(['list', 'models', '-v']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_while_modules_are_imported_ends_quietly(number, moment, here):
     """At once or when Paddle is loaded: the exit code, one line, no traceback and no C++ stack."""
-    program = (
-        "import os, sys\n"
-        "class Signal:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if {MOMENTS[moment]}:\n"
-        f"            os.kill(os.getpid(), {int(number)})\n"
-        "sys.meta_path.insert(0, Signal())\n"
-        "from plsc.cli import main\n"
-        "sys.exit(main(['list', 'models', '-v']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == SIGNALS[number]
+    assert run_while_importing(MOMENTS[moment], f"os.kill(os.getpid(), {int(number)})") == SIGNALS[number]
 
 
 @pytest.mark.slow
 def test_a_pause_while_modules_are_imported_is_no_signal(here):
     """Ctrl-Z and fg, a debugger, a virtual machine that stands still: the command goes on."""
-    program = (
-        "import os, signal, subprocess, sys\n"
-        "class Pause:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('paddle.nn', 'paddle.io', 'paddle.vision', 'paddle.static'):\n"
-        "            subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {os.getpid()}'])\n"
-        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
-        "sys.meta_path.insert(0, Pause())\n"
-        "from plsc.cli import main\n"
-        "sys.exit(main(['list', 'models', '-v']))"
+    ended = run_while_importing(
+        "name in ('paddle.nn', 'paddle.io', 'paddle.vision', 'paddle.static')",
+        "subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {os.getpid()}'])",
+        "os.kill(os.getpid(), signal.SIGSTOP)",
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=clean_environment(PYTHONPATH=str(CHECKOUT)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert ended == (0, "")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
