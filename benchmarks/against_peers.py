@@ -1,7 +1,7 @@
 """A training step of plsc beside timm's in PyTorch and PLSC's own, on this machine's CPU, in one alternating run.
 
     python benchmarks/against_peers.py --peer-python /path/to/venv/bin/python
-        [--models Ti S B] [--rounds 5] [--steps 1] [--markdown table.md]
+        [--models Ti S B] [--rounds 5] [--steps 3] [--markdown table.md]
 
 Every side is a process of its own with the same model (class token, dropout 0), batch, picture size, float32, AdamW
 with weight decay, and clipping by global norm; only one of them computes at a time. The peers' environment has torch
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"Ti": "tiny", "S": "small", "B": "base"}
 SHAPES = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}  # width, heads
 SIZE, CLASSES, WEIGHT_DECAY, CLIP = 224, 1000, 0.05, 1.0
+REST = 0.3  # seconds between turns: OpenMP's threads of the side before keep a core busy for 0.2 s after their work
 SIDES = {
     "plsc": "plsc, as `plsc train` runs it",
     "plsc_plain": "plsc, `Global.cpu_forms: False`",
@@ -213,6 +214,7 @@ class Side:
         return line
 
     def measure(self, steps: int) -> None:
+        time.sleep(REST)
         self._requests.write(f"{steps}\n")
         self._requests.flush()
         self.times.append(tuple(json.loads(self._answer())))
@@ -266,7 +268,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES), help="sizes of ViT, patch 16")
     parser.add_argument("--batch", type=int, default=8, help="pictures of an update")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--steps", type=int, default=1, help="updates in one turn")
+    parser.add_argument("--steps", type=int, default=3, help="updates in one turn")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="plsc always takes part")
     parser.add_argument("--markdown", type=Path, help="file to write the table to")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)

@@ -13,12 +13,14 @@ def squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     return paddle._C_ops.squared_l2_norm(gradient)
 
 
-def _scaled_at_once(gradients: list[paddle.Tensor], factor: paddle.Tensor) -> list[paddle.Tensor]:
-    """Scale the float32 gradients in place by one kernel, that of GradScaler, which divides; returns the others."""
+def _scale_by_device(gradients: list[paddle.Tensor], factor: paddle.Tensor) -> None:
+    """Scale gradients in place, where a host must not read the factor: those in float32 by GradScaler's kernel."""
     alike = [gradient for gradient in gradients if gradient.dtype == paddle.float32]
     if alike:
-        paddle._C_ops.check_finite_and_unscale_(alike, 1.0 / factor.reshape([1]))
-    return [gradient for gradient in gradients if gradient.dtype != paddle.float32]
+        paddle._C_ops.check_finite_and_unscale_(alike, 1.0 / factor.reshape([1]))  # it divides
+    for gradient in gradients:
+        if gradient.dtype != paddle.float32:
+            paddle._C_ops.multiply_(gradient, factor.astype(gradient.dtype))
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ class GradientClip:
                 factor = paddle.clip(factor, max=self.clip_norm_max)
             if not self.always_clip:
                 factor = paddle.where(norm > self.clip_norm, factor, paddle.ones_like(factor))
-            if paddle.get_device() != "cpu":
-                gradients = _scaled_at_once(gradients, factor)
-            factors = {dtype: factor.astype(dtype) for dtype in {gradient.dtype for gradient in gradients}}
-            for gradient in gradients:  # multiply_ of a tensor takes longer to check its arguments than to multiply
-                paddle._C_ops.multiply_(gradient, factors[gradient.dtype])
+            if paddle.get_device() == "cpu":
+                for gradient in gradients:  # multiply_ spreads the factor first, which takes six times as long
+                    paddle._C_ops.scale_(gradient, factor, 0.0, True)
+            else:
+                _scale_by_device(gradients, factor)
         return norm
 
     def total(self, gradients: list[paddle.Tensor]) -> paddle.Tensor:
