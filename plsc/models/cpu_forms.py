@@ -212,7 +212,7 @@ def _dropout_mask(x: paddle.Tensor, rate: float) -> paddle.Tensor:
 
     The seed is drawn by Paddle's generator, so that paddle.seed and recomputation repeat it.
     """
-    generator = np.random.Generator(np.random.SFC64(paddle.randint(0, 2**31 - 1, [1], "int64").item()))
+    generator = np.random.Generator(np.random.SFC64(paddle.randint(0, 2**31 - 1, [1], "int64").numpy()))
     parts = generator.integers(0, 2**64, -(-x.size // 4), dtype="uint64").view("uint16")[: x.size]
     dropped = min(round(rate * 2**16), 2**16 - 1)
     mask = np.multiply(parts >= dropped, 2**16 / (2**16 - dropped), dtype="float32")

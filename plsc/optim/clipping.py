@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 
@@ -55,8 +56,9 @@ class GradientClip:
             if not self.always_clip:
                 factor = paddle.where(norm > self.clip_norm, factor, paddle.ones_like(factor))
             if paddle.get_device() == "cpu":
+                scale_: Any = paddle.Tensor.scale_  # takes a tensor, too, which its types omit
                 for gradient in gradients:  # multiply_ spreads the factor first, which takes six times as long
-                    paddle._C_ops.scale_(gradient, factor, 0.0, True)
+                    scale_(gradient, factor)
             else:
                 _scale_by_device(gradients, factor)
         return norm
