@@ -1,6 +1,9 @@
 """Settings of the process that exist before Paddle is imported."""
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +42,42 @@ def test_garbage_is_collected_after_an_import_as_before(collects):
         assert gc.isenabled() is collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+WRITES = """
+import ctypes, re, resource
+from pathlib import Path
+from plsc import environment
+if {limit}:
+    resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
+environment.use_huge_pages(2)
+libc = environment._glibc()
+held = [libc.malloc(40 << 20) for _ in range(3)]
+for block in held:
+    ctypes.memset(block, 1, 40 << 20)
+memory = Path("/proc/self/smaps_rollup").read_text()
+print(*(int(re.search(name + r": *(\\d+) kB", memory)[1]) // 1024 for name in ("AnonHugePages", "Rss")))
+"""
+
+
+def _written(limit: int) -> tuple[int, int]:
+    """MiB in huge pages, and of memory altogether, after 120 MiB were written."""
+    done = subprocess.run([sys.executable, "-c", WRITES.format(limit=limit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    huge, held = map(int, done.stdout.split())
+    return huge, held
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="this system has no transparent huge pages")
+def test_memory_of_the_heap_comes_in_huge_pages():
+    if "[never]" in HUGE_PAGES.read_text():
+        pytest.skip("huge pages are switched off on this system")
+    huge, held = _written(limit=0)
+    assert huge >= 100 and held < 200  # the two GiB are addresses alone
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_a_system_that_grants_no_such_heap_changes_nothing():
+    huge, held = _written(limit=600 << 20)
+    assert huge == 0 and held >= 120

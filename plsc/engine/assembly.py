@@ -351,6 +351,8 @@ def _accumulation(
 
 def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> None:
     recompute = config.DistributedStrategy.recompute
+    if world.on_cpu:
+        environment.use_huge_pages()
     if config.Global.to_static:
         blocks.compile_blocks(model)
     elif world.on_cpu and _takes_cpu_forms(config):
