@@ -1,7 +1,8 @@
 """What differs between Paddle 2.6 and Paddle 3, and nothing else."""
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import paddle
@@ -33,16 +34,30 @@ def to_static(layer: paddle.nn.Layer) -> None:
     # of Paddle's own code, at the first forward
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
     paddle.jit.to_static(layer, backend=None, full_graph=True)
+    compiled = layer.forward  # records a program where it meets new shapes
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _nothing_kept_of_a_failed_recording():
+            return compiled(*args, **kwargs)
+
+    setattr(layer, "forward", forward)  # noqa: B010 - mypy: a method
 
 
 def save_graph(network: paddle.nn.Layer, path: str, shape: paddle.static.InputSpec) -> None:
-    """`paddle.jit.save`, without what Paddle 3 keeps of a network that it cannot record.
+    """`paddle.jit.save`, without what Paddle 3 keeps of a network that it cannot record."""
+    with _nothing_kept_of_a_failed_recording():
+        paddle.jit.save(network, path, input_spec=[shape])
+
+
+@contextlib.contextmanager
+def _nothing_kept_of_a_failed_recording() -> Iterator[None]:
+    """Let Paddle 3 forget a program that could not be recorded.
 
     It keeps the parameters by the address of the failed program and forgets them only after a success. A later program
     at the same address would take them over, though they are freed: a crash, or another network's weights.
     """
     try:
-        paddle.jit.save(network, path, input_spec=[shape])
+        yield
     except BaseException:
         if not IS_PADDLE_2:
             from paddle.jit.dy2static import parameter_recorder as recorder

@@ -175,6 +175,8 @@ class Odd(nn.Layer):
         x = self.linear(x.mean([2, 3]))
         if self.way == "looks at values" and float(x.max()) > 1e9:
             return -x
+        if self.way == "refuses" and not paddle.in_dynamic_mode():
+            raise TypeError("no program can be made of this")
         if self.way == "mixes pictures":
             return x - x.mean(0)
         if self.way == "draws":
@@ -312,11 +314,18 @@ def test_a_predictor_of_a_model_that_cannot_be_one(runs):
     assert of_network(loaded, "auto").run(batch).shape == (4, 10)
 
 
-def test_a_network_that_cannot_be_recorded_leaves_nothing_in_paddle():
+@pytest.mark.parametrize("recorded", ["graph", "compiled block"])
+def test_a_network_that_cannot_be_recorded_leaves_nothing_in_paddle(recorded):
     """Its parameters would be taken over by a later graph whose program has the same address, after they were freed."""
     from paddle.jit.dy2static import parameter_recorder as kept
 
-    Inference().convert(Odd("looks at values"), images(6))
+    odd = Odd("refuses")
+    if recorded == "graph":
+        Inference().convert(odd, images(6))
+    else:
+        blocks.compile_blocks(odd)
+        with pytest.raises(TypeError, match="no program can be made"):
+            odd(images(6))
     recorder = kept._global_parameter_recorder
     assert not recorder.params_dict and not recorder.tensor2value and not kept._global_inplace_map.params_dict
 
