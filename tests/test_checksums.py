@@ -26,7 +26,7 @@ from plsc.engine.loggers import MetricsFile
 from plsc.engine.state import Best
 from plsc.errors import CheckpointError
 from plsc.weights.containers import save_safetensors
-from tests.helpers import Part, summed_anew, tiny_digits, write_config
+from tests.helpers import Part, log_texts, summed_anew, tiny_digits, write_config
 
 
 def save(checkpoints: Checkpoints, step: int) -> None:
@@ -281,6 +281,23 @@ def test_every_reader_compares_what_it_reads(run, tmp_path, ema):
             reader()
     for name in ("load_model", "load_predictor", "evaluate", "convert"):
         assert readers[name](verify=False), name
+
+
+def test_a_run_goes_on_though_the_settings_cannot_be_compared(run, tmp_path):
+    """It has its own recipe; the checkpoint's is only compared with it."""
+    tree = {**tiny_digits(), "EMA": {"decay": 0.9}}
+    tree["Global"] |= {"max_train_step": 2, "output_dir": str(tmp_path / "run"), "resume": "auto"}
+    shutil.copytree(run, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000001" / "config.yaml"
+    damaged.write_bytes(b"Global: [\xff\n")
+    config = load(str(write_config(tmp_path / "c.yaml", tree)))
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        assemble(config, World())
+    with log_texts(logging.WARNING) as warnings:
+        trainer = assemble(config, World(), verify=False)
+    assert trainer.progress.step == 1
+    [warning] = warnings
+    assert "settings differ from those of step-00000001 is unknown" in warning and str(damaged) in warning
 
 
 def test_no_verify_on_the_command_line(run, tmp_path, capsys):

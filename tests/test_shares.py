@@ -129,11 +129,31 @@ def test_a_share_that_cannot_be_written_leaves_the_checkpoint_before(tmp_path, m
         assert "a process failed to write its share" in str(errors[0])
     assert run.checkpoints.steps() == [7]
     assert not list(tmp_path.glob(".writing*"))
+    assert not any(errors[i] for i in range(1, COUNT) if i != rank), "only the one at fault, and the first"
     checkpoint.read(tmp_path)
     again = Run(tmp_path)
     again.begin(9)
     assert again.end() == [None] * COUNT
     assert run.checkpoints.steps() == [7, 9]
+
+
+def test_the_folder_stays_while_others_write_into_it(tmp_path, monkeypatch):
+    """The first process has failed: a slower one still ends without an error that would hide the reason."""
+    run, write = Run(tmp_path), checkpoint.write_safetensors
+
+    def slow(arrays, file, metadata):
+        if "w0" in arrays:
+            raise OSError(28, "No space left on device")
+        if "w1" in arrays:
+            run.processes[0]._writing.join(20)
+        write(arrays, file, metadata)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", slow)
+    run.begin(7)
+    errors = run.end()
+    assert isinstance(errors[0], CheckpointError) and "No space left on device" in str(errors[0])
+    assert errors[1:] == [None, None]
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_one_share_there_is_no_checkpoint(tmp_path):

@@ -194,8 +194,16 @@ def _continued(config: Config, saved: Saved, world: World) -> Config:
 
 
 def _report_changes(config: Config, saved: Saved) -> None:
-    """Log which settings differ from those that the checkpoint was trained with."""
-    changed = changed_settings(saved.path, config.to_dict())
+    """Log which settings differ from those that the checkpoint was trained with, if its config.yaml can be read."""
+    try:
+        changed = changed_settings(saved.path, config.to_dict())
+    except ConfigError as error:
+        log.warning(
+            "which settings differ from those of %s is unknown, and the run goes on with its own: %s",
+            saved.path.name,
+            error,
+        )
+        return
     shown = [f"{key} {before} → {now}" for key, (before, now) in changed.items() if key not in _KEPT]
     if shown:
         log.info("settings that differ from those of %s: %s", saved.path.name, some(shown))

@@ -123,25 +123,28 @@ class SharedCheckpointer(Checkpointer):
     def _write_all(
         self, opened: contextlib.ExitStack, folder: Path, cancelled: threading.Event, snapshot: Snapshot
     ) -> None:
-        """The first process's share, and what makes a checkpoint of all shares."""
-        with opened:  # put into its place at the end, removed where this fails
-            summed = checksums.SummedFolder(folder)
-            snapshot.write_arrays(summed)
-            maps: dict[str, dict[str, str]] = {}
-            sizes: dict[str, int] = {}
-            contents = [_contents(snapshot)]
-            for number in range(1, self._count):
-                note = self._wait_for(_note(folder, number), number, cancelled)
-                summed.add(note["sums"])
-                contents.append(note["parts"])
-            for parts in contents:
-                for part, content in parts.items():
-                    maps.setdefault(part, {}).update(dict.fromkeys(content["arrays"], content["file"]))
-                    sizes[part] = sizes.get(part, 0) + content["bytes"]
-            for part, weight_map in maps.items():
-                summed.write_text(f"{part}.safetensors{ENDING}", index_text(weight_map, sizes[part]))
-            snapshot.write_texts(summed)
-            summed.finish(snapshot.step)
+        """The first process's share, and what makes a checkpoint of all shares.
+
+        Where this fails the folder stays until `wait`: the others may still write into it.
+        """
+        summed = checksums.SummedFolder(folder)
+        snapshot.write_arrays(summed)
+        maps: dict[str, dict[str, str]] = {}
+        sizes: dict[str, int] = {}
+        contents = [_contents(snapshot)]
+        for number in range(1, self._count):
+            note = self._wait_for(_note(folder, number), number, cancelled)
+            summed.add(note["sums"])
+            contents.append(note["parts"])
+        for parts in contents:
+            for part, content in parts.items():
+                maps.setdefault(part, {}).update(dict.fromkeys(content["arrays"], content["file"]))
+                sizes[part] = sizes.get(part, 0) + content["bytes"]
+        for part, weight_map in maps.items():
+            summed.write_text(f"{part}.safetensors{ENDING}", index_text(weight_map, sizes[part]))
+        snapshot.write_texts(summed)
+        summed.finish(snapshot.step)
+        opened.close()  # put into its place
         self._checkpoints.point("latest", snapshot.step)
 
     def _wait_for(self, path: Path, number: int, cancelled: threading.Event) -> dict[str, Any]:
@@ -181,12 +184,13 @@ class SharedCheckpointer(Checkpointer):
             raise error
 
     def wait(self) -> Written | None:
-        """As Checkpointer; after `meet`, where it failed, nothing of any process's share stays."""
+        """As Checkpointer; after `meet`, since the folder is removed here where it could not be put into its place."""
         try:
             return super().wait()
         except Exception:
-            self._checkpoints.remove_leftovers()  # what others wrote while the first process removed the folder
-            raise
+            assert self._opened is not None
+            with self._opened:
+                raise
 
     @property
     def ended(self) -> bool:
