@@ -81,7 +81,9 @@ def available_cores() -> int:
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that all processes here can have at most: main memory and swap, or less in a container; None if unknown.
+    """Bytes of main memory that all processes here can have at most, fewer in a container; None if unknown.
+
+    Swap is not counted: a run reads and writes most of its memory in each update, which no disk does in useful time.
 
     Args:
         root: where proc and sys are.
@@ -89,8 +91,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     amounts = _amounts(root / "proc" / "meminfo")
     if "MemTotal" not in amounts:
         return None
-    swap = amounts.get("SwapTotal", 0)
-    return min([amounts["MemTotal"], *_group_limits(root)]) + swap
+    return min([amounts["MemTotal"], *_group_limits(root)])
 
 
 def process_memory(name: str) -> int | None:

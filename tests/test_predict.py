@@ -239,6 +239,15 @@ def test_class_names_come_from_a_file(forms, pictures, capsys):
     assert "names.txt: has 2 class names, the model 10 classes" in capsys.readouterr().err
 
 
+def test_notes_follow_what_can_fail(forms, pictures, capsys):
+    """That softmax is assumed matters where there are predictions, not beside an error."""
+    Path("broken.png").write_bytes(b"no picture")
+    assert main(["predict", "--weights", forms["onnx"], "broken.png"]) == 2
+    assert "note:" not in capsys.readouterr().err
+    assert main(["predict", "--weights", forms["onnx"], str(pictures / "a" / "0.jpg")]) == 0
+    assert "softmax is taken" in capsys.readouterr().err
+
+
 def test_classes_without_names_are_numbers(tmp_path, pictures, capsys):
     path = write_model(tmp_path / "model.safetensors", class_names=["only", "two"])
     (record,) = predicted(capsys, "--weights", path, "--topk", 10, pictures / "a" / "0.jpg")

@@ -175,17 +175,18 @@ def machine(tmp_path):
 @pytest.mark.parametrize(
     ("groups", "limits", "expected"),
     [
-        ("", {}, 1024 * 1024),
-        ("0::/\n", {"memory__max": "max"}, 1024 * 1024),
-        ("0::/\n", {"memory__max": 500_000}, 500_000 + 24 * 1024),
-        ("0::/a/b\n", {"a_of_b_of_memory__max": "max", "a_of_memory__max": 400_000}, 400_000 + 24 * 1024),
-        ("0::/outside/of/it\n", {"memory__max": 300_000}, 300_000 + 24 * 1024),
-        ("4:memory:/job\n0::/\n", {"memory_of_job_of_memory__limit_in_bytes": 200_000}, 200_000 + 24 * 1024),
-        ("4:memory:/job\n", {"memory_of_memory__limit_in_bytes": 2**63 - 4096}, 1024 * 1024),
-        ("1:cpu,cpuacct:/job\n", {"cpu_of_job_of_memory__max": 5}, 1024 * 1024),
+        ("", {}, 1000 * 1024),
+        ("0::/\n", {"memory__max": "max"}, 1000 * 1024),
+        ("0::/\n", {"memory__max": 500_000}, 500_000),
+        ("0::/a/b\n", {"a_of_b_of_memory__max": "max", "a_of_memory__max": 400_000}, 400_000),
+        ("0::/outside/of/it\n", {"memory__max": 300_000}, 300_000),
+        ("4:memory:/job\n0::/\n", {"memory_of_job_of_memory__limit_in_bytes": 200_000}, 200_000),
+        ("4:memory:/job\n", {"memory_of_memory__limit_in_bytes": 2**63 - 4096}, 1000 * 1024),
+        ("1:cpu,cpuacct:/job\n", {"cpu_of_job_of_memory__max": 5}, 1000 * 1024),
     ],
 )
 def test_the_memory_of_a_machine_or_container(machine, groups, limits, expected):
+    """Without its swap, in which no run could work."""
     assert environment.memory_limit(machine(groups, **limits)) == expected
 
 
@@ -206,7 +207,9 @@ def _check(monkeypatch, gibibytes: float, batch_size: int, **changes):
 def test_the_least_that_a_run_needs(monkeypatch):
     """ViT-B has 87 million parameters: 0.33 GiB each of weights and gradients, 0.65 of AdamW's state."""
     _check(monkeypatch, 1.35, 1)
-    with pytest.raises(ConfigError, match=r"Model\.name: ViT_base_patch16_224 has 8[67],\d+,\d+ param.* 1\.3 GiB"):
+    with pytest.raises(
+        ConfigError, match=r"Model\.name: ViT_base_patch16_224 has 8[67],\d+,\d+ param.* 1\.3 GiB.*\(swap is not"
+    ):
         _check(monkeypatch, 1.28, 1)
     _check(monkeypatch, 1.0, 1, **{"Optimizer.freeze": ["blocks.*"]})
     with pytest.raises(ConfigError, match=r"averages 0\.3"):

@@ -15,6 +15,8 @@ import pytest
 import plsc
 from plsc import environment, files
 from plsc.cli import main
+from plsc.cli.common import config_of
+from plsc.cli.main import parser
 from plsc.config import load
 from plsc.engine.run import locked
 from plsc.errors import ConfigError
@@ -403,6 +405,34 @@ def test_a_run_that_pauses_goes_on_as_if_it_had_not(tmp_path):
     assert figures(tmp_path / "paused") == figures(tmp_path / "straight")
 
 
+def test_the_recorded_command_repeats_the_run(tmp_path):
+    """Without the search: the same configuration, of a recipe and of a dict."""
+    (tmp_path / "own.py").write_text("")
+    overrides = {RATE: 1e-05, "Optimizer.betas": [0.9, 0.99], "Model.drop_rate": "0.1", "Global.flags": {}}
+    overrides |= {
+        "Global.save_unit": "step",
+        "Global.max_train_step": None,
+        "Global.output_dir": str(tmp_path / "a run"),
+    }
+    recipe = str(write_config(tmp_path / "recipe.yaml", tree()))
+    settings = {
+        "recipe": recipe,
+        "overrides": {**overrides, "Global.resume": "auto"},
+        "imports": [str(tmp_path / "own.py")],
+    }
+    expected = plsc.load_config(recipe, overrides, settings["imports"]).to_dict()
+
+    def repeated(words):
+        assert words[0] == "plsc"
+        return config_of(parser().parse_args(words[1:]))
+
+    words = child.command(settings, tmp_path)
+    assert words[4:6] == ["--import", str(tmp_path / "own.py")]
+    assert repeated(words).to_dict() == expected and repeated(words).Global.resume is None
+    write_config(tmp_path / "config.yaml", expected)
+    assert repeated(child.command({**settings, "recipe": tree()}, tmp_path)).to_dict() == expected
+
+
 @pytest.mark.slow
 def test_runs_are_ordinary_runs_and_a_failing_one_does_not_end_the_others(tmp_path, capsys):
     recipe = write_config(tmp_path / "recipe.yaml", tree())
@@ -417,7 +447,9 @@ def test_runs_are_ordinary_runs_and_a_failing_one_does_not_end_the_others(tmp_pa
     }
     assert plsc.evaluate(good)["samples"] == 360
     assert "Warning" not in (good / scheduler.OUTPUT).read_text()
-    assert json.loads((good / "environment.json").read_text())["threads"] == max(1, environment.available_cores() // 2)
+    recorded = json.loads((good / "environment.json").read_text())
+    assert recorded["threads"] == max(1, environment.available_cores() // 2)
+    assert recorded["command"][:4] == ["plsc", "train", "-c", str(recipe)]
 
 
 @pytest.mark.long

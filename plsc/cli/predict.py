@@ -26,6 +26,7 @@ from plsc.errors import ConfigError, DataError
 from plsc.predictions import FORMATS, path_text
 
 if TYPE_CHECKING:
+    from plsc.config import Config
     from plsc.predictor import Predictor
 
 EXAMPLES = """\
@@ -93,7 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"not read: {path_text(path)}: {reason}", file=sys.stderr)
 
-    predictor = _predictor(arguments)
+    config = optional_config(arguments)
+    weights = weights_of(arguments.weights, config, "predict with")
+    predictor = _predictor(arguments, weights, config)
     batches = predictor.stream(
         pictures,
         topk=arguments.topk,
@@ -106,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if first is None:
         raise DataError(f"none of {len(damaged)} pictures could be read" if damaged else "no pictures were given")
     with _opened(output) as stream:
+        _print_notes(arguments, weights, predictor)
         for text in FORMATS[format](itertools.chain([first], batches)):
             stream.write(text)
             stream.flush()
@@ -116,16 +120,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _activation(arguments: argparse.Namespace, predictor: "Predictor") -> Literal["softmax", "sigmoid"]:
-    """What makes probabilities of logits: as asked, else as the weights state, else softmax, with a note."""
+    """What makes probabilities of logits: as asked, else as the weights state, else softmax."""
     if arguments.sigmoid or arguments.softmax:
         return "sigmoid" if arguments.sigmoid else "softmax"
-    if predictor.card.activation is None:
+    return predictor.card.activation or "softmax"
+
+
+def _print_notes(arguments: argparse.Namespace, weights: str, predictor: "Predictor") -> None:
+    """What a user should know of the predictions: once there are some, not before an error of something else."""
+    hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
+    if predictor.card.activation is None and not (arguments.sigmoid or arguments.softmax):
         print(
             f"note: {predictor.path}: does not say what makes probabilities of its logits; softmax is taken, --sigmoid "
             "takes each class by itself",
             file=sys.stderr,
         )
-    return predictor.card.activation or "softmax"
 
 
 def _format(asked: str | None, output: Path | None) -> str:
@@ -147,17 +156,15 @@ def _pictures(name: str) -> Iterable[str]:
     return (os.fsdecode(line) for line in lines if line)
 
 
-def _predictor(arguments: argparse.Namespace) -> "Predictor":
+def _predictor(arguments: argparse.Namespace, weights: str, config: "Config | None") -> "Predictor":
     """The predictor that the arguments ask for, on its device."""
     from plsc import environment, runtimes
     from plsc.predictor import load_predictor
 
-    config = optional_config(arguments)
-    weights = weights_of(arguments.weights, config, "predict with")
     device = arguments.device or (config.Global.device if config else "auto")
     if runtimes.needs_paddle(weights):
         environment.import_paddle()
-    predictor = load_predictor(
+    return load_predictor(
         weights,
         weights="ema" if arguments.ema else "model",
         img_size=arguments.resolution,
@@ -165,8 +172,6 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor":
         device=device,
         verify=arguments.verify,
     )
-    hint_at_averaged(weights, ema=arguments.ema, file=sys.stderr)
-    return predictor
 
 
 def _opened(output: Path | None) -> contextlib.AbstractContextManager[TextIO]:

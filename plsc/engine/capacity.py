@@ -51,7 +51,7 @@ def check_memory(config: Config, world: World, precision: Precision, *, batch_si
     if total <= available:
         return
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in needs.items() if size)
-    there = f"{_gib(available)} at most on {world.device}"
+    there = f"{_gib(available)} at most on {world.device}{' (swap is not counted)' if world.on_cpu else ''}"
     if fixed + gradients <= available:
         raise config.error(
             ("DataLoader", "Train", "sampler", "batch_size"),

@@ -4,6 +4,7 @@ FOLDER/sweep-run.json has the recipe, overrides and imports. The run ends at the
 updates, with a checkpoint, and goes on from there when it is started again with a larger one.
 """
 
+import json
 import math
 import os
 import signal
@@ -11,8 +12,9 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from plsc import files
+from plsc import files, places
 from plsc.api import load_config
 from plsc.engine.callbacks import Callback, RunInfo
 from plsc.errors import ConfigError, PlscError
@@ -36,11 +38,28 @@ class Until(Callback):
             os.kill(os.getpid(), signal.SIGTERM)  # the run stops after its next update, and saves
 
 
+def command(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """The words that repeat a run without its search: for environment.json, in place of this process's own.
+
+    Args:
+        settings: what SETTINGS holds. folder: its run directory, whose config.yaml stands for a recipe given as a dict.
+    """
+    recipe = settings["recipe"]
+    words = ["plsc", "train", "-c", recipe if isinstance(recipe, str) else str(folder / places.RECIPE)]
+    for module in settings["imports"]:
+        words += ["--import", module]
+    for key, value in settings["overrides"].items():
+        if key != "Global.resume":  # the search's way to start again
+            words += ["-o", f"{key}={json.dumps(value, ensure_ascii=False)}"]
+    return words
+
+
 def main(arguments: list[str]) -> int:
     """Run it; returns the exit code, 0 also where the share of updates was reached."""
     folder, until = Path(arguments[0]), Until(float(arguments[1]))
     try:
         settings = files.read_json(folder / SETTINGS, dict, error=ConfigError)
+        sys.argv = command(settings, folder)
         config = load_config(settings["recipe"], settings["overrides"], settings["imports"])
         result = train(config, callbacks=[until])
     except PlscError as error:
