@@ -16,6 +16,7 @@ from plsc.data.preprocess import Preprocess
 from plsc.errors import CheckpointError, ConfigError
 from plsc.model_card import ModelCard
 from plsc.models.base import Model
+from plsc.models.init import undrawn
 from plsc.models.spec import parameter_count
 from plsc.registry import MODELS, missing_members
 from plsc.tensors import assign
@@ -135,7 +136,8 @@ def load_model(
         _say_assumed(source)
     else:
         config = build.with_class_num(config, source.card.spec.get("class_num"))
-    network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
+    with undrawn():
+        network = _as_written(source, img_size) if config is None else _as_in_recipe(config, img_size)
     position = position_method(config, source)
     load_pretrained(network, source, strict=True, resized=img_size is not None, position=position)
     network.eval()

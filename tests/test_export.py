@@ -100,6 +100,24 @@ def model(models, tmp_path):
 # -- agreement ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("resolution", [None, 48])
+def test_weights_that_are_loaded_whole_are_not_drawn_before(tmp_path, monkeypatch, resolution):
+    path = write_model(tmp_path / "weights.safetensors", weight_init="timm", head_init="scheme")
+    load, before = loading.load_pretrained, []
+
+    def spied(network, *rest, **options):
+        before.extend(p.abs().max().item() for p in network.parameters() if p.ndim == 2)
+        return load(network, *rest, **options)
+
+    monkeypatch.setattr(loading, "load_pretrained", spied)
+    network = loading.load_model(path, img_size=resolution).network
+    assert len(before) == 9 and not any(before)
+    expected = read(path).tensors
+    for name, value in network.state_dict().items():
+        if name != "pos_embed":
+            np.testing.assert_array_equal(value.numpy(), expected[name].read(), err_msg=name)
+
+
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("resolution", [None, 48])

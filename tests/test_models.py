@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -12,6 +13,7 @@ from scipy.special import erf
 from plsc.errors import ConfigError
 from plsc.loading import create_model
 from plsc.models import VisionTransformer, ViTSpec
+from plsc.models.init import undrawn
 from plsc.models.layers import Attention, Block, Dropout, DropPath
 from plsc.registry import MODELS
 
@@ -279,6 +281,20 @@ def test_named_initialisation(name, scheme, head_init, head_bias):
     """PLSC's pre-training heads begin at xavier and -10, its fine-tuning heads at zero."""
     fields = {key: parameter.default for key, parameter in MODELS.get(name).parameters().items()}
     assert (fields["weight_init"], fields["head_init"], fields["head_bias"]) == (scheme, head_init, head_bias)
+
+
+def _matrices(model) -> dict[str, bool]:
+    """Of linear layers: whether any value is not zero."""
+    return {name: bool(p.any()) for name, p in model.named_parameters() if p.ndim == 2 and name.endswith("weight")}
+
+
+def test_matrices_that_are_loaded_next_are_not_drawn_in_this_thread():
+    fields = SMALL | {"weight_init": "timm", "head_init": "scheme", "representation_size": 16}
+    with undrawn(), ThreadPoolExecutor(1) as pool:
+        empty, other = VisionTransformer(ViTSpec(**fields)), pool.submit(VisionTransformer, ViTSpec(**fields)).result()
+    drawn = VisionTransformer(ViTSpec(**fields))
+    assert not any(_matrices(empty).values()) and len(_matrices(empty)) > 8
+    assert all(_matrices(drawn).values()) and all(_matrices(other).values())
 
 
 def test_a_factory_builds_what_its_signature_says():

@@ -333,11 +333,13 @@ class _Subject:
 
 def _loaded(row: Row, config: Config, part: Part) -> _Subject:
     from plsc import build, loading
+    from plsc.models.init import undrawn
     from plsc.weights import read
 
     source = read(row.weights, part, verify=row.verify)
     config = build.with_class_num(config, source.card.spec.get("class_num"))
-    network = build.model(config)
+    with undrawn():
+        network = build.model(config)
     report = loading.load_pretrained(
         network,
         source,

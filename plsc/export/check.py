@@ -13,6 +13,7 @@ from plsc.data.transforms.geometry import resize
 from plsc.errors import CheckpointError, DataError, DeviceError
 from plsc.loading import LoadedModel
 from plsc.models.base import Deployable, Model
+from plsc.models.init import undrawn
 from plsc.models.spec import pair
 from plsc.predictor import Predictor, normalised
 
@@ -175,7 +176,8 @@ def _at(loaded: LoadedModel, size: tuple[int, int]) -> Model:
     """The model at another size, as evaluation at that resolution makes it."""
     if size == loaded.card.img_size or takes_any_size(loaded):
         return loaded.network
-    network = loading.built(loaded.card.model or "", {**loaded.card.spec, "img_size": size})
+    with undrawn():
+        network = loading.built(loaded.card.model or "", {**loaded.card.spec, "img_size": size})
     position = loaded.card.position or "bicubic"
     loading.load_pretrained(network, loaded.source, strict=True, resized=True, position=position)
     network.eval()

@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from plsc import compat
+from plsc.models.init import linear
 from plsc.models.spec import Sides, ViTSpec, pair
 
 MAX_FLASH_HEAD_DIM = 256
@@ -148,10 +149,10 @@ class Mlp(nn.Layer):
 
     def __init__(self, width: int, hidden: int, drop_rate: float, act: str, norm: nn.Layer | None = None):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = linear(width, hidden)
         self.act = activation(act)
         self.norm = nn.Identity() if norm is None else norm
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = linear(hidden, width)
         self.drop = Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -163,9 +164,9 @@ class SwiGlu(nn.Layer):
 
     def __init__(self, width: int, hidden: int, drop_rate: float, norm: nn.Layer | None = None):
         super().__init__()
-        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc1 = linear(width, 2 * hidden)
         self.norm = nn.Identity() if norm is None else norm
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = linear(hidden, width)
         self.drop = Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -287,8 +288,8 @@ class Attention(nn.Layer):
         width, self.num_heads = spec.embed_dim, spec.num_heads
         self.head_dim = width // self.num_heads
         fused = spec.qkv_bias and spec.k_bias
-        self.qkv = nn.Linear(width, 3 * width, bias_attr=None if fused else False)
-        self.proj = nn.Linear(width, width)
+        self.qkv = linear(width, 3 * width, bias=fused)
+        self.proj = linear(width, width)
         self.proj_drop = Dropout(spec.drop_rate)
         self.attn_drop_rate = spec.attn_drop_rate
         # softmax(q·k·scale): where another scale than D^-1/2 is asked for, q carries the difference
@@ -421,9 +422,9 @@ class AttentionPool(nn.Layer):
         width, self.num_heads = spec.embed_dim, spec.pool_heads or spec.num_heads
         self.head_dim = width // self.num_heads
         self.latent = self.create_parameter([1, 1, width], default_initializer=nn.initializer.XavierUniform())
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = linear(width, width)
+        self.kv = linear(width, 2 * width)
+        self.proj = linear(width, width)
         self.norm = norm_layer(spec.norm, width, spec.epsilon)
         self.mlp = Mlp(width, spec.pool_mlp_width, 0.0, spec.act)
 

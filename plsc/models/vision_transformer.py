@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from plsc.errors import ConfigError
-from plsc.models.init import init_head, init_weights
+from plsc.models.init import init_head, init_weights, linear
 from plsc.models.layers import AttentionPool, Block, Dropout, FeatureNorm, PatchEmbed, norm_layer
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
@@ -67,7 +67,7 @@ class VisionTransformer(nn.Layer):
         if spec.fc_norm:
             self.fc_norm = norm_layer(spec.norm, width, spec.epsilon)
         if spec.representation_size:
-            self.head0 = nn.Linear(spec.pooled_width, spec.representation_size)
+            self.head0 = linear(spec.pooled_width, spec.representation_size)
         init_weights(self, spec.weight_init)
         self.reset_classifier(spec.class_num)
 
@@ -120,7 +120,7 @@ class VisionTransformer(nn.Layer):
             if class_num == 0:
                 setattr(self, name, nn.Identity())
                 continue
-            head = nn.Linear(spec.representation_size or spec.pooled_width, class_num)
+            head = linear(spec.representation_size or spec.pooled_width, class_num)
             init_head(head, spec.weight_init, spec.head_init, spec.head_bias)
             setattr(self, name, head)
 
