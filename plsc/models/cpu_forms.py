@@ -3,8 +3,9 @@
 Why they are here: of a training step of ViT-Ti/16 on one core, less than half went into matrix products. Paddle's CPU
 kernels that sum over rows (the gradient of a bias, layer_norm's backward) and that exchange axes (heads and tokens)
 took most of the rest. Here sums over rows are products with a vector of ones, heads are moved by copying whole rows
-(gather), a bias is what its product is added to, and a layer norm's backward is batch normalisation's. A step takes
-half the time (docs/performance.md). Random numbers of dropout are NumPy's.
+(gather), a bias is what its product is added to, and a layer norm's backward is batch normalisation's. Factors are
+spread over rows and columns by products, and dropout's random numbers are NumPy's. A step takes half the time
+(docs/performance.md).
 
 `use` gives a model's layers these classes; parameters, names and states stay as they are. While a graph is built, and
 for attention with more than a plain one has, the layers compute as before (calling the base class by its name, since
@@ -16,6 +17,7 @@ graph ends in a segmentation fault, whatever the PyLayer saves. So models outsid
 by default those of tasks that are not plsc's. Where a model's own forward needs gradients: `Global.cpu_forms: False`.
 """
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +27,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from plsc.models.layers import Attention, Dropout, PatchEmbed, check_size
+from plsc.models.layers import Attention, Dropout, DropPath, LayerScale, PatchEmbed, check_size
 
 
 def use(model: nn.Layer) -> int:
@@ -83,6 +85,26 @@ class CpuDropout(Dropout):
         return x * _dropout_mask(x, self.rate)
 
 
+class CpuDropPath(DropPath):
+    """Stochastic depth whose factors are spread by a product: broadcasting takes several times as long."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.rate == 0.0 or not self.training or not paddle.in_dynamic_mode():
+            return DropPath.forward(self, x)
+        row = _ones(1, math.prod(x.shape[1:]), x.dtype)
+        return x * paddle.matmul(self.factors(x).reshape([-1, 1]), row).reshape(x.shape)
+
+
+class CpuLayerScale(LayerScale):
+    """A factor a channel, spread by a product, too; its gradient is a product with ones."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if not paddle.in_dynamic_mode():
+            return LayerScale.forward(self, x)
+        column = _ones(math.prod(x.shape[:-1]), 1, x.dtype)
+        return x * paddle.matmul(column, self.gamma.unsqueeze(0)).reshape(x.shape)
+
+
 class CpuPatchEmbed(PatchEmbed):
     """Patches by rows, and one product for all pictures instead of a convolution."""
 
@@ -105,6 +127,8 @@ _FORMS: dict[type[nn.Layer], type[nn.Layer]] = {
     nn.LayerNorm: CpuLayerNorm,
     Attention: CpuAttention,
     Dropout: CpuDropout,
+    DropPath: CpuDropPath,
+    LayerScale: CpuLayerScale,
     PatchEmbed: CpuPatchEmbed,
 }
 

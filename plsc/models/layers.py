@@ -113,8 +113,11 @@ class DropPath(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = F.dropout(paddle.ones_like(x[:, :1, :1]), self.rate, training=True)  # 0 or 1 / (1 - rate)
-        return x * keep
+        return x * self.factors(x)
+
+    def factors(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Of each sample 0 or 1 / (1 - rate), [B, 1, 1]."""
+        return F.dropout(paddle.ones_like(x[:, :1, :1]), self.rate, training=True)
 
 
 class LayerScale(nn.Layer):
