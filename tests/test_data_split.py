@@ -415,7 +415,30 @@ def test_empty_folders_are_no_classes_and_are_named(tmp_path, caplog):
     data = ImageFolder(str(tmp_path))
     assert data.class_names == ["class_0", "class_1", "class_2"]
     assert labels_of(data, np.arange(6)).tolist() == [0, 0, 1, 1, 2, 2]
-    assert "are not classes: class_1a, class_1b" in caplog.text
+    assert "are not classes: class_1a, class_1b; remove them, or" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("inside", "problem", "remedy"),
+    [
+        (None, "no such folder (ImageFolder.root)", "name one that holds a folder for each class"),
+        ("", "holds no folders (ImageFolder.root)", "put the pictures of each class into a folder of their own"),
+        ("class", "hold no pictures ending in .jpg", "or name another folder as ImageFolder.root"),
+    ],
+)
+def test_a_folder_without_classes_is_refused_with_key_and_remedy(tmp_path, inside, problem, remedy):
+    """From Python by the class's argument, from a recipe by file and key, too."""
+    root = tmp_path / "pictures"
+    root.touch() if inside is None else (root / inside).mkdir(parents=True)
+    tree = tiny_digits()
+    tree["DataLoader"]["Train"]["dataset"] = {"name": "ImageFolder", "root": str(root), "transform_ops": []}
+    recipe = write_config(tmp_path / "recipe.yaml", tree)
+    with pytest.raises(DataError) as direct:
+        ImageFolder(str(root))
+    assert f"{root}: " in str(direct.value) and problem in str(direct.value) and remedy in str(direct.value)
+    with pytest.raises(DataError, match=r"recipe\.yaml:\d+: DataLoader\.Train\.dataset: ") as refused:
+        build.dataset(load(str(recipe)), "Train")
+    assert str(refused.value).endswith(str(direct.value))
 
 
 def test_a_class_that_evaluation_has_no_pictures_of_changes_no_number(tmp_path, caplog):

@@ -420,7 +420,9 @@ def test_the_command_prints_all_of_it(tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in ("2 x gpu in float32", "yes, in 1 GiB; the largest micro-batch is", "device hours at 40 % of 2 TFLOPS"):
         assert text in printed
-    assert "warning: the warm-up of 10 updates is no shorter than the run" in printed
+    assert (
+        "warning: -o LRScheduler.warmup_steps=10: LRScheduler.warmup_steps: is 10, but the run of 10 updates" in printed
+    )
     assert "10 updates, 640 images" in printed and "note: sampler.batch_size is of one process" in printed
     assert paddle.get_device() == before
 

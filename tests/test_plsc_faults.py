@@ -408,23 +408,29 @@ def test_a_run_without_seed_is_that_of_seed_0():
 
 
 @pytest.mark.parametrize(
-    "schedule",
+    ("schedule", "problem", "remedy"),
     [
-        {"name": "ViTLRScheduler", "learning_rate": 0.01, "warmup_steps": 10_000},
-        {"name": "TimmCosine", "learning_rate": 0.01, "warmup_epoch": 5},
-        {"name": "Cosine", "learning_rate": 0.01, "warmup_steps": 4},
+        ({"name": "ViTLRScheduler", "warmup_steps": 10_000}, "warmup_steps: is 10000, but", "set it to 1,"),
+        ({"name": "TimmCosine", "warmup_epoch": 5}, "warmup_epoch: is 5.0, but", "set it to 0,"),
+        ({"name": "Cosine", "warmup_steps": 4}, "warmup_steps: is 4, but", "set it to 1,"),
     ],
-    ids=lambda schedule: schedule["name"],
+    ids=["ViTLRScheduler", "TimmCosine", "Cosine"],
 )
-def test_a_warmup_longer_than_the_run_is_warned_of(logged, schedule):
-    """A run of 4 updates ends inside its warm-up, rising, with one warning that names both lengths."""
+def test_a_warmup_longer_than_the_run_is_warned_of(logged, schedule, problem, remedy):
+    """A run of 4 updates ends inside its warm-up, rising, with one warning: both lengths, the key, and a value."""
+    schedule = {**schedule, "learning_rate": 0.01}
     tree = small(4)
     del tree["Global"]["epochs"]
     tree["LRScheduler"] = schedule
     trainer(tree).fit()
     rates = [record["lr"] for record in metrics("run")]
     assert len(rates) == 4 and rates == sorted(rates) and rates[-1] < 0.01
-    assert len([text for text in logged if "the run of 4 updates is no longer than the warm-up of" in text]) == 1
+    [warning] = [text for text in logged if "the run of 4 updates is no longer than the warm-up of" in text]
+    assert f"LRScheduler.{problem}" in warning and remedy in warning
+    schedule[problem.partition(":")[0]] = int(re.sub(r"\D", "", remedy))
+    logged.clear()
+    build.schedule(load(tree), 4, 1)
+    assert not logged, "with the value that the warning gives"
 
 
 @pytest.mark.parametrize("value", ["absent", None])

@@ -25,6 +25,7 @@ from plsc.build.learning import (
     optimizer,
     schedule,
     task,
+    warmup_problem,
 )
 from plsc.build.length import Length, length_of
 
@@ -53,5 +54,6 @@ __all__ = [
     "schedule",
     "task",
     "transforms",
+    "warmup_problem",
     "with_class_num",
 ]

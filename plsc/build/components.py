@@ -19,7 +19,8 @@ def component(config: Config, registry: Registry, part: Component, **supplied: A
         supplied: values of the arguments that the engine fills in; the factory gets those that it has parameters for.
 
     Raises:
-        ConfigError: the constructor refuses its arguments; the message begins with the key's place.
+        ConfigError, DataError: the constructor refuses its arguments, or what they name; the message begins with the
+            key's place.
     """
     entry, arguments = registry.get(part.name), dict(part.arguments)
     for name, kind in entry.nested().items():
@@ -32,6 +33,8 @@ def component(config: Config, registry: Registry, part: Component, **supplied: A
         built = entry.build(thawed(arguments, entry.parameters()), **supplied)
     except ConfigError as error:
         raise config.error(part.path, str(error)) from error
+    except DataError as error:
+        raise DataError(config.source.located(part.path, str(error))) from error
     return _part(config, part, built, **cut) if registry is DATASETS else built
 
 

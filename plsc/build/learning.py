@@ -21,6 +21,8 @@ from plsc.tasks import Task
 
 log = logging.getLogger("plsc")
 
+_WARMUP_KEYS = ("warmup_steps", "warmup_epochs", "warmup_epoch")  # of plsc's schedules
+
 
 def model(config: Config) -> Any:
     """The model with fresh weights, drawn from Global.seed."""
@@ -130,15 +132,29 @@ def schedule(config: Config, total_steps: int, steps_per_epoch: int) -> Schedule
     part = _present(config, config.LRScheduler, "LRScheduler")
     made = component(config, SCHEDULERS, part, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     check_members(config, part, made, Schedule)
-    if isinstance(made, WithWarmup) and made.warmup >= total_steps:
-        rate = made(total_steps - 1)
-        log.warning(
-            "the run of %d updates is no longer than the warm-up of %d: the learning rate ends at %.3g, below its peak",
-            total_steps,
-            made.warmup,
-            rate,
-        )
+    problem = warmup_problem(config, made, total_steps, steps_per_epoch)
+    if problem is not None:
+        log.warning("%s", problem)
     return made
+
+
+def warmup_problem(config: Config, made: Schedule, total_steps: int, steps_per_epoch: int) -> str | None:
+    """That a run ends within its warm-up, with the key and a value that would do; None where it does not."""
+    if not isinstance(made, WithWarmup) or made.warmup < total_steps:
+        return None
+    text = (
+        f"the run of {total_steps:,} updates is no longer than the warm-up of {made.warmup:,}: the learning rate ends "
+        f"at {made(total_steps - 1):.3g} and never reaches its peak"
+    )
+    arguments = config.LRScheduler.arguments if config.LRScheduler else {}
+    key = next((key for key in _WARMUP_KEYS if arguments.get(key)), None)
+    if key is None:  # of somebody else's schedule
+        return config.source.located(("LRScheduler",), f"{text}; shorten its warm-up")
+    length = total_steps if key == "warmup_steps" else total_steps // steps_per_epoch
+    shorter = length // 20 or int(length > 1)
+    return config.source.located(
+        ("LRScheduler", key), f"is {arguments[key]}, but {text}; set it to {shorter}, for instance"
+    )
 
 
 def optimizer(

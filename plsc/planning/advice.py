@@ -1,7 +1,7 @@
 """Known mistakes in recipes, as far as they show before a run."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from plsc import build
@@ -21,7 +21,7 @@ def warnings(config: Config, spec: Any, *, length: build.Length | None) -> list[
     problems = [_rate_and_batch(config), _head_bias(config, spec)]
     if length is not None:
         schedule = build.schedule(config, length.schedule_steps, length.steps_per_epoch)
-        problems += [*_warm_up(schedule, length), _decay(config, schedule, length), _average(config, length)]
+        problems += [_warm_up(config, schedule, length), _decay(config, schedule, length), _average(config, length)]
     return [problem for problem in problems if problem]
 
 
@@ -42,15 +42,12 @@ def _rate_and_batch(config: Config) -> str | None:
     )
 
 
-def _warm_up(schedule: Schedule, length: build.Length) -> Iterator[str]:
+def _warm_up(config: Config, schedule: Schedule, length: build.Length) -> str | None:
     warmup = schedule.warmup if isinstance(schedule, WithWarmup) else 0
-    if warmup >= length.steps:
-        yield (
-            f"the warm-up of {warmup:,} updates is no shorter than the run of {length.steps:,}: the learning rate "
-            "never reaches its peak; shorten the warm-up"
-        )
-    elif warmup > length.steps / 2:
-        yield f"the warm-up takes {warmup:,} of {length.steps:,} updates, over half of the run; 3 to 10 % are usual"
+    problem = build.warmup_problem(config, schedule, length.steps, length.steps_per_epoch)
+    if problem is None and warmup > length.steps / 2:
+        return f"the warm-up takes {warmup:,} of {length.steps:,} updates, over half of the run; 3 to 10 % are usual"
+    return problem
 
 
 def _decay(config: Config, schedule: Callable[[int], float], length: build.Length) -> str | None:

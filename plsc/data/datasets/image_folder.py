@@ -28,18 +28,29 @@ class ImageFolder(OnDisk):
     def __init__(self, root: Annotated[str, InputPath()], extensions: tuple[str, ...] = EXTENSIONS):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise DataError(f"{root}: no such folder; ImageFolder.root holds one folder a class")
+            raise DataError(f"{root}: no such folder (ImageFolder.root); name one that holds a folder for each class")
         folders = _in_order(entry.name for entry in os.scandir(self.root) if entry.is_dir())
         if not folders:
-            raise DataError(f"{root}: holds no folders; ImageFolder expects one folder a class in it")
+            raise DataError(
+                f"{root}: holds no folders (ImageFolder.root); put the pictures of each class into a folder of their "
+                "own, or name another folder"
+            )
         endings = tuple(extension.lower() for extension in extensions)
         by_class = {name: _pictures(self.root / name, endings) for name in folders}
         class_names = [name for name in folders if by_class[name]]
         empty = [name for name in folders if not by_class[name]]
         if not class_names:
-            raise DataError(f"{root}: holds no pictures ending in {', '.join(endings)}")
+            raise DataError(
+                f"{root}: its folders hold no pictures ending in {', '.join(endings)} (ImageFolder.extensions); give "
+                "their endings there, or name another folder as ImageFolder.root"
+            )
         if empty:
-            log.warning("%s: folders without a picture are not classes: %s", root, some(empty))
+            log.warning(
+                "%s: folders without a picture are not classes: %s; remove them, or add the endings of their pictures "
+                "to ImageFolder.extensions",
+                root,
+                some(empty),
+            )
         labels = np.repeat(np.arange(len(class_names)), [len(by_class[name]) for name in class_names])
         super().__init__((path for name in class_names for path in by_class[name]), labels, class_names)
 
