@@ -3,6 +3,10 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
+DEVICE_TESTS = "PLSC_TEST_DEVICE"  # the device of tests/device, see target.py there
+if DEVICE_TESTS in os.environ:
+    # float32 products of Ampere and later are otherwise of TF32, which keeps 10 of 23 bits; CUDA reads it once
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 from plsc import environment
 
@@ -18,8 +22,6 @@ from PIL import Image
 
 from tests.accelerator.build import DEVICE, PROBLEM
 from tests.helpers import CHECKOUT, SHARED
-
-DEVICE_TESTS = "PLSC_TEST_DEVICE"  # the device of tests/device, see target.py there
 
 
 def pytest_report_header() -> list[str]:

@@ -4,6 +4,8 @@ On folders with the files of many machines, and on this machine.
 """
 
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from plsc import devices, drivers
 from plsc.drivers import CudaDriver, Lack, lack
 from plsc.errors import DeviceError
-from tests.helpers import log_texts, plsc, tiny_digits, write_config
+from tests.helpers import CHECKOUT, clean_environment, log_texts, plsc, tiny_digits, write_config
 
 WORKS = CudaDriver(0, 12040)
 
@@ -288,3 +290,25 @@ def test_one_message_alone_and_under_the_launcher(cpu_build, tmp_path, processes
     assert text.count("error: Global.device is 'gpu', but the installed paddlepaddle") == (processes or 1)
     assert "Traceback" not in text
     assert "install paddlepaddle-gpu" in text
+
+
+# where Paddle would be imported: what CUDA's libraries, which come with it, read of the environment
+AT_THE_IMPORT = """
+import importlib.abc, os, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "paddle":
+            print(os.environ.get("NVIDIA_TF32_OVERRIDE"))
+            os._exit(0 if not sys.stdout.flush() else 1)
+sys.meta_path.insert(0, Finder())
+import tests.conftest
+"""
+
+
+@pytest.mark.parametrize(("asked", "override"), [({"PLSC_TEST_DEVICE": "gpu"}, "0"), ({}, "None")])
+def test_tests_on_a_gpu_are_in_float32_before_paddle_is_there(asked, override):
+    env = {k: v for k, v in clean_environment().items() if k not in ("PLSC_TEST_DEVICE", "NVIDIA_TF32_OVERRIDE")}
+    run = subprocess.run(
+        [sys.executable, "-c", AT_THE_IMPORT], cwd=CHECKOUT, env={**env, **asked}, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, override), run.stderr

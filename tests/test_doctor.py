@@ -287,6 +287,53 @@ def test_kernels_that_are_missing():
     assert "matmul does not run" in finding.measured and "is not registered" in finding.measured
 
 
+# -- GPUs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(site, monkeypatch):
+    """A function: a GPU's name and compute capability → the site on it, as far as Paddle's interface says."""
+
+    def on(name: str, capability: tuple[int, int]) -> Site:
+        # as paddle.device.cuda has them: without an argument, of the present device
+        properties = SimpleNamespace(name=name, major=capability[0], minor=capability[1], total_memory=80 * 2**30)
+        cuda = paddle.device.cuda
+        monkeypatch.setattr(cuda, "device_count", lambda: 8)
+        monkeypatch.setattr(cuda, "get_device_properties", lambda device=None: properties)
+        monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+        monkeypatch.setattr(hardware, "select_device", lambda name: name)
+        site.device, site.half = "gpu", "float16"
+        return site
+
+    return on
+
+
+def test_a_gpu(gpu):
+    finding = hardware.device.run(gpu("NVIDIA A100-SXM4-80GB", (8, 0)))
+    assert (finding.verdict, finding.measured) == ("pass", "gpu, 80.0 GiB, NVIDIA A100-SXM4-80GB, 8 here")
+
+
+@pytest.mark.parametrize(("tflops", "verdict"), [(250.0, "pass"), (120.0, "warn"), (50.0, "fail")])
+def test_products_against_the_data_sheet(gpu, monkeypatch, tflops, verdict):
+    monkeypatch.setattr(rates, "product_rate", lambda dtype: 1e12 * tflops)
+    finding = rates.matrix_rate.run(gpu("NVIDIA A100-SXM4-80GB", (8, 0)))
+    assert finding.verdict == verdict
+    assert finding.measured == f"{tflops:.3g} TFLOPS in float16, {100 * tflops / 312:.0f} % of the data sheet"
+    assert bool(finding.remedy) == (verdict != "pass") and finding.expected == "312 TFLOPS"
+
+
+def test_flash_attention_of_a_gpu(gpu, monkeypatch):
+    """Taken or not, by the names of what backward goes through; of an old GPU the reason is named."""
+    monkeypatch.setattr(paddle.Tensor, "astype", lambda self, dtype: self)  # no half precision here
+    site = gpu("Tesla V100-SXM2-32GB", (7, 0))
+    finding = hardware.flash_attention.run(site)
+    assert finding.verdict == "warn"
+    assert "not taken: compute capability 7.0, head width 64" in finding.measured
+    assert "8.0 to 12.1" in finding.remedy
+    monkeypatch.setattr(hardware, "_operations", lambda node: ["FlashAttnGradNode"])
+    assert hardware.flash_attention.run(site).measured == "taken (float16)"
+
+
 # -- disk and memory --------------------------------------------------------------------------------
 
 

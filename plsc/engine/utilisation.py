@@ -3,13 +3,14 @@
 As Chowdhery et al., 2022 (PaLM, appendix B) define it: what recomputed activations cost again does not count.
 """
 
+import re
 from typing import Any
 
 import paddle
 
 from plsc.models.spec import known_flops
 
-# part of a GPU's name → its peak in half precision, dense, in TFLOPS, by NVIDIA's data sheets; the first that fits
+# words in a GPU's name → its peak in half precision, dense, in TFLOPS, by NVIDIA's data sheets; the first that fits
 _PEAKS = {
     "B200": 2250.0,
     "H100 PCIe": 756.0,
@@ -21,7 +22,7 @@ _PEAKS = {
     "H20": 148.0,
     "A100": 312.0,
     "A800": 312.0,
-    "A10G": 125.0,
+    "A10G": 70.0,  # Amazon's, which is not an A10
     "A10": 125.0,
     "A30": 165.0,
     "A40": 150.0,
@@ -34,11 +35,14 @@ _PEAKS = {
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
 }
+_OTHER_MODEL = re.compile(r" (Ti|D|SUPER|Laptop|Max-Q|MIG)\b")  # slower or faster than what it is named after
 
 
 def known_peak(name: str) -> float | None:
     """TFLOPS in half precision of a GPU by the name that its driver gives; None where it is unknown."""
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    if _OTHER_MODEL.search(name):
+        return None
+    return next((peak for words, peak in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def device_peak(device: str, *, half: bool) -> float | None:

@@ -12,9 +12,11 @@ from safetensors.numpy import load_file
 import plsc
 from plsc.cli import main
 from tests.accelerator import build
-from tests.device.target import DEVICE, ON_CPU, PRETENDED
+from tests.device.target import DEVICE, PRETENDED
 from tests.helpers import CHECKOUT, clean_environment, metrics, tiny_digits
 
+# what a queue leaves of a machine that others use too: the launcher takes these for the pretend device's numbers
+_SHARED_MACHINE = {f"{build.DEVICE.upper()}_VISIBLE_DEVICES": "4,5"}
 RANDOM = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
 
 
@@ -56,10 +58,10 @@ def train(folder: Path, tree: dict, *, fp16: dict | None = None, device: str = D
 def launched(folder: Path, jobs: list[dict], processes: int = 2) -> None:
     """The jobs of several.py one after the other in processes with a device each."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    numbers = ",".join(map(str, range(processes)))
-    which = ["--nproc_per_node", str(processes)] if ON_CPU else ["--devices", numbers]
-    launch = [sys.executable, "-m", "paddle.distributed.launch", *which, "--log_dir", folder / "launch"]
-    plug_in = build.settings(os.environ["CUSTOM_DEVICE_ROOT"]) if PRETENDED else {}
+    # not --devices, whose numbers are those of CUDA_VISIBLE_DEVICES where that is set
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+    launch += ["--log_dir", folder / "launch"]
+    plug_in = build.settings(os.environ["CUSTOM_DEVICE_ROOT"]) | _SHARED_MACHINE if PRETENDED else {}
     done = subprocess.run(
         [*launch, CHECKOUT / "tests" / "device" / "several.py", folder / "jobs.json"],
         env=clean_environment(PYTHONPATH=str(CHECKOUT), **plug_in),

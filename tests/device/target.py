@@ -10,9 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-# float32 products of Ampere and later are otherwise of TF32, which keeps 10 of 23 bits
-os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-
 import paddle
 
 from plsc.devices import count_devices

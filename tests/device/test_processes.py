@@ -1,4 +1,4 @@
-"""Two processes with a device each: all that they agree on, and the same training as one process."""
+"""Two processes with a device each: all that they agree on, sharded or not, and the same training as one process."""
 
 import json
 
@@ -10,12 +10,14 @@ from plsc.devices import count_devices
 from tests.device.runs import assert_same, column, digits, launched, losses, stateful, train
 from tests.device.target import DEVICE, MAIN, ON_CPU, Precision
 from tests.helpers import metrics
+from tests.test_sharding import STAGES, recipe
 
 pytestmark = pytest.mark.distributed
 
 COMPARED = [MAIN[0], MAIN[2], MAIN[3]]
 FALLING = {"init_loss_scaling": 2.0**25, "incr_every_n_steps": 3}
 STATE = MAIN[0] if ON_CPU else Precision("float16", "O2")
+OFFERED = STAGES[:1] if ON_CPU else STAGES
 
 
 def vit() -> dict:
@@ -41,6 +43,8 @@ def runs(tmp_path_factory, accelerator):
     jobs += [
         ("broken", all_state(), STATE.fp16(**FALLING), {"max_train_step": stop, "resume": "auto"}) for stop in (5, 12)
     ]
+    jobs += [("whole", recipe(2), None, {})]
+    jobs += [(f"stage {stage}", recipe(2, {"stage": stage}), None, {}) for stage in OFFERED]
     listed = []
     for name, tree, fp16, more in jobs:
         tree["Global"] |= {"device": DEVICE, "output_dir": str(folder / name), **more}
@@ -66,6 +70,16 @@ def test_a_resumed_run_ends_as_a_straight_one(runs, repeats):
     assert_same(straight, broken, exact=repeats, bound=STATE.bounds.again)
     assert column(broken, "loss_scale") == column(straight, "loss_scale")
     assert ON_CPU or len(set(column(straight, "loss_scale"))) > 2
+
+
+@pytest.mark.parametrize("stage", OFFERED)
+def test_sharded_training_is_that_of_data_parallel_training(runs, stage):
+    """Over twenty updates, in float32."""
+    sharded, whole = runs / f"stage {stage}", runs / "whole"
+    assert len(losses(sharded)) == 20
+    np.testing.assert_allclose(losses(sharded), losses(whole), rtol=1e-5)
+    np.testing.assert_allclose(column(sharded, "grad_norm"), column(whole, "grad_norm"), rtol=1e-4)
+    assert len(list((sharded / "checkpoints" / "step-00000020").glob("optimizer*.safetensors"))) == 2
 
 
 def test_one_device_goes_on_where_two_were(runs, tmp_path):
