@@ -298,7 +298,7 @@ def use_huge_pages(gib: int = 8) -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # else the heap is cut off again below
     blocks = [libc.malloc(_GIB - 2**12) for _ in range(gib)]
     start, end = -(-(blocks[0] or 0) // _HUGE) * _HUGE, libc.sbrk(0)
-    if 0 < start < end:  # 0: refused; beyond the end: it came from elsewhere, as in a thread
+    if 0 < start < end:  # 0: refused; after the end: it came from elsewhere, as in a thread
         libc.madvise(start, end - start, _MADV_HUGEPAGE)
     for block in blocks:
         libc.free(block)
