@@ -51,6 +51,13 @@ def calm(processes: int, sharding: dict | None = None) -> dict:
     return tree
 
 
+def plain(**settings) -> dict:
+    """Stage 2 by Paddle's own layers, which compiled blocks keep: dropout of the CPU's draws other numbers."""
+    tree = recipe(2, {"stage": 2})
+    tree["Global"] |= {"cpu_forms": False, "max_train_step": 10, **settings}
+    return tree
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The folder with all runs of two processes, made in one launch."""
@@ -58,6 +65,7 @@ def runs(tmp_path_factory):
     jobs = [("whole", recipe(2))]
     for stage in STAGES:
         jobs.append((f"stage {stage}", recipe(2, {"stage": stage}, **({"recompute": {}} if stage == 3 else {}))))
+    jobs += [("plain", plain()), ("compiled", plain(to_static=True))]
     jobs += [("broken", stopped(recipe(2, {"stage": 3}), step)) for step in (8, 12)]
     jobs += [("straight", stopped(recipe(2, {"stage": 3}), 12))]
     jobs += [("calm", calm(2)), ("calm 2", stopped(calm(2, {"stage": 2}), 8))]
@@ -113,6 +121,13 @@ def test_the_course_is_that_of_data_parallel_training(runs, stage):
     """Losses, norms and evaluations of twenty updates, raw and averaged weights, and all state at their end."""
     assert_same_course(runs / f"stage {stage}", runs / "whole")
     assert_close(runs / f"stage {stage}", runs / "whole")
+
+
+@pytest.mark.distributed
+def test_gradients_of_compiled_blocks_are_sharded(runs):
+    """Global.to_static with stage 2: they leave backward block by block as in dygraph, with the same random draws."""
+    assert_same_course(runs / "compiled", runs / "plain")
+    assert_close(runs / "compiled", runs / "plain")
 
 
 @pytest.mark.distributed

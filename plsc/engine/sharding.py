@@ -501,15 +501,13 @@ class ShardedAccumulation:
                     self._keep(parameter, part)
 
     def _keep(self, parameter: paddle.Tensor, gradient: paddle.Tensor) -> None:
-        """Give a parameter its summed gradient, unless it has just that one."""
-        dtype = paddle.float32 if self._apart else parameter.dtype
-        present = parameter.grad
-        if present is not None and present.dtype == dtype and present.data_ptr() == gradient.data_ptr():
-            return
-        if gradient.dtype != dtype:
-            gradient = gradient.astype(dtype)
-        parameter.clear_gradient(False)
-        parameter.grad = gradient
+        """Give a parameter its summed gradient, which is of the parameter's type.
+
+        Without a copy: assigning to parameter.grad makes one, for which the host waits.
+        """
+        parameter._copy_gradient_from(gradient)
+        if self._apart:
+            paddle.base.core.eager.set_master_grads([parameter])
 
     def _finish(self) -> None:
         """When a backward is over: send what has waited for a gradient that never came, and receive all."""

@@ -3,6 +3,8 @@
 The host waits for it in float16 only, and the next batch is copied while it computes.
 """
 
+import json
+
 import numpy as np
 import paddle
 import pytest
@@ -12,7 +14,9 @@ from plsc.data.device import CopiesAhead, DeviceInput
 from plsc.engine.guard import FiniteGuard
 from plsc.engine.trainer import Trainer
 from plsc.tensors import on_device
-from tests.amp.runs import RANDOM, digits, events, half, kernels, train, watched_waits
+from tests.accelerator import build
+from tests.amp.runs import RANDOM, digits, events, half, kernels, launched, train, watched_waits
+from tests.test_sharding import STAGES
 
 STEPS = 6
 BETWEEN = slice(1, STEPS - 1)  # updates that are not logged
@@ -23,6 +27,7 @@ SETTINGS = {
     "bfloat16 O2": half("O2", "bfloat16"),
     "bfloat16 O1": half("O1", "bfloat16"),
 }
+QUIET = {"print_batch_step": 1000, "eval_during_train": False, "save_interval": 1000, "save_unit": "epoch"}
 
 
 def per_step(monkeypatch, tmp_path, fp16, read, tree=None, **sections) -> list:
@@ -37,8 +42,7 @@ def per_step(monkeypatch, tmp_path, fp16, read, tree=None, **sections) -> list:
 
     monkeypatch.setattr(Trainer, "advance", counted)
     tree = digits(STEPS) if tree is None else tree
-    quiet = {"print_batch_step": 1000, "eval_during_train": False, "save_interval": 1000, "save_unit": "epoch"}
-    sections["Global"] = {**quiet, **sections.get("Global", {})}
+    sections["Global"] = {**QUIET, **sections.get("Global", {})}
     train(tmp_path / "run", tree, fp16=fp16, **sections)
     assert len(seen) == STEPS
     return seen[BETWEEN]
@@ -76,24 +80,91 @@ def test_the_host_waits_only_for_the_overflow_of_float16(setting, monkeypatch, t
     """One value is read, GradScaler's found_inf; for it Paddle waits twice for the stream."""
     steps = waits_per_step(monkeypatch, tmp_path, SETTINGS[setting], tree=with_everything())
     for waits in steps:
-        if not setting.startswith("float16"):
-            assert waits == {}
-            continue
-        assert all(where.endswith(" step") for where in waits), waits
-        assert sum(count for where, count in waits.items() if where.startswith("copy to host")) == 1
-        assert sum(waits.values()) == 3
+        assert_only_the_overflow_is_waited_for(waits, setting)
 
 
-def test_compiled_blocks_wait_in_paddles_executor_alone(monkeypatch, tmp_path):
-    """Once for the forward and once for the backward of a block, in each micro-batch: of that plsc decides nothing."""
+def assert_only_the_overflow_is_waited_for(waits: dict[str, int], setting: str) -> None:
+    if not setting.startswith("float16"):
+        assert waits == {}
+        return
+    assert all(where.endswith(" step") for where in waits), waits
+    assert sum(count for where, count in waits.items() if where.startswith("copy to host")) == 1
+    assert sum(waits.values()) == 3
+
+
+def compiled() -> dict:
     tree = with_everything()
     del tree["DistributedStrategy"]
     tree["Global"]["to_static"] = True
+    return tree
+
+
+def assert_only_the_executor_waits(waits: dict[str, int]) -> None:
+    """Paddle's, once for the forward and once for the backward of a block, in each micro-batch."""
+    tree = compiled()
     runs = tree["Model"]["depth"] * tree["Global"]["accum_steps"]
-    for waits in waits_per_step(monkeypatch, tmp_path, None, tree=tree):
-        where = {place.rsplit(maxsplit=1)[-1]: count for place, count in waits.items()}
-        assert where == {"forward_features": runs, "backward": runs}
-        assert all(place.startswith("wait for a stream") for place in waits)
+    where = {place.rsplit(maxsplit=1)[-1]: count for place, count in waits.items()}
+    assert where == {"forward_features": runs, "backward": runs}
+    assert all(place.startswith("wait for a stream") for place in waits)
+
+
+def test_compiled_blocks_wait_in_paddles_executor_alone(monkeypatch, tmp_path):
+    """Of that plsc decides nothing."""
+    for waits in waits_per_step(monkeypatch, tmp_path, None, tree=compiled()):
+        assert_only_the_executor_waits(waits)
+
+
+# -- two devices --------------------------------------------------------------------------
+
+OVER_TWO = ("float32", "float16 O2", "bfloat16 O1")
+UNSHARDED = 0
+
+
+@pytest.fixture(scope="module")
+def over_two(tmp_path_factory, accelerator):
+    """The folder with all runs of two processes, made in one launch; counted.py writes what is counted."""
+    folder = tmp_path_factory.mktemp("two")
+    trees = {(stage, setting): with_everything() for stage in (UNSHARDED, *STAGES) for setting in OVER_TWO}
+    trees |= {(stage, "compiled"): compiled() for stage in (1, 2)}
+    for (stage, setting), tree in trees.items():
+        tree["Global"] |= {**QUIET, "imports": ["tests.amp.counted"], "device": build.DEVICE}
+        tree["Global"]["output_dir"] = str(folder / f"{stage} {setting}")
+        tree["DataLoader"]["Train"]["sampler"]["batch_size"] //= 2
+        if stage:
+            tree["DistributedStrategy"] = {**tree.get("DistributedStrategy", {}), "sharding": {"stage": stage}}
+        if SETTINGS.get(setting):
+            tree["FP16"] = SETTINGS[setting]
+    launched(folder, [{"train": tree} for tree in trees.values()])
+    return folder
+
+
+def waits_over_two(folder, stage: int, setting: str) -> list[dict[str, int]]:
+    """Of each process's updates that are not logged."""
+    waits = []
+    for rank in (0, 1):
+        lines = (folder / f"{stage} {setting}" / f"waits-{rank}.jsonl").read_text().splitlines()
+        assert len(lines) == STEPS
+        waits += [json.loads(line) for line in lines[BETWEEN]]
+    return waits
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("setting", OVER_TWO)
+@pytest.mark.parametrize("stage", (UNSHARDED, *STAGES))
+def test_travelling_gradients_and_weights_are_not_waited_for(over_two, stage, setting):
+    """By the host: streams wait for what travels. In float16 the processes agree on an overflow before it is read."""
+    for waits in waits_over_two(over_two, stage, setting):
+        assert_only_the_overflow_is_waited_for(waits, setting)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", (1, 2))
+def test_compiled_blocks_wait_as_often_where_they_are_sharded(over_two, stage):
+    for waits in waits_over_two(over_two, stage, "compiled"):
+        assert_only_the_executor_waits(waits)
+
+
+# -- one device ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", ["float32", "float16 O1", "float16 O2"])
@@ -114,7 +185,7 @@ def arrays_of(tree: dict) -> int:
 
 
 def test_an_injected_wait_is_counted(monkeypatch, tmp_path):
-    """The test above fails where anything reads from the device."""
+    """The tests above fail where anything reads from the device."""
     watch = FiniteGuard.watch
 
     def curious(self, step, loss, norm=None):

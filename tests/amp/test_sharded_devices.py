@@ -47,6 +47,14 @@ def stateful(stage: int | None) -> dict:
     return {**tree, "FP16": fp16, "EMA": {"decay": 0.9}}
 
 
+def compiled() -> dict:
+    """Stage 2 with compiled blocks, which cannot be recomputed."""
+    tree = stateful(2)
+    tree["DistributedStrategy"].pop("recompute")
+    tree["Global"]["to_static"] = True
+    return tree
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, accelerator):
     """The folder with all runs of two processes, made in one launch."""
@@ -60,6 +68,7 @@ def runs(tmp_path_factory, accelerator):
     jobs += [(f"parts {stage}", linear(POLICIES["O2"], stage, parts=2), {}) for stage in STAGES]
     jobs += [(f"overflow {stage}", linear(overflowing("O2"), stage), {}) for stage in STAGES]
     jobs += [("straight whole", stateful(None), {})]
+    jobs += [("compiled 2", compiled(), {})]
     for stage in (2, 3):
         jobs += [(f"straight {stage}", stateful(stage), {})]
         jobs += [(f"broken {stage}", stateful(stage), {"max_train_step": stop, "resume": "auto"}) for stop in (5, 12)]
@@ -108,6 +117,13 @@ def test_the_loss_scale_is_that_of_data_parallel_training(runs, stage):
     straight, whole = runs / f"straight {stage}", runs / "straight whole"
     assert column(straight, "loss_scale") == column(whole, "loss_scale")
     np.testing.assert_allclose(losses(straight), losses(whole), rtol=2e-3)
+
+
+def test_gradients_of_compiled_blocks_are_sharded(runs):
+    """In float16; in float32 tests/test_sharding.py holds it to 1e-5."""
+    one, other = runs / "compiled 2", runs / "straight 2"
+    assert column(one, "loss_scale") == column(other, "loss_scale")
+    np.testing.assert_allclose(losses(one), losses(other), rtol=2e-3)
 
 
 @pytest.mark.parametrize("stage", STAGES)
