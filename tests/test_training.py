@@ -223,7 +223,7 @@ def test_compiled_blocks_train_alike(tmp_path):
     tree = tiny_digits()
     tree["Model"] |= RANDOM
     tree["Global"] |= {"eval_during_train": True, "eval_interval": 4, "eval_unit": "step"}
-    plain = train(tmp_path, "plain", tree)
+    plain = train(tmp_path, "plain", tree, "Global.cpu_forms=False")  # whose dropout draws other numbers
     static = train(tmp_path, "static", tree, "Global.to_static=True")
     np.testing.assert_allclose(losses(static), losses(plain), rtol=1e-4)
     one, two = (metrics(run, "eval")[-1] for run in (plain, static))
