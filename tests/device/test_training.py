@@ -132,7 +132,8 @@ def test_compiled_blocks_train_alike(tmp_path, precision):
     tree = digits(15)
     tree["Model"] |= RANDOM
     tree["Global"] |= {"eval_during_train": True, "eval_interval": 5, "eval_unit": "step"}
-    plain = train(tmp_path / "plain", tree, fp16=precision.fp16())
+    # on CPU the other kernels draw other numbers for dropout
+    plain = train(tmp_path / "plain", tree, fp16=precision.fp16(), Global={"cpu_forms": False})
     static = train(tmp_path / "static", tree, fp16=precision.fp16(), Global={"to_static": True})
     np.testing.assert_allclose(losses(static), losses(plain), rtol=precision.bounds.again)
     for one, two in zip(metrics(plain, "eval"), metrics(static, "eval"), strict=True):
