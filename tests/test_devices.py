@@ -4,6 +4,7 @@ On folders with the files of many machines, and on this machine.
 """
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -290,6 +291,15 @@ def test_one_message_alone_and_under_the_launcher(cpu_build, tmp_path, processes
     assert text.count("error: Global.device is 'gpu', but the installed paddlepaddle") == (processes or 1)
     assert "Traceback" not in text
     assert "install paddlepaddle-gpu" in text
+
+
+def test_what_plsc_asks_of_paddle_for_gpus_is_there():
+    """Names that no run on a CPU meets: a build without CUDA has them too, and refuses only the call."""
+    sources = [path.read_text() for path in (CHECKOUT / "plsc").rglob("*.py")]
+    names = {name for source in sources for name in re.findall(r"\bpaddle\.device\.cuda\.(\w+)\(", source)}
+    assert {"device_count", "get_device_name", "get_device_properties", "max_memory_allocated"} <= names
+    assert [name for name in sorted(names) if not callable(getattr(paddle.device.cuda, name, None))] == []
+    assert callable(paddle.CUDAPinnedPlace)
 
 
 # where Paddle would be imported: what CUDA's libraries, which come with it, read of the environment

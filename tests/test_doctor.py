@@ -226,6 +226,16 @@ def test_products_in_a_shorter_type(monkeypatch):
     )
 
 
+def test_products_of_a_gpu_in_a_shorter_type(monkeypatch):
+    """Usual there: named, with a pass."""
+    right = paddle.matmul
+    monkeypatch.setattr(paddle, "matmul", lambda *a, **options: right(*a, **options) * 1.001)
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(hardware, "on_device", lambda name: contextlib.nullcontext())
+    finding = hardware._kernels("float32")
+    assert finding.verdict == "pass" and finding.measured.startswith("TensorFloat-32 in products: matmul is off by")
+
+
 @pytest.mark.parametrize("name", ["softmax", "linear", "layer_norm", "conv2d", "scaled_dot_product_attention"])
 def test_a_wrong_gradient_of_a_right_result(monkeypatch, name):
     right = getattr(F, name)
@@ -413,6 +423,7 @@ def test_a_slow_process_is_named():
     rates = {rank: Finding("pass", f"{rate} TFLOPS", figure=rate) for rank, rate in enumerate([100.0, 99.0, 60.0])}
     row = checks.worst(rates)
     assert row.verdict == "warn" and row.measured == "60.0 TFLOPS (process 2, the slowest)"
+    assert row.expected == "at least 70 % of the median of all processes"
     assert checks.worst({0: rates[0], 1: rates[1]}).verdict == "pass"
 
 

@@ -131,7 +131,8 @@ def worst(findings: Mapping[int, Finding]) -> Finding:
     if len(figures) > 1:
         if verdict == "pass" and figures[chosen] < _STRAGGLER * statistics.median(figures.values()):
             remedy = f"process {chosen} is much slower than the others: look at its temperature and other programs"
-            finding = dataclasses.replace(finding, verdict="warn", remedy=remedy)
+            expected = f"at least {100 * _STRAGGLER:.0f} % of the median of all processes"
+            finding = dataclasses.replace(finding, verdict="warn", expected=expected, remedy=remedy)
         return dataclasses.replace(finding, measured=f"{finding.measured} (process {chosen}, the slowest)")
     if len(ranks) < sum(f.verdict != "skip" for f in findings.values()):
         which = f"process {chosen}" if len(ranks) == 1 else f"process {chosen} and {len(ranks) - 1} more"
