@@ -3,6 +3,7 @@
 On folders with the files of many machines, and on this machine.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from plsc import devices, drivers
 from plsc.drivers import CudaDriver, Lack, lack
 from plsc.errors import DeviceError
+from tests.device import runs
 from tests.helpers import CHECKOUT, clean_environment, log_texts, plsc, tiny_digits, write_config
 
 WORKS = CudaDriver(0, 12040)
@@ -322,3 +324,22 @@ def test_tests_on_a_gpu_are_in_float32_before_paddle_is_there(asked, override):
         [sys.executable, "-c", AT_THE_IMPORT], cwd=CHECKOUT, env={**env, **asked}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout.strip()) == (0, override), run.stderr
+
+
+@pytest.mark.parametrize("device", ["gpu", "xpu"])
+def test_how_tests_start_two_processes_on_a_device(tmp_path, monkeypatch, device):
+    """On whatever devices are left to them; on GPUs with attention whose gradient is the same each time."""
+    commands = []
+
+    def ran(command, **options):
+        commands.append([str(part) for part in command])
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(runs, "subprocess", types.SimpleNamespace(run=ran))
+    monkeypatch.setattr(runs, "PRETENDED", False)
+    runs.launched(tmp_path, [{"train": {"Global": {"device": device}}}, {"evaluate": "run", "into": "file"}])
+    [command] = commands
+    assert command[command.index("--nproc_per_node") + 1] == "2" and "--devices" not in command
+    trained, evaluated = json.loads(Path(command[-1]).read_text())
+    assert trained["train"]["Global"].get("flags") == ({"FLAGS_cudnn_deterministic": True} if device == "gpu" else None)
+    assert evaluated == {"evaluate": "run", "into": "file"}
