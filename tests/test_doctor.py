@@ -339,7 +339,11 @@ def test_flash_attention_of_a_gpu(gpu, monkeypatch):
     finding = hardware.flash_attention.run(site)
     assert finding.verdict == "warn"
     assert "not taken: compute capability 7.0, head width 64" in finding.measured
-    assert "8.0 to 12.1" in finding.remedy
+    assert "8.0 to 12.1" in finding.remedy and "whole matrices; smaller" in finding.remedy
+    monkeypatch.setattr(hardware, "_operations", lambda node: ["MemoryEfficientAttentionGradNode"])
+    finding = hardware.flash_attention.run(site)
+    assert finding.verdict == "warn" and finding.measured.endswith("goes through MemoryEfficientAttentionGradNode")
+    assert "needs no whole matrices" in finding.remedy
     monkeypatch.setattr(hardware, "_operations", lambda node: ["FlashAttnGradNode"])
     assert hardware.flash_attention.run(site).measured == "taken (float16)"
 

@@ -247,6 +247,8 @@ def flash_attention(site: Site) -> Finding:
     if site.device.startswith("gpu"):
         capability = "{}.{}".format(*paddle.device.cuda.get_device_capability())
         why = f"compute capability {capability}, head width {width}"
+        if any("efficient" in name.lower() for name in operations):  # Paddle's second choice
+            remedy = "the memory-efficient kernel is taken, which needs no whole matrices either, but more time"
         remedy = f"flash attention needs capability 8.0 to 12.1, a width that 8 divides, at most 256; {remedy}"
     else:
         why = f"Paddle has none for {site.device}"
