@@ -34,13 +34,16 @@ def to_static(layer: paddle.nn.Layer) -> None:
     # of Paddle's own code, at the first forward
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
     paddle.jit.to_static(layer, backend=None, full_graph=True)
-    compiled = layer.forward  # records a program where it meets new shapes
+    if IS_PADDLE_2:
+        return
+    static: Any = layer.forward  # stays what Paddle made: it knows how to be copied, and saved
+    record = static.get_concrete_program  # at shapes that it has not met
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         with _nothing_kept_of_a_failed_recording():
-            return compiled(*args, **kwargs)
+            return record(*args, **kwargs)
 
-    setattr(layer, "forward", forward)  # noqa: B010 - mypy: a method
+    static.get_concrete_program = recorded
 
 
 def save_graph(network: paddle.nn.Layer, path: str, shape: paddle.static.InputSpec) -> None:

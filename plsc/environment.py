@@ -281,22 +281,23 @@ def keep_freed_memory() -> None:
     """
     libc = _glibc()
     if libc is not None:
-        libc.mallopt(_M_MMAP_THRESHOLD, _GIB)
-        libc.mallopt(_M_TRIM_THRESHOLD, _GIB)
+        _keep(libc, _GIB)
 
 
 def use_huge_pages(gib: int = 8) -> None:
     """Ask for pages of 2 MB for the next so many GiB of glibc's heap, which from then on gives nothing back.
 
-    It takes addresses, not memory: pages come when they are first written. Where the system has no such pages, or
-    grants no such heap, nothing changes. A training step on CPU takes 1 to 5 % less time (docs/performance.md).
+    It takes addresses, not memory: pages come when they are first written. Where the system has no such pages, limits
+    addresses, or grants no such heap, nothing changes. A training step on CPU takes 1 to 5 % less time
+    (docs/performance.md).
     """
     libc = _glibc()
-    if libc is None:
+    if libc is None or not _addresses_are_free():
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, _GIB)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # else the heap is cut off again below
-    blocks = [libc.malloc(_GIB - 2**12) for _ in range(gib)]
+    size = _keep(libc, -1)  # else the heap is cut off again below
+    if not size:
+        return
+    blocks = [libc.malloc(size - 2**12) for _ in range(gib * _GIB // size)]
     start, end = -(-(blocks[0] or 0) // _HUGE) * _HUGE, libc.sbrk(0)
     if 0 < start < end:  # 0: refused; after the end: it came from elsewhere, as in a thread
         libc.madvise(start, end - start, _MADV_HUGEPAGE)
@@ -306,6 +307,35 @@ def use_huge_pages(gib: int = 8) -> None:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MADV_HUGEPAGE = -1, -3, 14
 _HUGE, _GIB = 2**21, 2**30
+_HEAP_BLOCKS = (_GIB, 32 * 2**20)  # glibc before 2.35 takes 32 MiB at most
+
+
+def _keep(libc: ctypes.CDLL, trim: int) -> int:
+    """Keep up to `trim` free bytes at the heap's end, or all (-1); blocks below the size returned are the heap's.
+
+    Where glibc takes no such size, 0 is returned and nothing is set: a value for the end alone would fix the size at
+    128 KiB, which otherwise grows by itself.
+    """
+    size = next((size for size in _HEAP_BLOCKS if libc.mallopt(_M_MMAP_THRESHOLD, size)), 0)
+    if size:
+        libc.mallopt(_M_TRIM_THRESHOLD, trim)
+    return size
+
+
+def _addresses_are_free(root: Path = Path("/")) -> bool:
+    """Whether a large heap costs nothing until it is written, and huge pages are of 2 MB (512 on some ARM systems).
+
+    It costs where this process may have only so many addresses, or the system promises no more memory than it has:
+    files could not be mapped, and no loader's process be started.
+    """
+    import resource  # not on Windows
+
+    if any(
+        resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    ):
+        return False
+    strict = _lines(root / "proc" / "sys" / "vm" / "overcommit_memory") == ["2"]
+    return not strict and _lines(root / "sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == [str(_HUGE)]
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -14,7 +14,7 @@ from plsc.engine import blocks
 from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.models import cpu_forms
-from plsc.models.layers import Attention, Dropout, PatchEmbed
+from plsc.models.layers import Attention, Dropout, LayerScale, PatchEmbed
 from tests.helpers import tiny_digits
 from tests.test_model_parts import KINDS, build, images
 
@@ -145,6 +145,33 @@ def test_layer_norm_of_rows_far_from_zero_and_of_rows_without_variance(centre, s
     scale = np.abs(exact).max()
     error, plain_error = np.abs(quick - exact).max() / scale, np.abs(plain - exact).max() / scale
     assert error < max(2e-6, 1.5 * plain_error), (error, plain_error)
+
+
+def test_a_layer_norm_of_single_values():
+    layer = nn.LayerNorm(1)
+    cpu_forms.use(layer)
+    x = paddle.to_tensor([[1.0], [-2.0], [5.0]], stop_gradient=False)
+    layer(x).backward(paddle.to_tensor([[1.0], [2.0], [3.0]]))
+    assert not x.grad.any() and not layer.weight.grad.any() and layer.bias.grad.item() == 6.0
+
+
+def test_dropout_of_everything():
+    layer = Dropout(1.0)
+    cpu_forms.use(layer)
+    assert not layer(paddle.ones([300, 300])).any()
+
+
+@pytest.mark.skipif(compat.IS_PADDLE_2, reason="Paddle 2.6 adds up no empty tensors")
+@pytest.mark.parametrize(("shape", "dtype"), [([0, 5, 8], "float32"), ([2, 5, 8], "float64")])
+def test_layer_scale_of_nothing_and_of_another_type(shape, dtype):
+    layer = LayerScale(8, 0.5)
+    cpu_forms.use(layer)
+    x = paddle.ones(shape, dtype)
+    x.stop_gradient = False
+    y = layer(x)
+    y.sum().backward()
+    np.testing.assert_array_equal(y.numpy(), np.full(shape, 0.5, dtype))
+    np.testing.assert_array_equal(layer.gamma.grad.numpy(), np.full(8, np.prod(shape) / 8, "float32"))
 
 
 def test_a_row_of_nan_leaves_nothing_for_later_batches():

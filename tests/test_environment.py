@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from plsc import environment
 from plsc.environment import _uncollected, mkl_cpu_type
 
 AVX512 = "avx512f avx512dq avx512cd avx512bw avx512vl"
@@ -77,7 +78,68 @@ def test_memory_of_the_heap_comes_in_huge_pages():
     assert huge >= 100 and held < 200  # the two GiB are addresses alone
 
 
+ROOM = """
+import mmap, resource
+from plsc import environment
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+environment.use_huge_pages(2)
+mmap.mmap(-1, 2 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
-def test_a_system_that_grants_no_such_heap_changes_nothing():
+def test_a_process_with_few_addresses_keeps_them():
     huge, held = _written(limit=600 << 20)
     assert huge == 0 and held >= 120
+    done = subprocess.run([sys.executable, "-c", ROOM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the files are Linux's")
+@pytest.mark.parametrize(
+    ("overcommit", "page", "free"),
+    [("0", 2 << 20, True), ("1", 2 << 20, True), ("2", 2 << 20, False), ("0", 512 << 20, False), ("0", None, False)],
+)
+def test_where_a_large_heap_costs_nothing(tmp_path, monkeypatch, overcommit, page, free):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (-1, -1))  # none
+    files = {"proc/sys/vm/overcommit_memory": overcommit, "sys/kernel/mm/transparent_hugepage/hpage_pmd_size": page}
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        if value is not None:
+            (tmp_path / name).write_text(f"{value}\n")
+    assert environment._addresses_are_free(tmp_path) is free
+
+
+class _Libc:
+    """Takes sizes up to a limit, as glibc's mallopt before 2.35."""
+
+    def __init__(self, most: int):
+        self.most, self.options, self.blocks = most, {}, []
+
+    def mallopt(self, option: int, value: int) -> int:
+        if option == environment._M_MMAP_THRESHOLD and value > self.most:
+            return 0
+        self.options[option] = value
+        return 1
+
+    def malloc(self, size: int) -> None:
+        self.blocks.append(size)
+
+    def sbrk(self, more: int) -> int:
+        return 0
+
+    def free(self, block: None) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("most", "size"), [(2**40, 2**30), (2**25, 2**25), (2**19, None)])
+def test_the_largest_size_that_glibc_takes(monkeypatch, most, size):
+    libc = _Libc(most)
+    monkeypatch.setattr(environment, "_glibc", lambda: libc)
+    monkeypatch.setattr(environment, "_addresses_are_free", lambda: True)
+    environment.keep_freed_memory()
+    assert libc.options == ({} if size is None else {-3: size, -1: 2**30})
+    environment.use_huge_pages(2)
+    assert libc.options == ({} if size is None else {-3: size, -1: -1})
+    assert all(block < size for block in libc.blocks)
+    assert len(libc.blocks) == (0 if size is None else 2**31 // size)

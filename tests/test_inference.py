@@ -330,6 +330,21 @@ def test_a_network_that_cannot_be_recorded_leaves_nothing_in_paddle(recorded):
     assert not recorder.params_dict and not recorder.tensor2value and not kept._global_inplace_map.params_dict
 
 
+def test_a_compiled_model_is_copied_and_saved_as_any_other(tmp_path):
+    model = plsc.create_model("ViT_tiny_patch16_224", depth=1, img_size=32, class_num=3)
+    model.eval()
+    pictures = paddle.ones([2, 3, 32, 32])
+    blocks.compile_blocks(model)
+    before = model.forward_features(pictures).numpy()
+    copied = copy.deepcopy(model)
+    copied.blocks[0].mlp.fc2.bias.set_value(paddle.linspace(0.0, 9.0, 192))
+    assert np.abs(copied.forward_features(pictures).numpy() - before).max() > 0.1
+    np.testing.assert_array_equal(model.forward_features(pictures).numpy(), before)
+    paddle.jit.save(model, str(tmp_path / "model"), input_spec=[paddle.static.InputSpec([None, 3, 32, 32], "float32")])
+    saved = paddle.jit.load(str(tmp_path / "model"))
+    np.testing.assert_allclose(saved(pictures).numpy(), model(pictures).numpy(), atol=1e-6)
+
+
 # -- its files ----------------------------------------------------------------------------
 
 

@@ -55,7 +55,8 @@ class CpuLayerNorm(nn.LayerNorm):
 
     def forward(self, input: paddle.Tensor) -> paddle.Tensor:
         plain = self.weight is None or self.bias is None or len(self._normalized_shape) != 1
-        if plain or not paddle.in_dynamic_mode():
+        single = self._normalized_shape[-1] == 1  # which Paddle's batch normalisation leaves as it is
+        if plain or single or not paddle.in_dynamic_mode():
             return nn.LayerNorm.forward(self, input)
         return _LayerNorm.apply(input, self.weight, self.bias, self._epsilon)
 
@@ -99,9 +100,9 @@ class CpuLayerScale(LayerScale):
     """A factor a channel, spread by a product, too; its gradient is a product with ones."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if not paddle.in_dynamic_mode():
+        if not paddle.in_dynamic_mode() or 0 in x.shape:  # an empty product has no backward
             return LayerScale.forward(self, x)
-        column = _ones(math.prod(x.shape[:-1]), 1, x.dtype)
+        column = _ones(math.prod(x.shape[:-1]), 1, self.gamma.dtype)
         return x * paddle.matmul(column, self.gamma.unsqueeze(0)).reshape(x.shape)
 
 
@@ -238,8 +239,8 @@ def _dropout_mask(x: paddle.Tensor, rate: float) -> paddle.Tensor:
     """
     generator = np.random.Generator(np.random.SFC64(paddle.randint(0, 2**31 - 1, [1], "int64").numpy()))
     parts = generator.integers(0, 2**64, -(-x.size // 4), dtype="uint64").view("uint16")[: x.size]
-    dropped = min(round(rate * 2**16), 2**16 - 1)
-    mask = np.multiply(parts >= dropped, 2**16 / (2**16 - dropped), dtype="float32")
+    dropped = round(rate * 2**16)
+    mask = np.multiply(parts >= dropped, 2**16 / max(1, 2**16 - dropped), dtype="float32")
     return paddle.to_tensor(mask.reshape(x.shape)).astype(x.dtype)
 
 
