@@ -203,6 +203,28 @@ def test_sharding_is_counted():
         planned(made, devices=6)
 
 
+def test_a_process_begins_with_all_weights():
+    """Of stage 3, too: where that is more than an update needs, it is the peak."""
+    made = tree({"img_size": 32, "embed_dim": 64, "depth": 12}, device="gpu")
+    made["DistributedStrategy"] = {"sharding": {"stage": 3}, "recompute": {}}
+    made["DataLoader"]["Train"]["sampler"]["batch_size"] = 1
+    plan = planned(made, devices=8)
+    memory = plan.memory
+    assert memory.start == 4 * plan.parameters + memory.optimizer, "which a checkpoint restores"
+    assert memory.start == memory.peak > memory.weights + memory.optimizer + memory.gradients
+    assert f"start          {_size(memory.start)}: every process" in plan.text()
+    assert planned(made, devices=8, memory=memory.start).memory.largest >= 1
+    assert planned(made, devices=8, memory=memory.start - 1).memory.largest == 0
+    made["FP16"] = {"level": "O2", "dtype": "bfloat16"}
+    half = planned(made, devices=8).memory
+    assert half.start == 4 * plan.parameters > 2 * plan.parameters + half.masters + half.optimizer
+
+
+def test_a_plan_says_what_it_has_run():
+    assert any("models of 2 and 3 blocks were run" in note for note in planned(tree({"depth": 12})).notes)
+    assert not any("blocks were run" in note for note in planned(tree()).notes), "which has two blocks"
+
+
 def test_what_travels_is_what_zero_says():
     """Of N devices: 2 (N - 1) / N of the gradients unsharded and in stage 2, half as much again in stages 1 and 3."""
     made = tree({"img_size": 32, "embed_dim": 64, "depth": 12}, device="gpu")

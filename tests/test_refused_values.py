@@ -18,6 +18,8 @@ from plsc.config.checker import component_fields
 from plsc.data.transforms import NormalizeImage, RandomErasing, RandShift, ResizeImage
 from plsc.data.transforms.base import DoesNotFit
 from plsc.engine import capacity
+from plsc.engine.distributed import World
+from plsc.engine.precision import Precision
 from plsc.errors import ConfigError, DataError
 from plsc.losses import CELoss, WeightedSum
 from plsc.signatures import validated
@@ -194,13 +196,10 @@ def test_the_memory_of_a_machine_that_does_not_say(tmp_path):
     assert environment.memory_limit(tmp_path) is None
 
 
-def _check(monkeypatch, gibibytes: float, batch_size: int, **changes):
+def _check(monkeypatch, gibibytes: float, batch_size: int, processes: int = 1, **changes):
     config = plsc.load_config("ViT_base_patch16_224_in1k_1n8c_dp_fp16o2", {"Global.device": "cpu", **changes})
     monkeypatch.setattr(environment, "memory_limit", lambda: int(gibibytes * 2**30))
-    from plsc.engine.distributed import World
-    from plsc.engine.precision import Precision
-
-    world = World.start("cpu", timeout=1800.0)
+    world = World(size=processes)
     capacity.check_memory(config, world, Precision.of(config, world), batch_size=batch_size)
 
 
@@ -214,6 +213,19 @@ def test_the_least_that_a_run_needs(monkeypatch):
     _check(monkeypatch, 1.0, 1, **{"Optimizer.freeze": ["blocks.*"]})
     with pytest.raises(ConfigError, match=r"averages 0\.3"):
         _check(monkeypatch, 1.4, 1, EMA={})
+
+
+def test_every_process_begins_with_the_whole_model(monkeypatch):
+    """In float32, 0.32 GiB, though a 64th of it is kept; to a frozen model's weights no masters are added."""
+    sharded = {"DistributedStrategy": {"sharding": {"stage": 3}}, "Global.accum_steps": 1}
+    _check(monkeypatch, 0.35, 1, processes=64, **sharded)
+    with pytest.raises(ConfigError, match=r"begins with all of them, built in float32: that needs 0\.3 GiB"):
+        _check(monkeypatch, 0.3, 1, processes=64, **sharded)
+    monkeypatch.setattr(Precision, "keeps_masters", True)
+    frozen = {"Optimizer.freeze": ["blocks.*"]}
+    _check(monkeypatch, 0.35, 1, **frozen)
+    with pytest.raises(ConfigError, match=r"at least 0\.3 GiB"):
+        _check(monkeypatch, 0.3, 1, **frozen)
 
 
 def test_the_least_that_a_batch_needs(monkeypatch):
@@ -238,11 +250,8 @@ def test_shipped_recipes_pass_on_what_they_are_made_for(monkeypatch):
 
 
 def _check_config(monkeypatch, config, batch):
-    from plsc.engine.distributed import World
-    from plsc.engine.precision import Precision
-
     monkeypatch.setattr(environment, "memory_limit", lambda: 80 * 2**30)
-    world = World.start("cpu", timeout=1800.0)
+    world = World()
     precision = Precision.of(config, world)
     precision.active = config.FP16 is not None and config.FP16.level != "O0"
     capacity.check_memory(config, world, precision, batch_size=batch)

@@ -48,10 +48,18 @@ def check_memory(config: Config, world: World, precision: Precision, *, batch_si
         gradients, activations
     )
     total = sum(needs.values())
-    if total <= available:
+    start = _at_start(config, precision, count, needs)
+    if max(start, total) <= available:
         return
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in needs.items() if size)
     there = f"{_gib(available)} at most on {world.device}{' (swap is not counted)' if world.on_cpu else ''}"
+    if start > total:
+        raise config.error(
+            ("Model", "name"),
+            f"{config.Model.name} has {count:,} parameters, and every process begins with all of them, built in "
+            f"float32: that needs {_gib(start)}, but a process has {there}; a smaller model, or a device with more "
+            "memory",
+        )
     if fixed + gradients <= available:
         raise config.error(
             ("DataLoader", "Train", "sampler", "batch_size"),
@@ -80,18 +88,43 @@ def _of_parameters(config: Config, precision: Precision, count: int, processes: 
     stage, share = 0, count  # numbers that this process owns
     if wanted is not None:
         stage, share = wanted.stage, count // degree_of(config, processes)
-    half = precision.active and config.FP16 is not None and config.FP16.level == "O2"
-    needs = {"weights": (share if stage > 2 else count) * (2 if half else 4)}
-    if precision.keeps_masters:
-        needs["masters"] = share * 4
+    number = _stored(config, precision)
+    needs = {"weights": (share if stage > 2 else count) * number}
     if config.optimizer_options.freeze:  # which may be nearly all of them
         return needs
-    needs["gradients"] = (share if stage > 1 else count) * (2 if half else 4)
+    if precision.keeps_masters:
+        needs["masters"] = share * 4
+    needs["gradients"] = (share if stage > 1 else count) * number
     optimizer = config.Optimizer.name if config.Optimizer else ""
     needs[f"states of {optimizer}"] = share * 4 * _STATES.get(optimizer, 0)
     if config.EMA:
         needs["averages"] = share * 4
     return needs
+
+
+def _stored(config: Config, precision: Precision) -> int:
+    """Bytes of a weight."""
+    return 2 if precision.active and config.FP16 is not None and config.FP16.level == "O2" else 4
+
+
+def _at_start(config: Config, precision: Precision, count: int, needs: dict[str, int]) -> int:
+    """Bytes that a process has at least before the first update."""
+    with_weights = ["masters", "averages"]
+    if precision.keeps_masters:  # with which the optimizer's states are made
+        with_weights += [name for name in needs if name.startswith("states of")]
+    kept = sum(needs.get(name, 0) for name in with_weights)
+    return int(start_bytes(count, number=_stored(config, precision), kept=kept))
+
+
+def start_bytes(count: float, *, number: int, kept: float) -> float:
+    """The most that a process has before its first update, in which it has all weights whatever the stage of sharding:
+    they are built in float32, and are whole until the run's state is there.
+
+    Args:
+        count: of the model's numbers. number: bytes of one as it is stored once it has its precision.
+        kept: bytes of masters, optimizer's states and averages that this process has by then.
+    """
+    return max(4 * count, number * count + kept)
 
 
 def _of_activations(config: Config, precision: Precision, spec: Any, images: int) -> int:

@@ -24,6 +24,7 @@ from plsc import build, environment
 from plsc.config import Config
 from plsc.devices import count_devices
 from plsc.engine import blocks, sharding
+from plsc.engine.capacity import start_bytes
 from plsc.errors import ConfigError
 from plsc.models import ViTSpec
 from plsc.models.base import HasBlocks
@@ -54,6 +55,7 @@ class Footprint:
             attention matrices, a part of activations that flash attention does without; 0 where it is not taken.
         workspace: bytes an image that backward needs besides, at its height; without the parameters' gradients, unless
             it is counted for a CPU.
+        shallow: numbers of blocks of the models that were run instead of the whole one; empty where that was run.
         outside: bytes of this process that are none of Paddle's tensors: Python, libraries and their buffers.
     """
 
@@ -68,6 +70,7 @@ class Footprint:
     block: float
     attention: float
     workspace: float
+    shallow: tuple[int, ...]
     outside: float
 
 
@@ -85,7 +88,8 @@ class Memory:
         activations: of one micro-batch as the configuration has it, with its input and backward's workspace.
         activations_kept, activations_recomputed: the same without and with DistributedStrategy.recompute; the latter is
             None where the model cannot be recomputed here.
-        peak: the most at one time.
+        start: before the first update, when every process has all weights, which it builds in float32, whatever the
+            stage of sharding. peak: the most at one time, this included.
         micro_batch: images of it. largest: of the largest micro-batch that fits `available`; 0 where none does.
         available: the device's memory; None where it is unknown, and with it `largest` and `fits`.
         traffic: bytes that the device receives from others in an update, where nothing is sent twice.
@@ -101,6 +105,7 @@ class Memory:
     activations: int
     activations_kept: int
     activations_recomputed: int | None
+    start: int
     peak: int
     micro_batch: int
     largest: int | None
@@ -129,8 +134,11 @@ def footprint(config: Config, *, on_cpu: bool = False) -> Footprint:
         if not isinstance(depth, int) or depth <= _SHALLOW + 1 or config.optimizer_options.freeze:
             counted = _counted(config, on_cpu)
         else:
-            two, three = (_counted(config.replace({"Model.depth": _SHALLOW + k}), on_cpu) for k in (0, 1))
+            two = _counted(config.replace({"Model.depth": _SHALLOW}), on_cpu)
+            gc.collect()  # of a large model two together are too much for a small machine
+            three = _counted(config.replace({"Model.depth": _SHALLOW + 1}), on_cpu)
             counted = _deeper(two, three, depth - _SHALLOW)
+        gc.collect()
         return dataclasses.replace(counted, outside=_outside())
     finally:
         if collecting:
@@ -201,18 +209,18 @@ def memory_of(
     if recomputed is not None:
         now = recomputed_blocks * recomputed + (1.0 - recomputed_blocks) * kept
     process = counted.outside if on_cpu else 0.0
-    built = process + 4.0 * counted.parameters  # every process makes the whole model in float32
+    start = process + start_bytes(counted.parameters, number=number, kept=masters + states + average)
     fixed = process + weights + masters + states + average + communication
     fixed += gradients if sums else 0
     grown = 0.0 if sums and not kept_apart else gradients  # while backward frees activations
 
     def peak(images: int) -> float:
-        return max(built, fixed + images * extra + max(images * now, grown))
+        return max(start, fixed + images * extra + max(images * now, grown))
 
     largest = None
     if available is not None:
         room = available - fixed
-        largest = max(0, math.floor(min(room / (now + extra), (room - grown) / extra))) if built <= available else 0
+        largest = max(0, math.floor(min(room / (now + extra), (room - grown) / extra))) if start <= available else 0
     return Memory(
         process=round(process),
         weights=round(weights),
@@ -224,6 +232,7 @@ def memory_of(
         activations=round(micro_batch * (now + extra)),
         activations_kept=round(micro_batch * (kept + extra)),
         activations_recomputed=None if recomputed is None else round(micro_batch * (recomputed + extra)),
+        start=round(start),
         peak=round(peak(micro_batch)),
         micro_batch=micro_batch,
         largest=largest,
@@ -315,6 +324,7 @@ def _counted(config: Config, on_cpu: bool) -> Footprint:
         block=inside,
         attention=_attention(network),
         workspace=workspace,
+        shallow=(),
         outside=0.0,
     )
 
@@ -334,6 +344,7 @@ def _deeper(two: Footprint, three: Footprint, more: int) -> Footprint:
         **{name: at(name) for name in linear},
         sizes=tuple(sorted(sizes.elements())),
         block=three.activations - two.activations,
+        shallow=(_SHALLOW, _SHALLOW + 1),
     )
 
 

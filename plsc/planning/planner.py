@@ -128,6 +128,12 @@ def plan(
     on_cpu = device == "cpu"
     local = build.local_batch_size(config, devices)
     counted = footprint(config, on_cpu=on_cpu)
+    if counted.shallow:
+        two, three = counted.shallow
+        notes.append(
+            f"memory is computed: models of {two} and {three} blocks were run on this machine's CPU, and not the whole "
+            "one"
+        )
     spec = _spec(config)
     available = memory or device_memory(device, devices)
 

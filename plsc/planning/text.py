@@ -63,6 +63,7 @@ def _stage_rows(plan: "Plan") -> Iterator[tuple[str, str]]:
     """What sharding does, where it is asked for or might help."""
     if plan.memory is plan.stages.get(0) and plan.memory.fits is not False:
         return
+    yield "start", f"{_size(plan.memory.start)}: every process begins with all weights, built in float32"
     for stage, memory in plan.stages.items():
         largest = "" if memory.available is None else f", micro-batches of at most {memory.largest:,}"
         received = f"{_size(memory.traffic)} received in an update"
