@@ -11,11 +11,14 @@ import paddle
 import pytest
 
 from plsc.engine.precision import Precision
+from tests.device import test_training
+from tests.device.conftest import reference  # noqa: F401 - a fixture
 from tests.device.runs import digits, losses, train
 from tests.device.target import FLOAT32
 from tests.helpers import tiny_digits
 
 ROUNDING, WRONG = 1e-6, 0.03  # ten times what sums in another order change in float32; a kernel that is nearly right
+HALF_ROUNDING = 2.0**-11
 
 
 @pytest.fixture
@@ -58,3 +61,10 @@ def test_losses_of_short_runs(tmp_path, inexact, share):
     apart = np.abs(device / losses(cpu) - 1.0).max()
     assert apart > 0
     assert (apart < FLOAT32.bounds.relative) == (share == ROUNDING), apart
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lamb"])
+def test_weights_in_half_precision(tmp_path, reference, inexact, optimizer):  # noqa: F811
+    """They end near those of float32 though every gradient is rounded once more."""
+    inexact(HALF_ROUNDING)
+    test_training.test_every_optimizer(tmp_path, reference, optimizer, test_training.O2)

@@ -33,6 +33,9 @@ def test_every_optimizer(tmp_path, reference, optimizer, precision):
     """With layer decay, several groups and frozen layers: the weights end near those of float32."""
     tree = tiny_digits()
     tree["Optimizer"] |= {"name": optimizer, "layer_decay": 0.8, "freeze": ["patch_embed.*"]}
+    if optimizer in ("Adam", "AdamW", "Lamb"):
+        # with their own the gradient of keys' biases, which is 0 but for a device's rounding, would move them
+        tree["Optimizer"]["epsilon"] = 1e-4
     tree["LRScheduler"]["learning_rate"] = RATES[optimizer]
     tree["Model"]["head_init"] = "scheme"
     cpu = reference(tree)
