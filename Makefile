@@ -35,10 +35,12 @@ $(VENV_GPU_WHEEL)/ready: EXTRAS = paddle26-gpu,test
 # later ones need protobuf 4, which Paddle 2.6 cannot use: without this line pip downloads seven of them to learn it
 $(VENV26)/ready $(VENV_GPU_WHEEL)/ready: BOUNDS = 'onnxruntime<1.27'
 .venv-$(PLSC_TEST_DEVICE)/ready: EXTRAS = $(PLSC_TEST_DEVICE),test
+.venv-$(PLSC_TEST_DEVICE)/ready: HINT = || { echo "Paddle 3 for $(PLSC_TEST_DEVICE) is on Paddle's own package index alone: \
+	PADDLE_INDEX=… names it, see requirements-$(PLSC_TEST_DEVICE).txt" >&2; exit 1; }
 $(sort $(addsuffix /ready,$(VENV) $(VENV26) $(VENV_PARITY) $(VENV_GPU_WHEEL) $(VENV_DEVICE))): pyproject.toml tools/check_system.py
 	@$(PYTHON) tools/check_system.py
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]' $(BOUNDS)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]' $(BOUNDS) $(HINT)
 	@touch $@
 
 train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core

@@ -87,6 +87,27 @@ def test_without_the_index_the_variable_is_named(source):
     assert "paddlepaddle-gpu" in done.stderr
 
 
+# what `make` calls in the place of Python: it makes an environment whose pip finds nothing
+STUB = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+[ "$1 $2" != "-m pip" ]
+"""
+
+
+@pytest.mark.parametrize("device", ["gpu", "npu", "cpu"])
+def test_make_names_the_variable_where_pip_finds_no_paddle(tmp_path, device):
+    for name in ("Makefile", "pyproject.toml", "tools/check_system.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
+    python = tmp_path / "python"
+    python.write_text(STUB)
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"PLSC_TEST_DEVICE={device}", "test-device"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install" in done.stdout
+    assert (f"PADDLE_INDEX=… names it, see requirements-{device}.txt" in done.stderr) == (device != "cpu"), done.stderr
+
+
 # -- with a network --------------------------------------------------------------------------
 
 
