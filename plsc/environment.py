@@ -6,6 +6,7 @@ Each setting is here because of a measurement or a crash; the comments give it.
 import _thread
 import contextlib
 import ctypes
+import functools
 import gc
 import io
 import logging
@@ -274,6 +275,7 @@ def tell_launcher(text: str) -> None:
         os.close(console)
 
 
+@functools.cache  # a second call would undo use_huge_pages
 def keep_freed_memory() -> None:
     """Let glibc keep big blocks that Paddle frees, instead of asking the system for zeroed pages again.
 
@@ -284,6 +286,7 @@ def keep_freed_memory() -> None:
         _keep(libc, _GIB)
 
 
+@functools.cache  # further calls would only write to more of the heap's pages
 def use_huge_pages(gib: int = 8) -> None:
     """Ask for pages of 2 MB for the next so many GiB of glibc's heap, which from then on gives nothing back.
 
@@ -340,8 +343,10 @@ def _addresses_are_free(root: Path = Path("/")) -> bool:
 
 def _glibc() -> ctypes.CDLL | None:
     """The C library where it is glibc, of whose heap these functions know."""
+    if not sys.platform.startswith("linux"):
+        return None
     libc = ctypes.CDLL(None)
-    if not sys.platform.startswith("linux") or not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt"):
         return None
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]

@@ -72,10 +72,28 @@ def _written(limit: int) -> tuple[int, int]:
 
 @pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="this system has no transparent huge pages")
 def test_memory_of_the_heap_comes_in_huge_pages():
-    if "[never]" in HUGE_PAGES.read_text():
-        pytest.skip("huge pages are switched off on this system")
+    if "[never]" in HUGE_PAGES.read_text() or not environment._addresses_are_free():
+        pytest.skip("huge pages are switched off on this system, or not asked for")
     huge, held = _written(limit=0)
     assert huge >= 100 and held < 200  # the two GiB are addresses alone
+
+
+AGAIN = """
+from plsc import environment
+libc = environment._glibc()
+environment.keep_freed_memory()
+environment.use_huge_pages(2)
+end = libc.sbrk(0)
+environment.keep_freed_memory()
+libc.free(libc.malloc(40 << 20))
+assert libc.sbrk(0) == end
+"""
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="this system has no transparent huge pages")
+def test_the_heap_stays_when_a_device_is_chosen_again():
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 ROOM = """
@@ -137,9 +155,9 @@ def test_the_largest_size_that_glibc_takes(monkeypatch, most, size):
     libc = _Libc(most)
     monkeypatch.setattr(environment, "_glibc", lambda: libc)
     monkeypatch.setattr(environment, "_addresses_are_free", lambda: True)
-    environment.keep_freed_memory()
+    environment.keep_freed_memory.__wrapped__()
     assert libc.options == ({} if size is None else {-3: size, -1: 2**30})
-    environment.use_huge_pages(2)
+    environment.use_huge_pages.__wrapped__(2)
     assert libc.options == ({} if size is None else {-3: size, -1: -1})
     assert all(block < size for block in libc.blocks)
     assert len(libc.blocks) == (0 if size is None else 2**31 // size)
