@@ -304,6 +304,20 @@ def test_what_plsc_asks_of_paddle_for_gpus_is_there():
     assert callable(paddle.CUDAPinnedPlace)
 
 
+def test_devices_of_the_launcher_are_named_as_the_variable_names_them(monkeypatch):
+    """As docs/faq.md says: all that CUDA_VISIBLE_DEVICES leaves, or some of these by its own names."""
+    from paddle.distributed.launch.context.device import Device
+
+    for variable in ("XPULINK_VISIBLE_DEVICES", "XPU_VISIBLE_DEVICES"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8932f937")
+    device = Device.parse_device()
+    assert (device.count, device.get_selected_devices()) == (2, ["0", "1"])
+    assert device.get_selected_devices("GPU-8932f937") == ["1"]
+    with pytest.raises(ValueError, match="'0' is not in list"):
+        device.get_selected_devices("0,1")
+
+
 # where Paddle would be imported: what CUDA's libraries, which come with it, read of the environment
 AT_THE_IMPORT = """
 import importlib.abc, os, sys
