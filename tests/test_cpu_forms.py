@@ -235,6 +235,19 @@ def test_recomputed_blocks_have_the_same_gradients(rate):
     assert_close(results(model, training=True), once)
 
 
+def test_training_goes_on_after_a_model_was_saved(tmp_path):
+    model = build(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.2)
+    cpu_forms.use(model)
+    before = results(model, training=True)
+    model.eval()
+    spec = paddle.static.InputSpec([None, *images().shape[1:]], "float32")
+    paddle.jit.save(model, str(tmp_path / "model"), input_spec=[spec])
+    np.testing.assert_allclose(
+        paddle.jit.load(str(tmp_path / "model"))(images()).numpy(), model(images()).numpy(), atol=1e-5
+    )
+    assert_close(results(model, training=True), before)
+
+
 def test_gradients_add_up_over_two_backwards():
     model = build()
     cpu_forms.use(model)

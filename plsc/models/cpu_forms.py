@@ -113,7 +113,7 @@ class CpuPatchEmbed(PatchEmbed):
         if self.proj.bias is None or not x.stop_gradient or not paddle.in_dynamic_mode():
             return PatchEmbed.forward(self, x)
         check_size(x, self.img_size)
-        covered = [cells * side for cells, side in zip(self.grid, self.patch_size, strict=True)]
+        covered = [self.grid[i] * self.patch_size[i] for i in (0, 1)]  # Paddle 2.6 compiles no zip(strict=True)
         if x.shape[2:] != covered:  # a convolution leaves a rest at the right and bottom out, too
             x = x[:, :, : covered[0], : covered[1]]
         order = _patch_order(x.shape[0], x.shape[1], *self.grid, self.patch_size[0])
@@ -232,6 +232,7 @@ class _MergeHeads(PyLayer):
         return rows.reshape([batch * heads, tokens, head])
 
 
+@paddle.jit.not_to_static  # Paddle 2.6 rewrites a saved model's code for good, and leaves out numpy()
 def _dropout_mask(x: paddle.Tensor, rate: float) -> paddle.Tensor:
     """0 with a probability of rate, to the nearest of 65,536 parts, else what keeps the mean of x.
 
