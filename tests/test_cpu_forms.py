@@ -14,7 +14,7 @@ from plsc.engine import blocks
 from plsc.engine.assembly import assemble
 from plsc.engine.distributed import World
 from plsc.models import cpu_forms
-from plsc.models.layers import Attention, Dropout, LayerScale, PatchEmbed
+from plsc.models.layers import Attention, Dropout, DropPath, LayerScale, PatchEmbed
 from tests.helpers import tiny_digits
 from tests.test_model_parts import KINDS, build, images
 
@@ -153,6 +153,17 @@ def test_a_layer_norm_of_single_values():
     x = paddle.to_tensor([[1.0], [-2.0], [5.0]], stop_gradient=False)
     layer(x).backward(paddle.to_tensor([[1.0], [2.0], [3.0]]))
     assert not x.grad.any() and not layer.weight.grad.any() and layer.bias.grad.item() == 6.0
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("shape", [[200, 8], [200, 5, 8], [200, 3, 3, 8]])
+def test_whole_samples_are_dropped_whatever_their_axes(quick, shape):
+    layer = DropPath(0.5)
+    assert not quick or cpu_forms.use(layer) == 1
+    paddle.seed(3)
+    y = layer(paddle.ones(shape)).numpy().reshape(200, -1)
+    assert (y == y[:, :1]).all() and set(y[:, 0]) == {0.0, 2.0}
+    assert 60 < (y[:, 0] == 0).sum() < 140
 
 
 def test_dropout_of_everything():

@@ -116,8 +116,10 @@ class DropPath(nn.Layer):
         return x * self.factors(x)
 
     def factors(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Of each sample 0 or 1 / (1 - rate), [B, 1, 1]."""
-        return F.dropout(paddle.ones_like(x[:, :1, :1]), self.rate, training=True)
+        """Of each sample 0 or 1 / (1 - rate), [B, 1, 1] or with as many axes as x has."""
+        axes = x.ndim - 1
+        first = paddle.slice(x, list(range(1, axes + 1)), [0] * axes, [1] * axes)
+        return F.dropout(paddle.ones_like(first), self.rate, training=True)
 
 
 class LayerScale(nn.Layer):
