@@ -88,6 +88,7 @@ def test_utilisation_is_what_is_needed_over_what_is_there(monkeypatch):
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA H100 80GB HBM3", 989.0),
         ("NVIDIA H200", 989.0),
+        ("NVIDIA GH200 480GB", 989.0),
         ("NVIDIA H20", 148.0),
         ("NVIDIA B200", 2250.0),
         ("NVIDIA GB200", None),
