@@ -1,4 +1,4 @@
-# make train    a small ViT on bundled real digits, a process a core
+# make train    a small ViT on bundled real digits
 # make test     the tests, with Paddle 3
 # Both make .venv first. `make help` lists the rest.
 
@@ -12,8 +12,8 @@ PLSC_TEST_DEVICE ?=
 # the package index of Paddle for gpu, xpu and npu, as its installation page shows it for your machine
 PADDLE_INDEX ?=
 RUN ?= output/digits-$(shell date +%Y%m%d-%H%M%S)
-# one process a core; a power of two, so that it divides the recipe's batch, and at most 8
-PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, len(os.sched_getaffinity(0)).bit_length() - 1))")
+# one process for each two cores (docs/performance.md); a power of two, so that it divides the batch, and at most 8
+PROCESSES ?= $(shell $(PYTHON) -c "import os; print(1 << min(3, max(0, len(os.sched_getaffinity(0)).bit_length() - 2)))")
 PYTEST_FLAGS ?=
 # two processes with half of the tests each, so that fixtures of a file are made once; who is done takes over the rest
 TWO = -n 2 --dist worksteal
@@ -43,9 +43,11 @@ $(sort $(addsuffix /ready,$(VENV) $(VENV26) $(VENV_PARITY) $(VENV_GPU_WHEEL) $(V
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --extra-index-url ,$(PADDLE_INDEX)) -e '.[$(EXTRAS)]' $(BOUNDS) $(HINT)
 	@touch $@
 
-train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process a core
-	PYTHONWARNINGS="ignore:No ccache found" $(VENV)/bin/python -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch \
-	    --nproc_per_node $(PROCESSES) tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
+LAUNCH = -m paddle.distributed.launch --log_level WARNING --log_dir $(RUN)/launch --nproc_per_node $(PROCESSES)
+
+train: $(VENV)/ready  ## train a small ViT on handwritten digits, one process for each two cores
+	PYTHONWARNINGS="ignore:No ccache found" $(VENV)/bin/python $(if $(filter-out 1,$(PROCESSES)),$(LAUNCH)) \
+	    tools/train.py -c configs/digits/digits.yaml -o Global.output_dir=$(RUN)
 
 test: $(VENV)/ready  ## run the tests, two at a time
 	$(VENV)/bin/python -m pytest $(TWO) -m "not long and not storm" $(PYTEST_FLAGS)
