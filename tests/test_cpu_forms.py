@@ -259,6 +259,16 @@ def test_training_goes_on_after_a_model_was_saved(tmp_path):
     assert_close(results(model, training=True), before)
 
 
+def test_a_copy_of_recomputed_blocks_has_weights_of_its_own():
+    model = build()
+    blocks.recompute_blocks(model, interval=1, names=(), on_cpu=True)
+    expected = results(model, training=True)
+    copied = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    assert_close(results(copied, training=True), expected)
+
+
 def test_gradients_add_up_over_two_backwards():
     model = build()
     cpu_forms.use(model)

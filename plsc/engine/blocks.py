@@ -4,6 +4,7 @@ A model without blocks is treated as one block.
 """
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import paddle
@@ -38,7 +39,8 @@ def recompute_blocks(model: paddle.nn.Layer, *, interval: int, names: Sequence[s
             "attn_drop_rate and drop_path_rate to 0, or use Paddle 3"
         )
     for layer in layers:
-        setattr(layer, "forward", _recomputed(layer, layer.forward, on_cpu))  # noqa: B010 - mypy: a method
+        recomputed = MethodType(_recomputing(vars(layer).get("forward"), on_cpu), layer)
+        setattr(layer, "forward", recomputed)  # noqa: B010 - mypy: a method
     return len(layers)
 
 
@@ -46,11 +48,14 @@ def _draws_random_numbers(layer: paddle.nn.Layer) -> bool:
     return layer.random if isinstance(layer, Randomness) else True
 
 
-def _recomputed(layer: paddle.nn.Layer, forward: Callable, on_cpu: bool) -> Callable:
-    def run(x: paddle.Tensor) -> paddle.Tensor:
-        return compat.recompute(forward, x, on_cpu) if layer.training else forward(x)
+def _recomputing(own: Callable | None, on_cpu: bool) -> Callable[[paddle.nn.Layer, paddle.Tensor], paddle.Tensor]:
+    """A forward for a layer whose own is given, else its class's: so a deep copy computes with its own weights."""
 
-    return run
+    def forward(layer: paddle.nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
+        plain = own or MethodType(type(layer).forward, layer)
+        return compat.recompute(plain, x, on_cpu) if layer.training else plain(x)
+
+    return forward
 
 
 def compile_blocks(model: Any) -> int:
