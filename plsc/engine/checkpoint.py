@@ -213,13 +213,13 @@ class Checkpoints:
         """
         path = self.folder / step_name(step)
         try:
-            self.remove_leftovers()
+            self._remove_leftovers()
             with files.replacing_folder(path) as folder:
                 yield folder
         except OSError as error:
             raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
 
-    def remove_leftovers(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what a kill or a failure while writing left, whether folder or pointer."""
         for leftover in self.folder.glob(f"{files.WRITING}*"):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
