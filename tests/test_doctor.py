@@ -541,7 +541,8 @@ def test_faults_of_one_node(tmp_path):
     assert rows["versions"]["measured"].startswith("process 1 has simplejpeg 1.2.3 for ")
     assert rows["run directory"]["verdict"] == "fail" and "process 1" in rows["run directory"]["measured"]
     assert (rows["pairs"]["verdict"], rows["pairs"]["measured"]) == ("fail", "hangs: not done after 3 s")
-    assert rows["matrix rate"]["verdict"] == "pass"
+    rate = rows["matrix rate"]  # still measured on both, and warned of where other programs slow one of them
+    assert rate["verdict"] in ("pass", "warn") and list(rate["figures"]) == ["0", "1"]
     assert rows["training step"]["measured"].startswith("not tried: ")
 
 
