@@ -14,15 +14,15 @@ VERSION = tuple(int(part) for part in paddle.__version__.split(".")[:2] if part.
 IS_PADDLE_2 = VERSION < (3, 0) and VERSION != (0, 0)  # 0.0.0 is a development build of Paddle 3
 
 
-def recompute(function: Callable, x: paddle.Tensor, on_cpu: bool) -> paddle.Tensor:
-    """Run `function(x)` and compute it again in backward instead of keeping its activations.
+def recompute(function: Callable, *inputs: Any, on_cpu: bool) -> paddle.Tensor:
+    """Run `function(*inputs)` and compute it again in backward instead of keeping its activations.
 
     The reentrant form fails inside DataParallel. Paddle 2.6 cannot keep the random state on
     CPU; blocks that draw random numbers are refused there (see engine/blocks.py).
     """
     if IS_PADDLE_2 and on_cpu:
-        return _recompute(function, x, use_reentrant=False, preserve_rng_state=False)
-    return _recompute(function, x, use_reentrant=False)
+        return _recompute(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return _recompute(function, *inputs, use_reentrant=False)
 
 
 def recompute_keeps_random_state(on_cpu: bool) -> bool:

@@ -238,7 +238,10 @@ def test_the_end_of_a_command_searches_no_garbage(monkeypatch, capsys):
     monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
     monkeypatch.setattr(sys, "argv", ["plsc", "list"])
     assert main(["list"]) == 0 and not frozen
-    assert main() == 0 and frozen
+    assert main() == 0 and len(frozen) == 1
+    monkeypatch.setattr(sys, "argv", ["tools/list.py", "models"])
+    assert main(command="list") == 0 and len(frozen) == 2
+    assert "ViT_base_patch16_224" in capsys.readouterr().out
 
 
 def test_list_alone_says_what_can_be_listed(capsys):

@@ -45,6 +45,15 @@ def test_garbage_is_collected_after_an_import_as_before(collects):
         (gc.enable if before else gc.disable)()
 
 
+def test_what_is_imported_counts_as_old():
+    kept = []
+    with _uncollected():
+        kept += [[] for _ in range(1000)]
+    ages = [len({id(o) for o in gc.get_objects(generation=g)} & set(map(id, kept))) for g in range(3)]
+    assert ages == [0, 0, 1000]
+    assert gc.get_freeze_count() == 0
+
+
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 WRITES = """
 import ctypes, re, resource

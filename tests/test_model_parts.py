@@ -10,10 +10,20 @@ import pytest
 
 from plsc import compat
 from plsc.data.class_names import imagenet_names
+from plsc.engine.blocks import recompute_blocks
 from plsc.errors import ConfigError
 from plsc.model_card import ModelCard
 from plsc.models import VisionTransformer, ViTSpec, parameter_count, spec_of
-from plsc.models.layers import QuickGelu, RelativePositionBias, RMSNorm, Rotary, SwiGlu, rope_coordinates
+from plsc.models.layers import (
+    Attention,
+    Block,
+    QuickGelu,
+    RelativePositionBias,
+    RMSNorm,
+    Rotary,
+    SwiGlu,
+    rope_coordinates,
+)
 
 TINY = dict(img_size=(24, 16), patch_size=8, embed_dim=32, depth=2, num_heads=2, class_num=3, mlp_ratio=2.0)
 KINDS: dict[str, dict] = {
@@ -94,6 +104,75 @@ def test_reset_classifier_and_layer_ids(kind):
     assert all(ids[name] == 3 for name in ids if name.startswith(("norm.", "head", "attn_pool", "fc_norm")))
     model.reset_classifier(0)
     assert model(images()).shape[1] == (64 if model.spec.pool == "token_avg" else 32)
+
+
+READS = [kind for kind in KINDS if ViTSpec(**{**TINY, **KINDS[kind]}).read_tokens is not None]
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("kind", ["plain", *READS])
+def test_a_last_block_that_makes_the_tokens_that_are_read(kind, flash):
+    """Logits and gradients are those of the whole model, of training with recomputation, too; tokens are whole."""
+
+    def results():
+        x = images()
+        x.stop_gradient = False
+        logits = model(x)
+        (logits * paddle.to_tensor([1.0, -2.0, 3.0])).sum().backward()
+        tensors = {"logits": logits, "images": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        model.clear_gradients()
+        return arrays
+
+    model = build(**{**KINDS.get(kind, {}), "drop_path_rate": 0.0})
+    for block in model.blocks:
+        block.attn.flash = block.attn.flash and flash
+    whole, tokens, maps = results(), model.forward_features(images()).numpy(), model.attention_maps(images())
+    model.skip_unread()
+    shapes = []
+    model.blocks[-1].register_forward_post_hook(lambda layer, inputs, output: shapes.append(output.shape))
+    for training in (False, True):
+        if training:  # nothing is dropped
+            recompute_blocks(model, interval=1, names=(), on_cpu=True)
+            model.train()
+        for name, array in results().items():
+            scale = max(1.0, np.abs(whole[name]).max())
+            np.testing.assert_allclose(array, whole[name], rtol=0, atol=1e-5 * scale, err_msg=name)
+    read = 2 if kind == "distilled" else 1
+    assert shapes and all(shape == [2, read, 32] for shape in shapes)
+    np.testing.assert_array_equal(model.forward_features(images()).numpy(), tokens)
+    np.testing.assert_array_equal(model.forward_intermediates(images(), [-1])[0].numpy(), tokens)
+    for weights, expected in zip(model.attention_maps(images()), maps, strict=True):
+        np.testing.assert_array_equal(weights.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(READS)))
+def test_a_head_that_reads_patches_has_all_tokens(kind):
+    model = build(**KINDS[kind])
+    model.skip_unread()
+    assert model.last_rows is None
+
+
+def test_parts_of_somebody_elses_make_all_tokens():
+    class OwnHead(VisionTransformer):
+        def forward_head(self, x, pre_logits=False):
+            return x[:, 1:].mean(axis=1)
+
+    class OwnAttention(Attention):
+        def forward(self, x):
+            return super().forward(x)
+
+    class OwnBlock(Block):
+        def forward(self, x):
+            return super().forward(x)
+
+    spec = ViTSpec(**TINY)
+    model, other, head = VisionTransformer(spec), VisionTransformer(spec), OwnHead(spec)
+    model.blocks[-1].attn = OwnAttention(spec)
+    other.blocks[-1] = OwnBlock(spec)
+    for network in (model, other, head):
+        network.skip_unread()
+        assert network.last_rows is None and network(images()).shape[0] == 2
 
 
 # -- a plain model pays for none ------------------------------------------------------------

@@ -116,8 +116,12 @@ def _fill(command: Parser, name: str) -> None:
     command.set_defaults(run=module.run)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, command: str | None = None) -> int:
     """Run one command.
+
+    Args:
+        argv: the command and its arguments; None: those of the program, which ends after it.
+        command: that of a script for one command, whose arguments are the program's.
 
     Returns:
         The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can correct, 130 after Ctrl-C,
@@ -125,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     environment.die_with_launcher()
     with _signals():
-        code = _run(argv)
+        code = _run(argv if command is None else [command, *sys.argv[1:]])
         if code and environment.launched():
             # leave at once: other processes' broken connections must not turn this into an abort
             sys.stdout.flush()

@@ -8,6 +8,7 @@ fork: no names in /dev/shm, nothing to clean up after a kill. A batch is cut int
 dealt to the workers in turn; a slot is handed out when all its chunks are filled.
 """
 
+import gc
 import itertools
 import math
 import mmap
@@ -347,6 +348,7 @@ def _work(parent: int, pipe, inherited, fetcher: Fetcher, slots):
         other.close()  # else the pipes stay open when the parent is gone
     cv2.setNumThreads(0)
     environment.keep_freed_memory()
+    gc.freeze()  # a search for garbage would copy the pages of all objects that it shares with its parent
     while True:
         try:
             ticket, slot, rows, draws = pipe.recv()

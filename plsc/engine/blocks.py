@@ -48,12 +48,12 @@ def _draws_random_numbers(layer: paddle.nn.Layer) -> bool:
     return layer.random if isinstance(layer, Randomness) else True
 
 
-def _recomputing(own: Callable | None, on_cpu: bool) -> Callable[[paddle.nn.Layer, paddle.Tensor], paddle.Tensor]:
+def _recomputing(own: Callable | None, on_cpu: bool) -> Callable[..., paddle.Tensor]:
     """A forward for a layer whose own is given, else its class's: so a deep copy computes with its own weights."""
 
-    def forward(layer: paddle.nn.Layer, x: paddle.Tensor) -> paddle.Tensor:
+    def forward(layer: paddle.nn.Layer, *inputs: Any) -> paddle.Tensor:
         plain = own or MethodType(type(layer).forward, layer)
-        return compat.recompute(plain, x, on_cpu) if layer.training else plain(x)
+        return compat.recompute(plain, *inputs, on_cpu=on_cpu) if layer.training else plain(*inputs)
 
     return forward
 

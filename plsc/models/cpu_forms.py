@@ -4,8 +4,8 @@ Why they are here: of a training step of ViT-Ti/16 on one core, less than half w
 kernels that sum over rows (the gradient of a bias, layer_norm's backward) and that exchange axes (heads and tokens)
 took most of the rest. Here sums over rows are products with a vector of ones, heads are moved by copying whole rows
 (gather), a bias is what its product is added to, and a layer norm's backward is batch normalisation's. Factors are
-spread over rows and columns by products, and dropout's random numbers are NumPy's. A step takes half the time
-(docs/performance.md).
+spread over rows and columns by products, and dropout's random numbers are NumPy's. A step takes less than half the
+time (docs/performance.md).
 
 `use` gives a model's layers these classes; parameters, names and states stay as they are. While a graph is built, and
 for attention with more than a plain one has, the layers compute as before (calling the base class by its name, since
@@ -27,12 +27,18 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from plsc.models.layers import Attention, Dropout, DropPath, LayerScale, PatchEmbed, check_size
+from plsc.models.layers import Attention, Dropout, DropPath, LayerScale, PatchEmbed, check_size, first_tokens
+from plsc.models.vision_transformer import VisionTransformer
 
 
 def use(model: nn.Layer) -> int:
-    """Let the layers of a model that have a form in this file compute by it; returns how many do."""
+    """Let the layers of a model that have a form in this file compute by it; returns how many do.
+
+    A ViT's last block makes the tokens that its head reads.
+    """
     count = 0
+    if isinstance(model, VisionTransformer):
+        model.skip_unread()
     for layer in model.sublayers(include_self=True):
         form = _FORMS.get(type(layer))
         if form is not None:
@@ -64,14 +70,14 @@ class CpuLayerNorm(nn.LayerNorm):
 class CpuAttention(Attention):
     """Attention by explicit products, heads moved by rows."""
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, x: paddle.Tensor, rows: int | None = None) -> paddle.Tensor:
         more = self.qk_norm or self.rope is not None or self.rel_pos_bias is not None
         if more or not paddle.in_dynamic_mode():
-            return Attention.forward(self, x)
+            return Attention.forward(self, x, rows)
         heads, rate = self.num_heads, self.attn_drop_rate if self.training else 0.0
         q, k, v = _SplitHeads.apply(self._qkv(x), heads)
         scale = self.head_dim**-0.5 * (1.0 if self.q_factor is None else self.q_factor)
-        weights = F.softmax(paddle.matmul(q * scale, k, transpose_y=True), axis=-1)
+        weights = F.softmax(paddle.matmul(first_tokens(q, rows) * scale, k, transpose_y=True), axis=-1)
         if rate:
             weights = weights * _dropout_mask(weights, rate)
         return self._out(_MergeHeads.apply(paddle.matmul(weights, v), heads))

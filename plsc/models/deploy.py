@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from plsc.models.layers import Attention, Rotary
+from plsc.models.layers import Attention, Rotary, first_tokens
 from plsc.models.resnet import StdConv2D, Stem, convolution_padding, pooling_padding
 from plsc.models.spec import is_of_one_size
 
@@ -27,9 +27,9 @@ _REACH = 2  # source positions on either side of a target that cubic convolution
 def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> None:
     """Rewrite a VisionTransformer.
 
-    Attention takes its explicit path, for Paddle Inference with queries, keys and values apart, and rotary embeddings
-    are computed once. A hybrid's kernels are standardised once and for all, and its convolutions and pooling pad by
-    themselves.
+    Attention takes its explicit path, for Paddle Inference with queries, keys and values apart; the last block makes
+    the tokens that the head reads; rotary embeddings are computed once. A hybrid's kernels are standardised once and
+    for all, and its convolutions and pooling pad by themselves.
 
     Args:
         dynamic: take pictures of any size, for a hybrid any multiple of its `size_unit`. Not of a model that
@@ -37,6 +37,7 @@ def simplify(network: "VisionTransformer", *, dynamic: bool, for_onnx: bool) -> 
         for_onnx: write GELU's tanh form out, of which paddle2onnx 2.1 makes the exact one.
     """
     assert not (dynamic and is_of_one_size(vars(network.spec)))
+    network.skip_unread()
     for block in network.blocks:
         block.attn.flash = False
         if not for_onnx:
@@ -126,10 +127,10 @@ class ApartAttention(Attention):
         for name, part in zip("qkv", [None] * 3 if bias is None else np.split(bias, 3), strict=True):
             setattr(attention, f"{name}_bias", None if part is None else _parameter(attention, part))
 
-    def _heads(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    def _heads(self, x: paddle.Tensor, rows: int | None) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         shape = [0, -1, self.num_heads, self.head_dim]
         return (
-            F.linear(x, self.q_weight, self.q_bias).reshape(shape),
+            F.linear(first_tokens(x, rows), self.q_weight, self.q_bias).reshape(shape),
             F.linear(x, self.k_weight, self.k_bias).reshape(shape),
             F.linear(x, self.v_weight, self.v_bias).reshape(shape),
         )

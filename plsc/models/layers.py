@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import paddle
@@ -21,6 +22,11 @@ def check_size(x: paddle.Tensor, img_size: tuple[int, int]) -> None:
     if isinstance(height, int) and height > 0 and (height, width) != img_size:
         expected = "x".join(map(str, img_size))
         raise ValueError(f"the model takes images of {expected} pixels (height x width), not {height}x{width}")
+
+
+def first_tokens(x: paddle.Tensor, rows: int | None) -> paddle.Tensor:
+    """The first of x [B, N, …] along N; all where rows is None."""
+    return x if rows is None else x[:, :rows]
 
 
 def activation(act: str) -> nn.Layer:
@@ -233,9 +239,12 @@ class Rotary(nn.Layer):
             first, second = wide.reshape([0, 0, 0, -1, 2]).unbind(axis=-1)
         return paddle.concat([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
-    def forward(self, q: paddle.Tensor, k: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def forward(
+        self, q: paddle.Tensor, k: paddle.Tensor, rows: int | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Queries, of the first `rows` tokens or all, and keys of all → both rotated."""
         cos, sin = self.tables()
-        return self._rotated(q, cos, sin), self._rotated(k, cos, sin)
+        return self._rotated(q, first_tokens(cos, rows), first_tokens(sin, rows)), self._rotated(k, cos, sin)
 
 
 def _frequencies(count: int, temperature: float) -> np.ndarray:
@@ -284,8 +293,8 @@ class Attention(nn.Layer):
 
     Runs Paddle's scaled_dot_product_attention, which is flash attention on GPUs in half
     precision. Its conditions: [B, N, H, D] layout, half precision, no `scale` argument, D a
-    multiple of 8 and at most 256. Other head widths take the explicit path, as do attention maps
-    and a bias by position.
+    multiple of 8 and at most 256. Other head widths take the explicit path, as do attention maps,
+    a bias by position, and outputs of the first tokens alone.
     """
 
     def __init__(self, spec: ViTSpec):
@@ -319,26 +328,28 @@ class Attention(nn.Layer):
             qkv = qkv + paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
         return qkv
 
-    def _heads(self, x: paddle.Tensor) -> Sequence[paddle.Tensor]:
-        """Tokens → queries, keys and values [B, N, H, D], as the linear layer makes them."""
+    def _heads(self, x: paddle.Tensor, rows: int | None) -> Sequence[paddle.Tensor]:
+        """Tokens → queries of the first `rows` tokens, keys and values [B, N, H, D], as the linear layer makes them."""
         qkv = compat.autocasted(self._qkv(x))
-        return qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+        q, k, v = qkv.reshape([0, -1, 3, self.num_heads, self.head_dim]).unbind(axis=2)
+        return first_tokens(q, rows), k, v
 
-    def _split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Tokens → queries, keys and values [B, N, H, D]."""
-        q, k, v = self._heads(x)
+    def _split(self, x: paddle.Tensor, rows: int | None = None) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Tokens → queries of the first `rows` tokens, keys and values [B, N, H, D]."""
+        q, k, v = self._heads(x, rows)
         if self.qk_norm:
             q, k = compat.autocasted(self.q_norm(q)), compat.autocasted(self.k_norm(k))
         if self.rope is not None:
-            q, k = self.rope(q, k)
+            q, k = self.rope(q, k, rows)
         return (q if self.q_factor is None else q * self.q_factor), k, v
 
-    def _weights(self, q: paddle.Tensor, k: paddle.Tensor) -> paddle.Tensor:
-        """Attention weights [B, H, N, N], float32, rows summing to one."""
+    def _weights(self, q: paddle.Tensor, k: paddle.Tensor, rows: int | None = None) -> paddle.Tensor:
+        """Attention weights [B, H, rows or N, N], float32, each row's sum one."""
         q = (q * self.head_dim**-0.5).transpose([0, 2, 1, 3])
         scores = paddle.matmul(q, k.transpose([0, 2, 1, 3]), transpose_y=True)
         if self.rel_pos_bias is not None:
-            scores = scores + self.rel_pos_bias().astype(scores.dtype)
+            bias = self.rel_pos_bias()
+            scores = scores + (bias if rows is None else bias[:, :, :rows]).astype(scores.dtype)
         return F.softmax(scores.astype("float32"), axis=-1)
 
     def _mix(self, weights: paddle.Tensor, v: paddle.Tensor) -> paddle.Tensor:
@@ -349,13 +360,14 @@ class Attention(nn.Layer):
         mixed = mixed.flatten(2)
         return self.proj_drop(self.proj(mixed if self.norm is None else self.norm(mixed)))
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        q, k, v = self._split(x)
+    def forward(self, x: paddle.Tensor, rows: int | None = None) -> paddle.Tensor:
+        """Tokens [B, N, C] → what they read of each other [B, N, C], or that of the first `rows` tokens."""
+        q, k, v = self._split(x, rows)
         rate = self.attn_drop_rate if self.training else 0.0
-        if self.flash:
+        if self.flash and rows is None:
             mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, training=self.training)
         else:
-            weights = self._weights(q, k)
+            weights = self._weights(q, k, rows)
             mixed = self._mix(F.dropout(weights, rate) if rate else weights, v)
         return self._out(mixed)
 
@@ -394,8 +406,11 @@ class Block(nn.Layer):
             self.ls2 = nn.Identity() if scale is None else LayerScale(width, scale)
         self.random = max(spec.drop_rate, spec.attn_drop_rate, drop_path_rate) > 0.0
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._through(x, self.attn)
+    def forward(self, x: paddle.Tensor, rows: int | None = None) -> paddle.Tensor:
+        """Tokens [B, N, C] → all of the block's, or the first `rows` of them [B, rows, C], as if it had made all."""
+        if rows is None:
+            return self._through(x, self.attn)
+        return self._through(x, partial(self.attn, rows=rows), rows)
 
     def forward_with_weights(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The output [B, N, C] and the attention weights [B, H, N, N] of this block."""
@@ -408,14 +423,17 @@ class Block(nn.Layer):
 
         return self._through(x, attend), kept[0]
 
-    def _through(self, x: paddle.Tensor, attend: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
+    def _through(
+        self, x: paddle.Tensor, attend: Callable[[paddle.Tensor], paddle.Tensor], rows: int | None = None
+    ) -> paddle.Tensor:
+        kept = first_tokens(x, rows)
         if self.order == "parallel":
             normed = self.norm1(x)
-            return x + self.drop_path(self.ls1(attend(normed) + self.mlp(normed)))
+            return kept + self.drop_path(self.ls1(attend(normed) + self.mlp(first_tokens(normed, rows))))
         if self.order == "post":
-            x = x + self.drop_path(self.norm1(attend(x)))
+            x = kept + self.drop_path(self.norm1(attend(x)))
             return x + self.drop_path(self.norm2(self.mlp(x)))
-        x = x + self.drop_path(self.ls1(attend(self.norm1(x))))
+        x = kept + self.drop_path(self.ls1(attend(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

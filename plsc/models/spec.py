@@ -184,6 +184,11 @@ class ViTSpec:
         return int(self.class_token) + int(self.distillation is not None) + self.reg_tokens
 
     @property
+    def read_tokens(self) -> int | None:
+        """How many of the first tokens make the logits: class token, distillation token; None where all may do."""
+        return None if self.pool != "token" else 2 if self.distillation == "heads" else 1
+
+    @property
     def embedded_prefix(self) -> int:
         """Rows of the position embedding before the patches' rows."""
         return 0 if self.no_embed_class else self.prefix_tokens

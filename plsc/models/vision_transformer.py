@@ -14,7 +14,7 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.init import init_head, init_weights, linear
-from plsc.models.layers import AttentionPool, Block, Dropout, FeatureNorm, PatchEmbed, norm_layer
+from plsc.models.layers import Attention, AttentionPool, Block, Dropout, FeatureNorm, PatchEmbed, norm_layer
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
 
@@ -68,13 +68,19 @@ class VisionTransformer(nn.Layer):
             self.fc_norm = norm_layer(spec.norm, width, spec.epsilon)
         if spec.representation_size:
             self.head0 = linear(spec.pooled_width, spec.representation_size)
+        self.last_rows: int | None = None  # tokens that the last block makes in `forward`; None: all
         init_weights(self, spec.weight_init)
         self.reset_classifier(spec.class_num)
 
     # -- the model protocol ---------------------------------------------------------------
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.forward_head(self.forward_features(x))
+        if self.last_rows is None:
+            return self.forward_head(self.forward_features(x))
+        x = self._embed(x)
+        for block in list(self.blocks)[:-1]:
+            x = block(x)
+        return self.forward_head(self.norm(self.blocks[-1](x, self.last_rows)))
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Images → normalised tokens [B, prefix + patches, C]."""
@@ -82,6 +88,17 @@ class VisionTransformer(nn.Layer):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def skip_unread(self) -> None:
+        """Let `forward` have the last block make only the tokens that the head reads.
+
+        The logits and all gradients stay as they are, to rounding: what a block makes of a token reaches others in the
+        next block only. A model with a class token does without nearly all of its last block's work. One with parts of
+        somebody else's keeps making all tokens.
+        """
+        last = self.blocks[-1]
+        if type(self) is VisionTransformer and type(last) is Block and type(last.attn) is Attention:
+            self.last_rows = self.spec.read_tokens
 
     def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:
         """Tokens → logits [B, class_num], or with pre_logits the features before the head.
