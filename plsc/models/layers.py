@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import paddle
@@ -410,7 +409,7 @@ class Block(nn.Layer):
         """Tokens [B, N, C] → all of the block's, or the first `rows` of them [B, rows, C], as if it had made all."""
         if rows is None:
             return self._through(x, self.attn)
-        return self._through(x, partial(self.attn, rows=rows), rows)
+        return self._through(x, lambda tokens: self.attn(tokens, rows), rows)
 
     def forward_with_weights(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The output [B, N, C] and the attention weights [B, H, N, N] of this block."""
