@@ -140,12 +140,16 @@ _FORMS: dict[type[nn.Layer], type[nn.Layer]] = {
 }
 
 
+# What a PyLayer saves is contiguous: of a view, such as the first tokens or a transposed matrix, recomputation would
+# give backward the values in the order of memory.
+
+
 class _Linear(PyLayer):
     """x [..., C] · weight [C, D] + bias [D]."""
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-        rows = x.reshape([-1, weight.shape[0]])
+        rows, weight = x.reshape([-1, weight.shape[0]]).contiguous(), weight.contiguous()
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.wanted = x.shape, [not tensor.stop_gradient for tensor in (x, weight, bias)]
         return paddle.addmm(bias, rows, weight).reshape([*x.shape[:-1], weight.shape[1]])
@@ -173,6 +177,7 @@ class _LayerNorm(PyLayer):
     def forward(
         ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float
     ) -> paddle.Tensor:
+        x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.epsilon, ctx.wanted = epsilon, [not tensor.stop_gradient for tensor in (x, weight, bias)]
         return F.layer_norm(x, [x.shape[-1]], weight, bias, epsilon)
@@ -275,7 +280,7 @@ def _split_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, pa
     return _order(rows.transpose(2, 0, 3, 1))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _merge_order(batch: int, tokens: int, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
     return _order(np.arange(batch * heads * tokens, dtype="int64").reshape(batch, heads, tokens).transpose(0, 2, 1))
 
