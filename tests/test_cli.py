@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import plsc as package
-from plsc import registry
+from plsc import environment, registry
 from plsc.cli import main
 from plsc.cli.list import KINDS
 from plsc.cli.main import COMMANDS
@@ -236,11 +236,13 @@ def test_the_end_of_a_command_searches_no_garbage(monkeypatch, capsys):
     """The whole program's alone: who calls main goes on."""
     frozen = []
     monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(environment, "is_command", False)
     monkeypatch.setattr(sys, "argv", ["plsc", "list"])
     assert main(["list"]) == 0 and not frozen
     assert main() == 0 and len(frozen) == 1
     monkeypatch.setattr(sys, "argv", ["tools/list.py", "models"])
     assert main(command="list") == 0 and len(frozen) == 2
+    assert main(["models"], command="list") == 0 and len(frozen) == 2
     assert "ViT_base_patch16_224" in capsys.readouterr().out
 
 

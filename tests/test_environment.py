@@ -45,13 +45,28 @@ def test_garbage_is_collected_after_an_import_as_before(collects):
         (gc.enable if before else gc.disable)()
 
 
-def test_what_is_imported_counts_as_old():
-    kept = []
-    with _uncollected():
-        kept += [[] for _ in range(1000)]
-    ages = [len({id(o) for o in gc.get_objects(generation=g)} & set(map(id, kept))) for g in range(3)]
-    assert ages == [0, 0, 1000]
+@pytest.mark.parametrize("command", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_imported_is_not_searched_as_new(frozen, command, monkeypatch):
+    """It is old, in a command out of sight, and what the program has frozen stays so."""
+    monkeypatch.setattr(environment, "is_command", command)
     assert gc.get_freeze_count() == 0
+    kept: list[list] = []
+    try:
+        if frozen:
+            gc.freeze()
+        count = gc.get_freeze_count()
+        with _uncollected():
+            kept += [[] for _ in range(1000)]
+        identities = set(map(id, kept))
+        ages = [sum(id(o) in identities for o in gc.get_objects(generation=g)) for g in range(3)]
+        if command:
+            assert ages == [0, 0, 0] and gc.get_freeze_count() > count
+        else:
+            assert gc.get_freeze_count() == count
+            assert frozen or ages == [0, 0, 1000]
+    finally:
+        gc.unfreeze()
 
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

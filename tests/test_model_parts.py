@@ -13,7 +13,7 @@ from plsc.data.class_names import imagenet_names
 from plsc.engine.blocks import recompute_blocks
 from plsc.errors import ConfigError
 from plsc.model_card import ModelCard
-from plsc.models import VisionTransformer, ViTSpec, parameter_count, spec_of
+from plsc.models import VisionTransformer, ViTSpec, cpu_forms, parameter_count, spec_of
 from plsc.models.layers import (
     Attention,
     Block,
@@ -156,26 +156,62 @@ def test_a_head_that_reads_patches_has_all_tokens(kind):
     assert model.last_rows is None
 
 
-def test_parts_of_somebody_elses_make_all_tokens():
-    class OwnHead(VisionTransformer):
-        def forward_head(self, x, pre_logits=False):
-            return x[:, 1:].mean(axis=1)
+class PatchHead(VisionTransformer):
+    def forward_head(self, x, pre_logits=False):
+        return x[:, 1:].mean(axis=1)
 
-    class OwnAttention(Attention):
-        def forward(self, x):
-            return super().forward(x)
 
-    class OwnBlock(Block):
-        def forward(self, x):
-            return super().forward(x)
+class Mixing(paddle.nn.Layer):
+    """Somebody else's layer, which adds the mean of all tokens."""
 
-    spec = ViTSpec(**TINY)
-    model, other, head = VisionTransformer(spec), VisionTransformer(spec), OwnHead(spec)
-    model.blocks[-1].attn = OwnAttention(spec)
-    other.blocks[-1] = OwnBlock(spec)
-    for network in (model, other, head):
-        network.skip_unread()
-        assert network.last_rows is None and network(images()).shape[0] == 2
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        x = self.inner(x)
+        return x + x.mean(axis=1, keepdim=True)
+
+
+class OwnAttention(Attention):
+    def forward(self, x):
+        return super().forward(x)
+
+
+class OwnBlock(Block):
+    def forward(self, x):
+        return super().forward(x)
+
+
+class OwnRotary(Rotary):
+    def forward(self, q, k):
+        return super().forward(q, k)
+
+
+OTHERS = {
+    "block": lambda model: model.blocks.__setitem__(-1, OwnBlock(model.spec)),
+    "attention": lambda model: setattr(model.blocks[-1], "attn", OwnAttention(model.spec)),
+    "rotation": lambda model: setattr(model.blocks[-1].attn, "rope", OwnRotary(model.spec)),
+    "MLP": lambda model: setattr(model.blocks[-1], "mlp", Mixing(model.blocks[-1].mlp)),
+    "norm": lambda model: setattr(model, "norm", Mixing(model.norm)),
+    "hook": lambda model: model.blocks[-1].register_forward_post_hook(lambda layer, x, y: y + y.mean(1, keepdim=True)),
+    "inner hook": lambda model: model.blocks[-1].mlp.fc1.register_forward_pre_hook(lambda layer, x: x[0].flip(1)),
+    "forward": lambda model: setattr(model.blocks[-1], "forward", lambda x: x.flip(1)),
+    "features": lambda model: setattr(model, "forward_features", lambda x: model.blocks[0](model._embed(x))),
+    "head": lambda model: setattr(model, "forward_head", lambda x: x[:, 1:].mean(axis=1)),
+}
+
+
+@pytest.mark.parametrize("other", ["model", *OTHERS])
+def test_parts_of_somebody_elses_read_all_tokens(other):
+    fields = {**TINY, "rope": "axial" if other == "rotation" else None}
+    model = (PatchHead if other == "model" else VisionTransformer)(ViTSpec(**fields))
+    OTHERS.get(other, lambda model: None)(model)
+    model.eval()
+    expected = model(images()).numpy()
+    cpu_forms.use(model)
+    assert model.last_rows is None
+    np.testing.assert_allclose(model(images()).numpy(), expected, rtol=0, atol=1e-5)
 
 
 # -- a plain model pays for none ------------------------------------------------------------

@@ -121,21 +121,23 @@ def main(argv: list[str] | None = None, *, command: str | None = None) -> int:
 
     Args:
         argv: the command and its arguments; None: those of the program, which ends after it.
-        command: that of a script for one command, whose arguments are the program's.
+        command: of a script for one command, whose arguments these are.
 
     Returns:
         The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can correct, 130 after Ctrl-C,
         143 after SIGTERM.
     """
     environment.die_with_launcher()
+    environment.is_command = argv is None
+    given = sys.argv[1:] if argv is None else argv
     with _signals():
-        code = _run(argv if command is None else [command, *sys.argv[1:]])
+        code = _run(given if command is None else [command, *given])
         if code and environment.launched():
             # leave at once: other processes' broken connections must not turn this into an abort
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        if argv is None:  # the whole program
+        if environment.is_command:
             gc.freeze()  # Python's end searches all objects for garbage, with Paddle for a third of a second
             if code > 128:  # it is asked to end once more, and does so as it is
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None, *, command: str | None = None) -> int:
     return code
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: list[str]) -> int:
     try:
         arguments = parser().parse_args(argv)
         return arguments.run(arguments) or 0

@@ -32,7 +32,6 @@ from plsc.model_card import ModelCard
 from plsc.models import cpu_forms
 from plsc.optim import Optimizer
 from plsc.optim.groups import freeze
-from plsc.registry import TASKS
 from plsc.runs.compare import changed_settings
 from plsc.tensors import to_numpy
 from plsc.weights import Source
@@ -363,27 +362,18 @@ def _prepare_blocks(config: Config, model: paddle.nn.Layer, world: World) -> Non
         environment.use_huge_pages()
     if config.Global.to_static:
         blocks.compile_blocks(model)
-    elif world.on_cpu and _takes_cpu_forms(config):
+    elif world.on_cpu and blocks.take_cpu_forms(config):
         cpu_forms.use(model)
+    elif world.on_cpu and config.Global.cpu_forms is None and config.Task is not None:
+        log.info(
+            "task %s is not plsc's: layers compute by Paddle's plain kernels; if it calls neither paddle.grad nor "
+            "backward with retain_graph, Global.cpu_forms: True makes a step on CPU quicker",
+            config.Task.name,
+        )
     if recompute is not None:
         blocks.recompute_blocks(
             model, interval=recompute.layerlist_interval, names=recompute.names, on_cpu=world.on_cpu
         )
-
-
-def _takes_cpu_forms(config: Config) -> bool:
-    """Whether they are asked for, or the task is plsc's: one of somebody else's may need what they lack."""
-    if config.Global.cpu_forms is not None or config.Task is None:
-        return config.Global.cpu_forms is not False
-    name = config.Task.name
-    if TASKS.get(name).factory.__module__.startswith("plsc."):
-        return True
-    log.info(
-        "task %s is not plsc's: layers compute by Paddle's plain kernels; if it calls neither paddle.grad nor backward "
-        "with retain_graph, Global.cpu_forms: True makes a step on CPU quicker",
-        name,
-    )
-    return False
 
 
 def _schedule_steps(config: Config, steps_per_epoch: int) -> int:

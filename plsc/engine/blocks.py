@@ -1,4 +1,4 @@
-"""What the engine does to a model's blocks: recompute their activations, compile them.
+"""What the engine does to a model's blocks: recompute their activations, compile them, have them compute otherwise.
 
 A model without blocks is treated as one block.
 """
@@ -10,8 +10,10 @@ from typing import Any
 import paddle
 
 from plsc import compat
+from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.base import HasBlocks, Randomness
+from plsc.registry import TASKS
 
 
 def blocks_of(model: Any) -> list[paddle.nn.Layer]:
@@ -56,6 +58,17 @@ def _recomputing(own: Callable | None, on_cpu: bool) -> Callable[..., paddle.Ten
         return compat.recompute(plain, *inputs, on_cpu=on_cpu) if layer.training else plain(*inputs)
 
     return forward
+
+
+def take_cpu_forms(config: Config) -> bool:
+    """Whether the layers of a run on CPU compute by plsc.models.cpu_forms.
+
+    That is so where it is asked for, or the task is plsc's: one of somebody else's may need what they lack. Compiled
+    blocks have the plain layers.
+    """
+    if config.Global.to_static or config.Global.cpu_forms is not None or config.Task is None:
+        return not config.Global.to_static and config.Global.cpu_forms is not False
+    return TASKS.get(config.Task.name).factory.__module__.startswith("plsc.")
 
 
 def compile_blocks(model: Any) -> int:

@@ -339,7 +339,7 @@ class Attention(nn.Layer):
         if self.qk_norm:
             q, k = compat.autocasted(self.q_norm(q)), compat.autocasted(self.k_norm(k))
         if self.rope is not None:
-            q, k = self.rope(q, k, rows)
+            q, k = self.rope(q, k) if rows is None else self.rope(q, k, rows)
         return (q if self.q_factor is None else q * self.q_factor), k, v
 
     def _weights(self, q: paddle.Tensor, k: paddle.Tensor, rows: int | None = None) -> paddle.Tensor:

@@ -14,9 +14,31 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.init import init_head, init_weights, linear
-from plsc.models.layers import Attention, AttentionPool, Block, Dropout, FeatureNorm, PatchEmbed, norm_layer
+from plsc.models.layers import (
+    Attention,
+    AttentionPool,
+    Block,
+    Dropout,
+    DropPath,
+    FeatureNorm,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    QuickGelu,
+    RelativePositionBias,
+    RMSNorm,
+    Rotary,
+    SwiGlu,
+    norm_layer,
+)
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
+
+# layers of a block, each of which makes of a token what depends on no other one, but for attention
+_KNOWN = {
+    *(Block, Attention, Rotary, RelativePositionBias, Mlp, SwiGlu, LayerScale, Dropout, DropPath, RMSNorm, QuickGelu),
+    *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity),
+}
 
 
 def sincos_position_embedding(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -93,11 +115,15 @@ class VisionTransformer(nn.Layer):
         """Let `forward` have the last block make only the tokens that the head reads.
 
         The logits and all gradients stay as they are, to rounding: what a block makes of a token reaches others in the
-        next block only. A model with a class token does without nearly all of its last block's work. One with parts of
-        somebody else's keeps making all tokens.
+        next block only. A model with a class token does without nearly all of its last block's work. All tokens are
+        made where they may have other readers: layers of somebody else's in the last block or after it, other forwards,
+        and hooks that are there by now.
         """
-        last = self.blocks[-1]
-        if type(self) is VisionTransformer and type(last) is Block and type(last.attn) is Attention:
+        layers = [self.norm, *self.blocks[-1].sublayers(include_self=True)]
+        known = type(self) is VisionTransformer and all(type(layer) in _KNOWN for layer in layers)
+        hooked = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
+        replaced = any(name.startswith("forward") for layer in (self, *layers) for name in vars(layer))
+        if known and not hooked and not replaced:
             self.last_rows = self.spec.read_tokens
 
     def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:

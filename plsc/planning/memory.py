@@ -26,7 +26,7 @@ from plsc.devices import count_devices
 from plsc.engine import blocks, sharding
 from plsc.engine.capacity import start_bytes
 from plsc.errors import ConfigError
-from plsc.models import ViTSpec
+from plsc.models import VisionTransformer, ViTSpec
 from plsc.models.base import HasBlocks
 from plsc.models.spec import pair
 from plsc.optim.groups import freeze
@@ -122,7 +122,7 @@ def footprint(config: Config, *, on_cpu: bool = False) -> Footprint:
     """Count a model on the CPU. Raises ConfigError where it cannot be built, or takes no images of its own size.
 
     Args:
-        on_cpu: whether it is to run there, see `_workspace`.
+        on_cpu: whether it is to run there: see `_workspace`; a ViT's last block makes the tokens that are read.
     """
     depth = config.Model.arguments.get("depth")
     before = paddle.get_device()
@@ -301,7 +301,10 @@ def _counted(config: Config, on_cpu: bool) -> Footprint:
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
     layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
     in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
-    kept, workspace = _kept(config, network), _workspace(config, network, on_cpu)
+    workspace = _workspace(config, network, on_cpu)  # of whole blocks: so it was compared with processes
+    if on_cpu and blocks.take_cpu_forms(config) and isinstance(network, VisionTransformer):
+        network.skip_unread()
+    kept = _kept(config, network)
     with _counting() as states:
         build.optimizer(config, network, multi_precision=False).create_state()
     recomputed = None
