@@ -132,6 +132,8 @@ def test_a_last_block_that_makes_the_tokens_that_are_read(kind, flash):
     shapes = []
     model.blocks[-1].register_forward_post_hook(lambda layer, inputs, output: shapes.append(output.shape))
     whole_block, part = {"interval": 1, "names": ()}, {"interval": 2, "names": ["blocks.1.attn"]}
+    if not compat.recompute_keeps_random_state(True):
+        part["names"] = []  # Paddle 2.6 recomputes no layer that may draw random numbers
     for recomputed in (None, whole_block, part):
         for block in model.blocks:
             vars(block).pop("forward", None)

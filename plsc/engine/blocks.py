@@ -66,8 +66,10 @@ def take_cpu_forms(config: Config) -> bool:
     That is so where it is asked for, or the task is plsc's: one of somebody else's may need what they lack. Compiled
     blocks have the plain layers.
     """
-    if config.Global.to_static or config.Global.cpu_forms is not None or config.Task is None:
-        return not config.Global.to_static and config.Global.cpu_forms is not False
+    if config.Global.to_static:
+        return False
+    if config.Global.cpu_forms is not None or config.Task is None:
+        return config.Global.cpu_forms is not False
     return TASKS.get(config.Task.name).factory.__module__.startswith("plsc.")
 
 
