@@ -193,6 +193,11 @@ class OwnRotary(Rotary):
 OTHERS = {
     "block": lambda model: model.blocks.__setitem__(-1, OwnBlock(model.spec)),
     "attention": lambda model: setattr(model.blocks[-1], "attn", OwnAttention(model.spec)),
+    "no block": lambda model: model.blocks.__setitem__(-1, paddle.nn.Identity()),
+    "no blocks": lambda model: setattr(model, "blocks", paddle.nn.LayerList()),
+    "no attention": lambda model: setattr(model.blocks[-1], "attn", paddle.nn.Identity()),
+    "two attentions": lambda model: setattr(model.blocks[-1], "mlp", Attention(model.spec)),
+    "norm of tokens": lambda model: setattr(model.blocks[-1], "norm2", paddle.nn.LayerNorm([7, 32])),
     "rotation": lambda model: setattr(model.blocks[-1].attn, "rope", OwnRotary(model.spec)),
     "MLP": lambda model: setattr(model.blocks[-1], "mlp", Mixing(model.blocks[-1].mlp)),
     "norm": lambda model: setattr(model, "norm", Mixing(model.norm)),

@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None, *, command: str | None = None) -> int:
 
     Args:
         argv: the command and its arguments; None: those of the program, which ends after it.
-        command: of a script for one command, whose arguments these are.
+        command: which one, where argv are its arguments alone.
 
     Returns:
         The exit code: 0 done, 1 done in part or a fault of plsc, 2 for what the user can correct, 130 after Ctrl-C,

@@ -34,11 +34,16 @@ from plsc.models.layers import (
 from plsc.models.resnet import HybridEmbed
 from plsc.models.spec import ViTSpec, pair, reduction
 
-# layers of a block, each of which makes of a token what depends on no other one, but for attention
-_KNOWN = {
-    *(Block, Attention, Rotary, RelativePositionBias, Mlp, SwiGlu, LayerScale, Dropout, DropPath, RMSNorm, QuickGelu),
+# parts of a block and its attention, none of which lets a token depend on another one
+_PARTS = {
+    *(Rotary, RelativePositionBias, Mlp, SwiGlu, LayerScale, Dropout, DropPath, RMSNorm, QuickGelu),
     *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity),
 }
+
+
+def _by_token(layer: nn.Layer) -> bool:
+    """Whether what a layer makes of a token depends on that token alone."""
+    return type(layer) in _PARTS and not (isinstance(layer, nn.LayerNorm) and len(layer._normalized_shape) > 1)
 
 
 def sincos_position_embedding(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -53,7 +58,12 @@ class VisionTransformer(nn.Layer):
     """Images [B, in_chans, height, width] float32 → logits [B, class_num].
 
     It offers all that plsc.models.base describes.
+
+    Attributes:
+        last_rows: how many tokens the last block makes in `forward`; None: all, see `skip_unread`.
     """
+
+    last_rows: int | None = None
 
     def __init__(self, spec: ViTSpec):
         super().__init__()
@@ -90,7 +100,6 @@ class VisionTransformer(nn.Layer):
             self.fc_norm = norm_layer(spec.norm, width, spec.epsilon)
         if spec.representation_size:
             self.head0 = linear(spec.pooled_width, spec.representation_size)
-        self.last_rows: int | None = None  # tokens that the last block makes in `forward`; None: all
         init_weights(self, spec.weight_init)
         self.reset_classifier(spec.class_num)
 
@@ -119,11 +128,14 @@ class VisionTransformer(nn.Layer):
         made where they may have other readers: layers of somebody else's in the last block or after it, other forwards,
         and hooks that are there by now.
         """
-        layers = [self.norm, *self.blocks[-1].sublayers(include_self=True)]
-        known = type(self) is VisionTransformer and all(type(layer) in _KNOWN for layer in layers)
+        last = self.blocks[-1] if len(self.blocks) else None
+        if type(self) is not VisionTransformer or type(last) is not Block or type(last.attn) is not Attention:
+            return
+        parts = [layer for layer in last.sublayers() if layer is not last.attn] + [self.norm]
+        layers = [last, last.attn, *parts]
         hooked = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
         replaced = any(name.startswith("forward") for layer in (self, *layers) for name in vars(layer))
-        if known and not hooked and not replaced:
+        if all(map(_by_token, parts)) and not hooked and not replaced:
             self.last_rows = self.spec.read_tokens
 
     def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:

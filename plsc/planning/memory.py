@@ -301,20 +301,20 @@ def _counted(config: Config, on_cpu: bool) -> Footprint:
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
     layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
     in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
-    workspace = _workspace(config, network, on_cpu)  # of whole blocks: so it was compared with processes
+    count = len(blocks.blocks_of(network))
+    kept, workspace = _kept(config, network), _workspace(config, network, on_cpu)
+    inside = kept / count if isinstance(network, HasBlocks) else kept
     if on_cpu and blocks.take_cpu_forms(config) and isinstance(network, VisionTransformer):
-        network.skip_unread()
-    kept = _kept(config, network)
+        network.skip_unread()  # now: the workspace of whole blocks is what was compared with processes
+        kept = _kept(config, network)
     with _counting() as states:
         build.optimizer(config, network, multi_precision=False).create_state()
     recomputed = None
-    count = len(blocks.blocks_of(network))
     try:
         blocks.recompute_blocks(network, interval=1, names=(), on_cpu=True)
         recomputed = _kept(config, network)
     except ConfigError:  # Paddle 2.6 cannot repeat random numbers on CPU
         pass
-    inside = kept / count if isinstance(network, HasBlocks) else kept
     return Footprint(
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, trained in sizes if trained),
