@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import paddle.nn.functional as F
 import pytest
 
 import plsc
-from plsc import compat
+from plsc import compat, environment
 from plsc.cli import main
 from plsc.devices import count_devices
 from plsc.doctor import Finding, Site, checks, communication, diagnosis, hardware, rates, software, training
@@ -205,6 +206,27 @@ def test_the_end_while_a_check_is_in_paddle(tmp_path, seconds, code):
     assert process.returncode == code, printed
     assert ("terminated" if code == 143 else "FAIL  disk") in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_that_does_not_wake_the_main_thread():
+    """As one that comes just before it waits: a hung check does not hold it back."""
+    released = threading.Event()
+
+    def check():
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        released.wait(30)
+
+    def stop(number, frame):
+        raise environment.Terminated
+
+    before, began = signal.signal(signal.SIGUSR1, stop), time.monotonic()
+    try:
+        with pytest.raises(environment.Terminated):
+            diagnosis._Worker().call(check, 20.0)
+        assert time.monotonic() - began < 10
+    finally:
+        released.set()
+        signal.signal(signal.SIGUSR1, before)
 
 
 # -- kernels --------------------------------------------------------------------------------------

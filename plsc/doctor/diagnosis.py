@@ -29,6 +29,7 @@ from plsc.doctor import software, hardware, communication, rates, training  # no
 
 log = logging.getLogger("plsc")
 
+_WAIT_SECONDS = 1.0
 _NEEDED = (hardware.device.name, communication.processes.name)  # by those that are not done alone
 
 
@@ -111,7 +112,10 @@ class _Worker:
         """The call after its end, or after so many seconds: then it is not done()."""
         future: Future = Future()
         self._calls.put((future, function))
-        wait([future], timeout=seconds)
+        until = time.monotonic() + seconds
+        # in parts: a signal that comes just before a wait, or to another thread, is acted on after it
+        while not future.done() and (left := until - time.monotonic()) > 0:
+            wait([future], timeout=min(left, _WAIT_SECONDS))
         return future
 
     def end(self) -> None:
