@@ -62,7 +62,7 @@ def test_training_goes_on_and_the_checkpoint_is_of_the_step_of_its_save(tmp_path
     class Opener(Callback):
         def after_step(self, step, record):
             if step == 3:
-                assert gate.entered.is_set() and not (tmp_path / "run/checkpoints/latest").exists()
+                assert gate.entered.wait(10) and not (tmp_path / "run/checkpoints/latest").exists()
                 gate.open()
 
     gate = Gate(monkeypatch)
