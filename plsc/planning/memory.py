@@ -301,9 +301,8 @@ def _counted(config: Config, on_cpu: bool) -> Footprint:
     sizes = [(math.prod(p.shape), not p.stop_gradient) for p in network.parameters()]
     layers = blocks.blocks_of(network) if isinstance(network, HasBlocks) else []
     in_blocks = [sum(p.size for p in layer.parameters() if not p.stop_gradient) for layer in layers]
-    count = len(blocks.blocks_of(network))
     kept, workspace = _kept(config, network), _workspace(config, network, on_cpu)
-    inside = kept / count if isinstance(network, HasBlocks) else kept
+    inside = kept / (len(layers) or 1)
     if on_cpu and blocks.take_cpu_forms(config) and isinstance(network, VisionTransformer):
         network.skip_unread()  # now: the workspace of whole blocks is what was compared with processes
         kept = _kept(config, network)
